@@ -1,0 +1,52 @@
+"""modelzip_jax: makes trained networks small, as pure functions over parameter pytrees.
+
+    import modelzip_jax as mz
+
+    zipper = mz.only("**/kernel", mz.chain(mz.prune(sparsity=0.8), mz.quantize(bits=4)))
+    packed = mz.compress(params, zipper)           # or train with mz.wrap, then mz.pack
+    mz.save("model.mz", packed)
+    params = mz.unpack(mz.load("model.mz"))
+"""
+
+from modelzip_jax import errors, testing, tree
+from modelzip_jax.combinators import chain, only, partition
+from modelzip_jax.masking import schedules, scores
+from modelzip_jax.masking.prune import prune
+from modelzip_jax.model import Packed, compress, decoded, pack, resume, unpack
+from modelzip_jax.optimizer import metrics, params, start, wrap
+from modelzip_jax.packed import PackedArray, packed_kind
+from modelzip_jax.quantization.quantize import quantize
+from modelzip_jax.recipe import recordable
+from modelzip_jax.transform import Encoded, Transform, identity, rate
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Encoded",
+    "Packed",
+    "PackedArray",
+    "Transform",
+    "chain",
+    "compress",
+    "decoded",
+    "errors",
+    "identity",
+    "metrics",
+    "only",
+    "pack",
+    "packed_kind",
+    "params",
+    "partition",
+    "prune",
+    "quantize",
+    "rate",
+    "recordable",
+    "resume",
+    "schedules",
+    "scores",
+    "start",
+    "testing",
+    "tree",
+    "unpack",
+    "wrap",
+]

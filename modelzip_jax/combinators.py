@@ -1,0 +1,360 @@
+"""Combining transforms: `chain` in sequence, `only` and `partition` by leaf path."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from modelzip_jax import tree as trees
+from modelzip_jax.errors import TransformError
+from modelzip_jax.packed import is_packed
+from modelzip_jax.recipe import recordable
+from modelzip_jax.transform import Encoded, Transform
+from modelzip_jax.tree import Static
+
+__all__ = ["Chain", "Partition", "chain", "only", "partition"]
+
+PyTree = Any
+
+
+@recordable
+@dataclasses.dataclass(frozen=True)
+class Chain(Transform):
+    """Transforms in sequence. See `chain`."""
+
+    parts: tuple[Transform, ...]
+
+    def __post_init__(self) -> None:
+        for part in self.parts[:-1]:
+            if part.terminal:
+                raise TransformError(
+                    f"{type(part).__name__} makes symbols, so nothing can follow it in a chain; "
+                    "put it last: mz.chain(mz.prune(...), mz.quantize(...))"
+                )
+
+    def _domains(self, values: PyTree, state: PyTree) -> list[PyTree]:
+        """The values that each part sees: linear synthesis of everything after it."""
+        domains = [values]
+        for part, s in zip(self.parts[:0:-1], state[:0:-1], strict=True):
+            domains.append(part.synthesis(domains[-1], s))
+        return domains[::-1]
+
+    def init(self, values: PyTree, **extra: Any) -> Encoded:
+        extras, states = [], []
+        ended: PyTree = jax.tree.map(lambda _: False, values)
+        for part in self.parts:
+            ended = _follow(part, values, ended)
+            values, e, s = part.init(values, **extra)
+            extra = _pulled(part, values, s, extra)
+            extras.append(e)
+            states.append(s)
+        return Encoded(values, tuple(extras), tuple(states))
+
+    def decode(self, values: PyTree, extras: PyTree, state: PyTree) -> PyTree:
+        for part, e, s in zip(reversed(self.parts), reversed(extras), reversed(state), strict=True):
+            values = part.decode(values, e, s)
+        return values
+
+    def update(self, values: PyTree, extras: PyTree, state: PyTree, **extra: Any) -> Encoded:
+        new_extras, new_states = [], []
+        domains = self._domains(values, state)
+        for index, (part, e, s) in enumerate(zip(self.parts, extras, state, strict=True)):
+            after, e, s = part.update(domains[index], e, s, **extra)
+            if after is not domains[index]:
+                domains[index] = after
+                for later in range(index + 1, len(self.parts)):
+                    domains[later] = self.parts[later].analysis(domains[later - 1], state[later])
+            extra = _pulled(part, domains[index], s, extra)
+            new_extras.append(e)
+            new_states.append(s)
+        return Encoded(domains[-1], tuple(new_extras), tuple(new_states))
+
+    def analysis(self, values: PyTree, state: PyTree) -> PyTree:
+        for part, s in zip(self.parts, state, strict=True):
+            values = part.analysis(values, s)
+        return values
+
+    def synthesis(self, values: PyTree, state: PyTree) -> PyTree:
+        for part, s in zip(reversed(self.parts), reversed(state), strict=True):
+            values = part.synthesis(values, s)
+        return values
+
+    def pack(self, values: PyTree, extras: PyTree, state: PyTree, inner: PyTree) -> PyTree:
+        domains = self._domains(values, state)
+        for part, v, e, s in reversed(list(zip(self.parts, domains, extras, state, strict=False))):
+            inner = part.pack(v, e, s, inner)
+        return inner
+
+    def resume(self, packed: PyTree) -> tuple[PyTree, PyTree, PyTree]:
+        extras, states = [], []
+        for part in self.parts:
+            e, s, packed = part.resume(packed)
+            extras.append(e)
+            states.append(s)
+        return tuple(extras), tuple(states), packed
+
+    def rate(self, values: PyTree, extras: PyTree, state: PyTree, inner: PyTree) -> PyTree:
+        domains = self._domains(values, state)
+        for part, v, e, s in reversed(list(zip(self.parts, domains, extras, state, strict=False))):
+            inner = part.rate(v, e, s, inner)
+        return inner
+
+    def metrics(self, values: PyTree, extras: PyTree, state: PyTree) -> dict[str, jax.Array]:
+        found: dict[str, jax.Array] = {}
+        domains = self._domains(values, state)
+        for part, v, e, s in zip(self.parts, domains, extras, state, strict=False):
+            found.update(part.metrics(v, e, s))
+        return found
+
+    def ends(self, names: list[str]) -> list[bool]:
+        every = [part.ends(names) for part in self.parts]
+        return [any(column) for column in zip(*every, strict=True)] if every else [False] * len(names)
+
+    def selects(self, names: list[str]) -> list[bool]:
+        every = [part.selects(names) for part in self.parts]
+        return [any(column) for column in zip(*every, strict=True)] if every else [False] * len(names)
+
+
+def _follow(part: Transform, values: PyTree, ended: PyTree) -> PyTree:
+    """Which leaves have become symbols once `part` has encoded them; refuses a second time."""
+    names = [name for name, _ in trees.named_leaves(values)]
+    flags = jax.tree.leaves(ended)
+    for name, chosen, already in zip(names, part.selects(names), flags, strict=True):
+        if chosen and already:
+            raise TransformError(
+                f"leaf {name!r} is made symbols by one part of the chain and encoded again by "
+                f"{type(part).__name__}; what makes symbols comes last for each leaf"
+            )
+    ends = [a or b for a, b in zip(part.ends(names), flags, strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(values), ends)
+
+
+def _pulled(part: Transform, values: PyTree, state: PyTree, extra: dict[str, Any]) -> dict[str, Any]:
+    """`extra` with the gradient taken to the part's latents: the adjoint of its synthesis."""
+    if extra.get("grads") is None:
+        return extra
+    _, pull = jax.vjp(lambda v: part.synthesis(v, state), values)
+    weights = jax.eval_shape(lambda v: part.synthesis(v, state), values)
+    grads = jax.tree.map(lambda g, w: g.astype(w.dtype), extra["grads"], weights)
+    return {**extra, "grads": pull(grads)[0]}
+
+
+def chain(*parts: Transform) -> Chain:
+    """Transforms in sequence: encodes first to last, decodes last to first.
+
+    What makes symbols (`quantize`) comes last. Zeros made by a mask survive all that follows.
+
+    Args:
+      *parts: transforms; each encodes the latents of the one before.
+
+    Raises:
+      TransformError: a transform follows one that makes symbols.
+
+    >>> import modelzip_jax as mz
+    >>> t = mz.chain(mz.prune(sparsity=0.5), mz.quantize(bits=4))
+    >>> t.decode(*t.init({"w": jnp.array([[0.1], [7.0], [-0.2], [3.0]])}))["w"].ravel()
+    Array([0., 7., 0., 3.], dtype=float32)
+    """
+    for part in parts:
+        if not isinstance(part, Transform):
+            raise TransformError(f"chain() takes transforms, not {part!r}")
+    return Chain(tuple(parts))
+
+
+@recordable
+@dataclasses.dataclass(frozen=True)
+class Partition(Transform):
+    """Each leaf goes to the transform of the first pattern that matches it.
+
+    parts: `(label, transform)` pairs. labels: `(pattern, label)` pairs, in order of precedence.
+    See `only` and `partition`.
+    """
+
+    parts: tuple[tuple[str, Transform], ...]
+    labels: tuple[tuple[str, str], ...]
+
+    def _places(self, names: list[str]) -> list[int]:
+        """For each name the index of its part, or -1."""
+        trees.require_matches([pattern for pattern, _ in self.labels], names)
+        order = {label: index for index, (label, _) in enumerate(self.parts)}
+        first = (
+            next((order[label] for p, label in self.labels if trees.matches(p, name)), -1) for name in names
+        )
+        return list(first)
+
+    def _ask(self, method: str, names: list[str]) -> list[bool]:
+        """A per-name question, put to the part that each name belongs to."""
+        answers = [False] * len(names)
+        places = self._places(names)
+        for index, (_, part) in enumerate(self.parts):
+            where = [i for i, place in enumerate(places) if place == index]
+            for i, yes in zip(where, getattr(part, method)([names[i] for i in where]), strict=True):
+                answers[i] = yes
+        return answers
+
+    def selects(self, names: list[str]) -> list[bool]:
+        return self._ask("selects", names)
+
+    def ends(self, names: list[str]) -> list[bool]:
+        return self._ask("ends", names)
+
+    def _split(self, tree: PyTree, labels: PyTree) -> list[PyTree]:
+        """One tree a part (and a last one for leaves of no part), others being `UNSELECTED`."""
+        found, treedef = jax.tree.flatten(labels, is_leaf=_is_label)
+        places = [*range(len(self.parts)), -1]
+        return [trees.select(tree, [x.value == i for x in found], treedef) for i in places]
+
+    def _join(self, split: list[PyTree], labels: PyTree) -> PyTree:
+        found, treedef = jax.tree.flatten(labels, is_leaf=_is_label)
+        parts = [treedef.flatten_up_to(tree) for tree in split]
+        return treedef.unflatten([parts[x.value][i] for i, x in enumerate(found)])
+
+    def _per_part(self, method: str, encoded: Encoded, inner: PyTree) -> PyTree:
+        labels, states = encoded.state
+        values, inners = self._split(encoded.values, labels), self._split(inner, labels)
+        out = [
+            getattr(part, method)(v, e, s, i)
+            for (_, part), v, e, s, i in zip(
+                self.parts, values[:-1], encoded.extras, states, inners[:-1], strict=True
+            )
+        ]
+        return self._join([*out, inners[-1]], labels)
+
+    def _extra(self, extra: dict[str, Any], labels: PyTree) -> list[dict[str, Any]]:
+        """`extra` for each part: trees that follow the weights are split as they are."""
+        split = {
+            name: self._split(extra[name], labels)
+            for name in ("grads", "stats")
+            if extra.get(name) is not None
+        }
+        return [{**extra, **{name: t[i] for name, t in split.items()}} for i in range(len(self.parts))]
+
+    def init(self, values: PyTree, **extra: Any) -> Encoded:
+        names = [name for name, _ in trees.named_leaves(values)]
+        treedef = jax.tree.structure(values)
+        labels = treedef.unflatten([Static(label) for label in self._places(names)])
+        split = self._split(values, labels)
+        extras_for = self._extra(extra, labels)
+        encoded = [
+            part.init(v, **x) for (_, part), v, x in zip(self.parts, split[:-1], extras_for, strict=True)
+        ]
+        joined = self._join([*(e.values for e in encoded), split[-1]], labels)
+        extras, states = tuple(e.extras for e in encoded), tuple(e.state for e in encoded)
+        return Encoded(joined, extras, (labels, states))
+
+    def decode(self, values: PyTree, extras: PyTree, state: PyTree) -> PyTree:
+        labels, states = state
+        split = self._split(values, labels)
+        out = [
+            part.decode(v, e, s)
+            for (_, part), v, e, s in zip(self.parts, split[:-1], extras, states, strict=True)
+        ]
+        return self._join([*out, split[-1]], labels)
+
+    def update(self, values: PyTree, extras: PyTree, state: PyTree, **extra: Any) -> Encoded:
+        labels, states = state
+        split = self._split(values, labels)
+        out = [
+            part.update(v, e, s, **x)
+            for (_, part), v, e, s, x in zip(
+                self.parts, split[:-1], extras, states, self._extra(extra, labels), strict=True
+            )
+        ]
+        unchanged = all(new.values is old for new, old in zip(out, split, strict=False))
+        joined = values if unchanged else self._join([*(e.values for e in out), split[-1]], labels)
+        return Encoded(joined, tuple(e.extras for e in out), (labels, tuple(e.state for e in out)))
+
+    def _linear(self, method: str, values: PyTree, state: PyTree) -> PyTree:
+        labels, states = state
+        split = self._split(values, labels)
+        out = [
+            getattr(part, method)(v, s)
+            for (_, part), v, s in zip(self.parts, split[:-1], states, strict=True)
+        ]
+        return self._join([*out, split[-1]], labels)
+
+    def analysis(self, values: PyTree, state: PyTree) -> PyTree:
+        return self._linear("analysis", values, state)
+
+    def synthesis(self, values: PyTree, state: PyTree) -> PyTree:
+        return self._linear("synthesis", values, state)
+
+    def pack(self, values: PyTree, extras: PyTree, state: PyTree, inner: PyTree) -> PyTree:
+        return self._per_part("pack", Encoded(values, extras, state), inner)
+
+    def rate(self, values: PyTree, extras: PyTree, state: PyTree, inner: PyTree) -> PyTree:
+        return self._per_part("rate", Encoded(values, extras, state), inner)
+
+    def resume(self, packed: PyTree) -> tuple[PyTree, PyTree, PyTree]:
+        paths, treedef = jax.tree_util.tree_flatten_with_path(packed, is_leaf=is_packed)
+        names = [trees.leaf_name(path) for path, _ in paths]
+        labels = treedef.unflatten([Static(label) for label in self._places(names)])
+        split = self._split(packed, labels)
+        resumed = [part.resume(p) for (_, part), p in zip(self.parts, split[:-1], strict=True)]
+        extras, states, inner = zip(*resumed, strict=True) if resumed else ((), (), ())
+        return extras, (labels, states), self._join([*inner, split[-1]], labels)
+
+    def metrics(self, values: PyTree, extras: PyTree, state: PyTree) -> dict[str, jax.Array]:
+        labels, states = state
+        split = self._split(values, labels)
+        found: dict[str, jax.Array] = {}
+        for (label, part), v, e, s in zip(self.parts, split[:-1], extras, states, strict=True):
+            prefix = f"{label}:" if len(self.parts) > 1 else ""
+            found.update({prefix + name: x for name, x in part.metrics(v, e, s).items()})
+        return found
+
+
+def _is_label(x: Any) -> bool:
+    return isinstance(x, Static)
+
+
+def only(pattern: str | tuple[str, ...], transform: Transform) -> Partition:
+    """Applies a transform to the leaves whose path matches; the others are left alone.
+
+    Args:
+      pattern: a path pattern, or several: `*` stays within a segment, `**` crosses.
+      transform: what to apply. A transform over the whole tree (a global threshold) sees the
+        matching leaves together.
+
+    Raises (at `init`):
+      PatternError: a pattern matches nothing; the message lists the paths.
+
+    >>> import modelzip_jax as mz
+    >>> t = mz.only("**/kernel", mz.prune(sparsity=0.5))
+    >>> t.decode(*t.init({"kernel": jnp.array([1.0, 2.0]), "bias": jnp.array([1.0, 2.0])}))
+    {'bias': Array([1., 2.], dtype=float32), 'kernel': Array([0., 2.], dtype=float32)}
+    """
+    patterns = (pattern,) if isinstance(pattern, str) else tuple(pattern)
+    if not patterns or not all(isinstance(p, str) for p in patterns):
+        raise TransformError(f"only() takes a path pattern or a tuple of them, not {pattern!r}")
+    if not isinstance(transform, Transform):
+        raise TransformError(f"only() takes a transform, not {transform!r}")
+    return Partition((("selected", transform),), tuple((p, "selected") for p in patterns))
+
+
+def partition(transforms: Mapping[str, Transform], labels: Mapping[str, str]) -> Partition:
+    """Applies to each leaf the transform of its label; what has no label is left alone.
+
+    Args:
+      transforms: label → transform; a transform sees all leaves of its label together.
+      labels: path pattern → label; the first pattern that matches a leaf decides.
+
+    Raises:
+      TransformError: a label has no transform.
+
+    >>> import modelzip_jax as mz
+    >>> t = mz.partition({"fine": mz.quantize(bits=8), "coarse": mz.quantize(bits=2)},
+    ...                  {"head/*": "fine", "**/kernel": "coarse"})
+    >>> t.labels
+    (('head/*', 'fine'), ('**/kernel', 'coarse'))
+    """
+    missing = sorted(set(labels.values()) - set(transforms))
+    if missing:
+        raise TransformError(
+            f"no transform for the labels {missing}; there are transforms for {sorted(transforms)}"
+        )
+    return Partition(tuple(transforms.items()), tuple(labels.items()))

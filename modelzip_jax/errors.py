@@ -1,0 +1,61 @@
+"""Named errors: each says what was found, where, and what to do about it."""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckpointError",
+    "FormatError",
+    "LeafError",
+    "MissingExtraError",
+    "ModelzipError",
+    "NonFiniteError",
+    "PatternError",
+    "RecipeError",
+    "TransformError",
+    "TreeError",
+    "WrapError",
+]
+
+
+class ModelzipError(Exception):
+    """Base of every error that this library raises on purpose."""
+
+
+class TransformError(ModelzipError, ValueError):
+    """A transform was given hyperparameters it cannot work with, or chained in a wrong order."""
+
+
+class TreeError(ModelzipError, ValueError):
+    """Two trees that must have the same structure do not."""
+
+
+class PatternError(ModelzipError, ValueError):
+    """A path pattern matches nothing; the message lists the paths there are."""
+
+
+class LeafError(ModelzipError, TypeError):
+    """A leaf has a type, dtype or shape that the transform cannot encode; the message names it."""
+
+
+class NonFiniteError(ModelzipError, ValueError):
+    """A leaf holds NaN or infinity; the message names it."""
+
+
+class WrapError(ModelzipError, ValueError):
+    """`mz.wrap` stands in a place where its updates would no longer land on decoded weights."""
+
+
+class RecipeError(ModelzipError, ValueError):
+    """A recipe cannot be recorded in a file, or names a transform that is not registered."""
+
+
+class FormatError(ModelzipError, ValueError):
+    """A `.mz` file is damaged, foreign or newer than this library; the message names the place."""
+
+
+class CheckpointError(ModelzipError, ValueError):
+    """A checkpoint in another format cannot be read or written."""
+
+
+class MissingExtraError(ModelzipError, ImportError):
+    """An optional dependency is missing; the message names the extra that installs it."""

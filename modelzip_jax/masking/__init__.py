@@ -1,0 +1,1 @@
+"""Pruning: which weights to keep, how many, and when."""

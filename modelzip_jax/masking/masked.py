@@ -1,0 +1,57 @@
+"""The stored form of a pruned leaf: a mask bit a weight, and the kept elements only."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from modelzip_jax.packed import Bits, Elementwise, PackedArray, packed_kind, static
+
+__all__ = ["Masked"]
+
+
+@packed_kind("masked")
+class Masked(PackedArray):
+    """`inner` where the mask is set, exact zeros elsewhere.
+
+    mask: one bit a weight in C order. inner: stores only the kept elements if it is `Elementwise`,
+    all of its own otherwise. dtype: of the unpacked values.
+    """
+
+    mask: Bits
+    inner: PackedArray
+    shape: tuple[int, ...] = static()
+    dtype: str = static()
+
+    @staticmethod
+    def of(mask: np.ndarray, inner: PackedArray, dtype: str) -> Masked:
+        """Packs a boolean mask of the leaf's shape around the leaf's packed values (on the host)."""
+        flat = np.asarray(mask).reshape(-1)
+        if isinstance(inner, Elementwise):
+            inner = inner.with_elements(inner.elements()[np.flatnonzero(flat)])
+        return Masked(Bits.pack(flat, 1), inner, tuple(np.shape(mask)), dtype)
+
+    @property
+    def kept(self) -> int:
+        """Number of weights that the mask keeps."""
+        return int(np.sum(np.asarray(jax.lax.population_count(self.mask.words)), dtype=np.int64))
+
+    def positions(self) -> jax.Array:
+        """The boolean mask, of the leaf's shape."""
+        return self.mask.unpack().astype(bool).reshape(self.shape)
+
+    def expanded(self) -> PackedArray:
+        """`inner` with an element for every weight; those left out are zero symbols."""
+        if not isinstance(self.inner, Elementwise):
+            return self.inner
+        kept = self.inner.elements()
+        if kept.size == 0:
+            return self.inner.with_elements(jnp.zeros(self.size, kept.dtype))
+        mask = self.mask.unpack()
+        place = jnp.maximum(jnp.cumsum(mask, dtype=jnp.int32) - 1, 0)
+        return self.inner.with_elements(jnp.where(mask == 1, kept[place], jnp.zeros((), kept.dtype)))
+
+    def unpack(self) -> jax.Array:
+        values = self.expanded().unpack()
+        return jnp.where(self.positions(), values, 0).astype(self.dtype)

@@ -1,0 +1,185 @@
+"""Pruning as a transform: one score, one allocation, one schedule."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from modelzip_jax import tree as trees
+from modelzip_jax.errors import TransformError
+from modelzip_jax.masking import scores as scoring
+from modelzip_jax.masking.bitmask import count_bits, pack_mask, unpack_mask
+from modelzip_jax.masking.masked import Masked
+from modelzip_jax.masking.schedules import Polynomial
+from modelzip_jax.masking.threshold import count_kept, keep_largest
+from modelzip_jax.packed import is_packed
+from modelzip_jax.recipe import recordable
+from modelzip_jax.transform import Encoded, Rate, Transform
+from modelzip_jax.tree import Static
+
+__all__ = ["Prune", "PruneState", "prune"]
+
+PyTree = Any
+_ALLOCATIONS = ("uniform", "global")
+
+
+class PruneState(NamedTuple):
+    """masks: uint8 `(..., ceil(n / 8))` a leaf, one bit a weight.
+
+    churn: float32 scalar, the share of mask bits that the last refresh changed.
+    dtypes: each leaf's dtype before encoding (static).
+    """
+
+    masks: PyTree
+    churn: jax.Array
+    dtypes: PyTree
+
+
+@recordable
+@dataclasses.dataclass(frozen=True)
+class Prune(Transform):
+    """See `prune`."""
+
+    score: scoring.Score
+    sparsity: float | Callable[[Any], jax.Array]
+    allocation: str
+    every: int
+
+    def _sparsity(self, step: Any) -> jax.Array:
+        value = self.sparsity(step) if callable(self.sparsity) else self.sparsity
+        return jnp.asarray(value, jnp.float32)
+
+    def _masks(self, values: PyTree, sparsity: jax.Array, extra: dict[str, Any]) -> PyTree:
+        leaves, treedef = jax.tree.flatten(self.score(values, **extra))
+        if self.allocation == "global":
+            chosen = _choose(leaves, sparsity)
+        else:
+            chosen = [_choose([leaf], sparsity)[0] for leaf in leaves]
+        return treedef.unflatten(chosen)
+
+    def init(self, values: PyTree, **extra: Any) -> Encoded:
+        trees.check_floating(values, "prune")
+        dtypes = jax.tree.map(lambda x: Static(str(jnp.result_type(x))), values)
+        latents = jax.tree.map(lambda x: jnp.asarray(x, trees.latent_dtype(jnp.result_type(x))), values)
+        masks = self._masks(latents, self._sparsity(extra.pop("step", 0)), extra)
+        return Encoded(latents, (), PruneState(masks, jnp.zeros(()), dtypes))
+
+    def decode(self, values: PyTree, extras: PyTree, state: PruneState) -> PyTree:
+        return jax.tree.map(_decode, values, state.masks, state.dtypes)
+
+    def _due(self, step: jax.Array) -> jax.Array | bool:
+        """Whether the masks are chosen anew after this step."""
+        if self.every == 0:
+            return False
+        if isinstance(self.sparsity, Polynomial):
+            begin, end = self.sparsity.begin, self.sparsity.end
+            on_beat = ((step - begin) % self.every == 0) | (step == end)
+            return on_beat & (step >= begin) & (step <= end)
+        return step % self.every == 0
+
+    def update(self, values: PyTree, extras: PyTree, state: PruneState, **extra: Any) -> Encoded:
+        if self.every == 0:
+            return Encoded(values, extras, state)
+        step = extra.pop("step")
+
+        def refresh(old: PyTree) -> tuple[PyTree, jax.Array]:
+            new = self._masks(values, self._sparsity(step), extra)
+            changed = jax.tree.map(lambda a, b: count_bits(a ^ b), old, new)
+            total = sum(jnp.size(leaf) for leaf in jax.tree.leaves(values))
+            return new, sum(jax.tree.leaves(changed), jnp.int32(0)) / jnp.float32(max(total, 1))
+
+        def rest(old: PyTree) -> tuple[PyTree, jax.Array]:
+            return old, state.churn
+
+        masks, churn = jax.lax.cond(self._due(step), refresh, rest, state.masks)
+        return Encoded(values, extras, PruneState(masks, churn, state.dtypes))
+
+    def pack(self, values: PyTree, extras: PyTree, state: PruneState, inner: PyTree) -> PyTree:
+        def wrap(value: Any, bits: jax.Array, dtype: Static, packed: Any) -> Masked:
+            mask = np.asarray(unpack_mask(bits, jnp.shape(value)))
+            return Masked.of(mask, packed, dtype.value)
+
+        return jax.tree.map(wrap, values, state.masks, state.dtypes, inner)
+
+    def resume(self, packed: PyTree) -> tuple[PyTree, PruneState, PyTree]:
+        masks = jax.tree.map(lambda p: pack_mask(p.positions()), packed, is_leaf=is_packed)
+        dtypes = jax.tree.map(lambda p: Static(p.dtype), packed, is_leaf=is_packed)
+        inner = jax.tree.map(lambda p: p.expanded(), packed, is_leaf=is_packed)
+        return (), PruneState(masks, jnp.zeros(()), dtypes), inner
+
+    def rate(self, values: PyTree, extras: PyTree, state: PruneState, inner: PyTree) -> PyTree:
+        def thin(value: jax.Array, bits: jax.Array, r: Rate) -> Rate:
+            mask = unpack_mask(bits, jnp.shape(value))
+            size = max(jnp.size(value), 1)
+            return Rate(jnp.where(mask, r.elements, 0.0), r.side + size * _entropy(count_bits(bits) / size))
+
+        return jax.tree.map(thin, values, state.masks, inner)
+
+    def metrics(self, values: PyTree, extras: PyTree, state: PruneState) -> dict[str, jax.Array]:
+        kept = sum((count_bits(b) for b in jax.tree.leaves(state.masks)), jnp.int32(0))
+        total = max(sum(jnp.size(v) for v in jax.tree.leaves(values)), 1)
+        return {"sparsity": 1.0 - kept / jnp.float32(total), "mask_churn": state.churn}
+
+
+@jax.jit
+def _choose(scores: list[jax.Array], sparsity: jax.Array) -> list[jax.Array]:
+    """Packed masks that keep the largest scores over all of the arrays together."""
+    masks, _ = keep_largest(scores, count_kept(sum(s.size for s in scores), sparsity))
+    return [pack_mask(m) for m in masks]
+
+
+def _decode(value: jax.Array, bits: jax.Array, dtype: Static) -> jax.Array:
+    return jnp.where(unpack_mask(bits, jnp.shape(value)), value, 0).astype(dtype.value)
+
+
+def _entropy(p: jax.Array) -> jax.Array:
+    """Bits of a binary choice with probability p."""
+    q = jnp.stack([p, 1.0 - p])
+    return -jnp.sum(jnp.where(q > 0, q * jnp.log2(jnp.maximum(q, 1e-30)), 0.0))
+
+
+def prune(
+    score: scoring.Score | None = None,
+    *,
+    sparsity: float | Callable[[Any], jax.Array],
+    allocation: str = "uniform",
+    every: int | None = None,
+) -> Prune:
+    """Sets the weights of smallest score to zero, exactly as many as asked.
+
+    The latents keep their values under the mask, so a weight can come back at a later refresh. The
+    network computes with exact zeros; the file stores the mask and the kept weights only.
+
+    Args:
+      score: what to rank by; `mz.scores.magnitude()` if None.
+      sparsity: share of weights set to zero, in [0, 1): a number (chosen once, at init, unless
+        `every` is given), or a schedule: a function of the optimizer step.
+      allocation: "uniform": the same share of every tensor. "global": one threshold over all
+        selected tensors together.
+      every: optimizer steps between mask refreshes; 0 keeps the first masks. Default: 100 with a
+        schedule, 0 with a number. Under `mz.schedules` refreshes end with the schedule.
+
+    Raises:
+      TransformError: a sparsity outside [0, 1), an unknown allocation.
+      LeafError (at `init`): a selected leaf is not floating-point.
+
+    Zhu & Gupta 2017, arXiv:1710.01878; Han et al. 2015, arXiv:1506.02626.
+
+    >>> t = prune(sparsity=0.5)
+    >>> t.decode(*t.init({"w": jnp.array([3.0, -1.0, 0.5, -2.0])}))
+    {'w': Array([ 3.,  0.,  0., -2.], dtype=float32)}
+    """
+    if not callable(sparsity) and not 0.0 <= sparsity < 1.0:
+        raise TransformError(f"sparsity must be in [0, 1) or a schedule, not {sparsity!r}")
+    if allocation not in _ALLOCATIONS:
+        raise TransformError(f"allocation must be one of {_ALLOCATIONS}, not {allocation!r}")
+    if every is None:
+        every = 100 if callable(sparsity) else 0
+    if every < 0:
+        raise TransformError(f"every must be 0 or more steps, not {every}")
+    return Prune(score or scoring.magnitude(), sparsity, allocation, int(every))

@@ -1,0 +1,46 @@
+"""Scores: how much each weight matters. The weights with the largest scores are kept.
+
+A score is a frozen dataclass with a `__call__` from a tree of weights to a tree of float scores of
+the same shapes; it is all that a new pruning criterion has to define.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from modelzip_jax.recipe import recordable
+
+__all__ = ["Magnitude", "Score", "magnitude"]
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """Base of scores."""
+
+    def __call__(self, values: PyTree, **extra: Any) -> PyTree:
+        """Scores of the shapes of `values`; larger is kept. `extra` as in `Transform.update`."""
+        raise TypeError(f"{type(self).__name__} defines no __call__")
+
+
+@recordable
+@dataclasses.dataclass(frozen=True)
+class Magnitude(Score):
+    """See `magnitude`."""
+
+    def __call__(self, values: PyTree, **extra: Any) -> PyTree:
+        return jax.tree.map(jnp.abs, values)
+
+
+def magnitude() -> Magnitude:
+    """|w|: the smallest weights go first (Han et al. 2015; Zhu & Gupta 2017).
+
+    >>> magnitude()({"w": jnp.array([-2.0, 1.0])})
+    {'w': Array([2., 1.], dtype=float32)}
+    """
+    return Magnitude()

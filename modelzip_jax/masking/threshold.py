@@ -1,0 +1,205 @@
+"""The exact k largest of many scores, by counting: no sort, no gather of the weights.
+
+The search runs on the scores' bits, mapped to integers of the same order. A bracket from a small
+sample, then interpolation on the counts with a bisection every third step, finds a threshold that
+keeps exactly k in about ten passes over the data; a sort costs hundreds (docs/benchmarks.md).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from modelzip_jax.errors import TransformError
+
+__all__ = ["count_kept", "keep_largest", "order_keys"]
+
+_SAMPLE = 4096
+_TOP = 0xFFFFFFFF
+_DIGITS = 10_000_000
+
+
+def count_kept(size: int, sparsity: jax.Array | float) -> jax.Array:
+    """How many of `size` weights stay: `size - round(sparsity * size)`, counted in integers.
+
+    The sparsity is read to seven decimals, so that a float32 0.9 means nine tenths of 50 million
+    to the last weight; half a weight rounds towards pruning.
+
+    Args:
+      size: number of weights, below 2**31.
+      sparsity: in [0, 1], may be traced.
+
+    Returns:
+      int32 scalar.
+
+    >>> int(count_kept(50_000_000, jnp.float32(0.9)))
+    5000000
+    """
+    parts = jnp.round(jnp.asarray(sparsity, jnp.float32) * _DIGITS).astype(jnp.uint32)
+    whole, rest = divmod(size, _DIGITS)
+    quotient, remainder = jnp.uint32(0), jnp.uint32(0)
+    for place in (1_000_000, 10_000, 100, 1):
+        digit = parts // place % 100
+        carried = remainder * 100 + rest * digit
+        quotient, remainder = quotient * 100 + carried // _DIGITS, carried % _DIGITS
+    pruned = whole * parts + quotient + (remainder >= _DIGITS // 2)
+    return jnp.int32(size) - pruned.astype(jnp.int32)
+
+
+def order_keys(scores: jax.Array) -> jax.Array:
+    """uint32 keys in the order of the scores as float32; -0.0 and 0.0 are equal, NaN is largest.
+
+    >>> order_keys(jnp.array([1.0, -1.0, 0.0])).argsort()
+    Array([1, 2, 0], dtype=int32)
+    """
+    scores = scores.astype(jnp.float32)
+    bits = jax.lax.bitcast_convert_type(jnp.where(scores == 0, 0.0, scores), jnp.uint32)
+    keys = jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
+    return jnp.where(jnp.isnan(scores), jnp.uint32(_TOP - 1), keys)
+
+
+class _Search(NamedTuple):
+    """`count(low) >= keep >= count(high)`, where `count(t)` is the number of keys >= t."""
+
+    low: jax.Array
+    high: jax.Array
+    at_low: jax.Array
+    at_high: jax.Array
+    passes: jax.Array
+
+
+def _count(keys: list[jax.Array], threshold: jax.Array) -> jax.Array:
+    return sum((jnp.sum(k >= threshold, dtype=jnp.int32) for k in keys), jnp.int32(0))
+
+
+def _probe(search: _Search, keys: list[jax.Array], keep: jax.Array, threshold: jax.Array) -> _Search:
+    """Narrows the bracket by one pass over the keys; thresholds outside it change nothing."""
+    found = _count(keys, threshold)
+    inside = (threshold > search.low) & (threshold < search.high)
+    up, down = inside & (found >= keep), inside & (found <= keep)
+    return _Search(
+        jnp.where(up, threshold, search.low),
+        jnp.where(down, threshold, search.high),
+        jnp.where(up, found, search.at_low),
+        jnp.where(down, found, search.at_high),
+        search.passes + 1,
+    )
+
+
+def _is_sharded_in_type(x: jax.Array) -> bool:
+    """Whether the array is sharded over an Explicit mesh, where strided slices are refused."""
+    return any(axis is not None for axis in jax.typeof(x).sharding.spec)
+
+
+def _sample(keys: list[jax.Array]) -> jax.Array:
+    """About 4,096 keys, sorted, spread evenly over every axis of every leaf."""
+    total = sum(k.size for k in keys)
+    taken = []
+    for k in keys:
+        stride = max(total // _SAMPLE, 1)
+        index = []
+        for axis in range(k.ndim):
+            step = min(max(math.ceil(stride ** (1 / (k.ndim - axis))), 1), k.shape[axis])
+            index.append(slice(step // 2, None, step))
+            stride = max(stride // max(step, 1), 1)
+        taken.append(k[tuple(index)].reshape(-1))
+    return jnp.sort(jnp.concatenate(taken))
+
+
+def _bracket(search: _Search, keys: list[jax.Array], keep: jax.Array) -> _Search:
+    total = sum(k.size for k in keys)
+    if total <= 4 * _SAMPLE or any(_is_sharded_in_type(k) for k in keys):
+        return search
+    sample = _sample(keys)
+    rank = (1.0 - keep.astype(jnp.float32) / total) * sample.size
+    spread = 2.5 * jnp.sqrt(jnp.maximum(rank * (1.0 - rank / sample.size), 0.0)) + 2.0
+    for place in (rank - spread, rank + spread):
+        at = jnp.clip(place, 0, sample.size - 1).astype(jnp.int32)
+        search = _probe(search, keys, keep, sample[at])
+    return search
+
+
+def _search(keys: list[jax.Array], keep: jax.Array) -> _Search:
+    total = sum(k.size for k in keys)
+    zero = jnp.int32(0)
+    search = _Search(jnp.uint32(0), jnp.uint32(_TOP), jnp.int32(total), zero, zero)
+    search = _bracket(search, keys, keep)
+
+    def unfinished(s: _Search) -> jax.Array:
+        return (s.at_low != keep) & (s.at_high != keep) & (s.high - s.low > 1)
+
+    def narrow(s: _Search) -> _Search:
+        width = s.high - s.low
+        share = (s.at_low - keep).astype(jnp.float32) / (s.at_low - s.at_high).astype(jnp.float32)
+        guess = (share * width.astype(jnp.float32)).astype(jnp.uint32)
+        step = jnp.where(s.passes % 3 == 2, width // 2, guess)
+        return _probe(s, keys, keep, s.low + jnp.clip(step, 1, width - 1))
+
+    return jax.lax.while_loop(unfinished, narrow, search)
+
+
+def _linear_index(shape: tuple[int, ...]) -> jax.Array:
+    """The C-order index of each element: uint32 of `shape`."""
+    index = jnp.zeros(shape, jnp.uint32)
+    for axis, length in enumerate(shape):
+        index = index * length + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+    return index
+
+
+def _first(tied: jax.Array, take: jax.Array) -> jax.Array:
+    """The first `take` true elements in C order, as a mask; bisects over the index."""
+
+    def before(cut: jax.Array) -> jax.Array:
+        return jnp.sum(tied & (_linear_index(tied.shape) < cut), dtype=jnp.int32)
+
+    def halve(bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bracket
+        middle = low + (high - low) // 2
+        enough = before(middle) >= take
+        return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
+
+    high = jnp.where(take > 0, jnp.uint32(tied.size), jnp.uint32(0))
+    bracket = jax.lax.while_loop(lambda b: b[1] - b[0] > 1, halve, (jnp.uint32(0), high))
+    return tied & (_linear_index(tied.shape) < bracket[1])
+
+
+def keep_largest(
+    scores: list[jax.Array], keep: jax.Array
+) -> tuple[list[jax.Array], jax.Array]:
+    """Masks of the `keep` largest scores over all arrays together, exactly that many.
+
+    Equal scores at the threshold are kept in order of array, then C-order index.
+
+    Args:
+      scores: float arrays of any shapes, fewer than 2**31 elements in all.
+      keep: int32 scalar in [0, total], may be traced.
+
+    Returns:
+      Boolean masks of the scores' shapes, and the number of counting passes (int32 scalar).
+
+    Raises:
+      TransformError: 2**31 scores or more under one threshold.
+
+    >>> masks, _ = keep_largest([jnp.array([1.0, 3.0]), jnp.array([[2.0, 2.0]])], jnp.int32(2))
+    >>> masks
+    [Array([False,  True], dtype=bool), Array([[ True, False]], dtype=bool)]
+    """
+    if sum(s.size for s in scores) >= 1 << 31:
+        raise TransformError(
+            "one threshold over 2**31 weights or more is not supported: use allocation='uniform', or "
+            "mz.partition to group the leaves"
+        )
+    keys = [order_keys(s) for s in scores]
+    search = _search([k for k in keys if k.size], keep)
+    above = jnp.where(search.at_low == keep, search.low, search.high)
+    missing = jnp.where(search.at_low == keep, 0, keep - search.at_high)
+    masks = []
+    for k in keys:
+        tied = k == above - 1
+        take = jnp.minimum(missing, jnp.sum(tied, dtype=jnp.int32))
+        masks.append((k >= above) | _first(tied, take))
+        missing = missing - take
+    return masks, search.passes

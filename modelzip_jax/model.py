@@ -1,0 +1,156 @@
+"""Packed models: params as packed arrays, the recipe that made them, and how to train on."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from modelzip_jax import tree as trees
+from modelzip_jax.errors import RecipeError, TransformError
+from modelzip_jax.optimizer import WrapState, find_state
+from modelzip_jax.packed import PackedArray, is_packed, static
+from modelzip_jax.recipe import opaque_fields
+from modelzip_jax.transform import Encoded, Transform, dense, selected
+
+__all__ = ["Packed", "compress", "decoded", "pack", "resume", "unpack"]
+
+PyTree = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Packed:
+    """A compressed model, in memory as it will be in the file.
+
+    params: the params' structure with a packed array a leaf. variables: what travels along
+    uncompressed, such as batch statistics. transform: the recipe. step: optimizer steps taken.
+    """
+
+    params: PyTree
+    variables: PyTree
+    transform: Transform = static()
+    step: int = static(default=0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory of all packed arrays, side information included."""
+        return trees.nbytes(self.params)
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of the same params unpacked."""
+        return sum(unpacked_bytes(p) for p in jax.tree.leaves(self.params, is_leaf=is_packed))
+
+
+def unpacked_bytes(packed: PackedArray) -> int:
+    """Bytes of a packed array's values, unpacked."""
+    value = jax.eval_shape(lambda p: p.unpack(), packed)
+    return int(np.prod(value.shape, dtype=np.int64)) * value.dtype.itemsize
+
+
+def _assemble(transform: Transform, encoded: Encoded, params: PyTree, step: int) -> Packed:
+    packed = trees.merge(params, transform.pack(*encoded, dense(encoded.values)))
+    packed = jax.tree.map(lambda x: x if is_packed(x) else dense(x), packed, is_leaf=is_packed)
+    return Packed(packed, {}, transform, step)
+
+
+def pack(transform: Transform, opt_state: PyTree, params: PyTree) -> Packed:
+    """Packs a model that `mz.wrap` has trained.
+
+    Args:
+      transform: the transform that was given to `mz.wrap`.
+      opt_state: the optimizer state, which holds the latents.
+      params: the loop's params; leaves that the transform leaves alone are taken from here.
+
+    Returns:
+      A `Packed` model; `mz.unpack` of it equals `mz.params(opt_state, params)`.
+
+    Raises:
+      TransformError: the state belongs to another transform.
+      NonFiniteError: a latent is NaN or infinite: training has diverged.
+    """
+    state: WrapState = find_state(opt_state)
+    if state.transform.value != transform:
+        raise TransformError(
+            f"this optimizer state was made with {state.transform.value}, not with {transform}"
+        )
+    trees.check_finite(state.values)
+    return _assemble(transform, state.encoded, trees.plain(params), int(state.count))
+
+
+def compress(params: PyTree, transform: Transform, **extra: Any) -> Packed:
+    """Compresses trained weights without further training.
+
+    Args:
+      params: a pytree of arrays. Leaves that the transform does not select, whatever their dtype,
+        are kept as they are and stored lossless.
+      transform: what to do with the others.
+      **extra: what the transform's `init` reads, such as `stats` or `key`.
+
+    Raises:
+      PatternError: a path pattern of the transform matches nothing.
+      LeafError: a selected leaf is not floating-point, or a leaf is no array.
+      NonFiniteError: a selected leaf holds NaN or infinity.
+
+    >>> import modelzip_jax as mz
+    >>> packed = mz.compress({"w": np.eye(64, dtype=np.float32)}, mz.quantize(bits=2))
+    >>> packed.dense_bytes, packed.nbytes
+    (16384, 1280)
+    """
+    params = trees.plain(params)
+    trees.check_arrays(params)
+    chosen = selected(transform, params)
+    trees.check_finite(chosen)
+    return _assemble(transform, transform.init(chosen, **extra), params, 0)
+
+
+def decoded(params: PyTree, transform: Transform, **extra: Any) -> PyTree:
+    """The weights as they will be after compression, without packing them.
+
+    >>> import modelzip_jax as mz
+    >>> decoded({"w": np.float32([3.0, -1.0])}, mz.prune(sparsity=0.5))
+    {'w': Array([3., 0.], dtype=float32)}
+    """
+    params = trees.plain(params)
+    return trees.merge(params, transform.decode(*transform.init(selected(transform, params), **extra)))
+
+
+def unpack(packed: PyTree) -> PyTree:
+    """The weights that the network computes with, from a `Packed` model or a tree of packed arrays.
+
+    Pure and jittable, so that packed weights can stay packed in device memory.
+    """
+    tree = packed.params if isinstance(packed, Packed) else packed
+    return jax.tree.map(lambda p: p.unpack(), tree, is_leaf=is_packed)
+
+
+def resume(
+    packed: Packed, transform: Transform | None = None
+) -> tuple[Transform, PyTree, PyTree, PyTree]:
+    """What training goes on with: `(transform, values, extras, state)`.
+
+    `transform.decode(values, extras, state)` equals `unpack(packed)` on the encoded leaves; others
+    are `UNSELECTED`. To go on in a loop: `params, opt_state = mz.start(tx, packed)`.
+
+    Args:
+      packed: a compressed model, from `mz.pack`, `mz.compress` or `mz.load`.
+      transform: one of the same structure to go on with instead, for example with another schedule;
+        needed where the recipe holds a function that a file cannot record.
+
+    Raises:
+      RecipeError: the recipe holds such a function and no transform is given.
+    """
+    transform = transform or packed.transform
+    unknown = opaque_fields(transform)
+    if unknown:
+        raise RecipeError(
+            f"the recipe holds a function at {', '.join(unknown)} that the file could not record; pass "
+            "the transform: mz.resume(packed, transform)"
+        )
+    paths, treedef = jax.tree_util.tree_flatten_with_path(packed.params, is_leaf=is_packed)
+    keep = transform.selects([trees.leaf_name(path) for path, _ in paths])
+    extras, state, inner = transform.resume(trees.select(packed.params, keep, treedef))
+    return transform, unpack(inner), extras, state

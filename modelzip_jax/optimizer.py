@@ -1,0 +1,228 @@
+"""`wrap`: any optax optimizer trains compressed weights, with no other change to the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from modelzip_jax import tree as trees
+from modelzip_jax.errors import TreeError, WrapError
+from modelzip_jax.transform import Encoded, Transform, rate, selected
+from modelzip_jax.tree import Static
+
+__all__ = ["WrapState", "find_state", "metrics", "params", "start", "wrap"]
+
+PyTree = Any
+
+
+class WrapState(NamedTuple):
+    """The optimizer state of `wrap`, and the truth about the weights.
+
+    count: int32 scalar, steps taken. values: latents, `UNSELECTED` where the transform leaves the
+    leaf alone. extras, transform_state: as in `mz.Encoded`. inner: the wrapped optimizer's state, for
+    the tree of latents and unselected params. extras_inner: the state of the extras' optimizer.
+    transform: the transform itself (static).
+    """
+
+    count: jax.Array
+    values: PyTree
+    extras: PyTree
+    transform_state: PyTree
+    inner: optax.OptState
+    extras_inner: optax.OptState
+    transform: Static
+
+    @property
+    def encoded(self) -> Encoded:
+        """The latents with what decodes them."""
+        return Encoded(self.values, self.extras, self.transform_state)
+
+
+def wrap(
+    inner: optax.GradientTransformation,
+    transform: Transform,
+    extras_tx: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Trains latents with `inner`, so that the params are always decoded, compressed weights.
+
+    The loop computes gradients at the params as ever. They are pulled back through `decode`, `inner`
+    steps the latents, and the returned update lands the params on the newly decoded weights, within
+    one ulp of the larger of old and new (p + (n - p) rounds), zeros exactly. `mz.params` gives the
+    exact ones. Leaves that the transform does not select are trained by `inner` as if unwrapped.
+
+    It must stand last in an `optax.chain`: whatever scales updates after it would take the params off
+    the grid. `optax.MultiSteps` goes outside. Extra keyword arguments of `update` reach both `inner`
+    and `transform.update`.
+
+    Memory on top of `inner`'s: a copy of the selected leaves (float32 if they are half precision),
+    and the transform's state: one bit a weight for `prune`, the step sizes for `quantize`.
+
+    Args:
+      inner: the optimizer of the latents; weight decay, clipping and schedules belong here.
+      transform: what the weights are encoded by.
+      extras_tx: the optimizer of the transform's own numbers, such as learned step sizes (relative
+        offsets, dimensionless). Default `optax.adam(1e-3)`.
+
+    Example:
+      >>> import modelzip_jax as mz
+      >>> tx = mz.wrap(optax.sgd(0.1), mz.prune(sparsity=0.5))
+      >>> params, state = mz.start(tx, {"w": jnp.array([1.0, -2.0])})
+      >>> updates, state = tx.update({"w": jnp.ones(2)}, state, params)
+      >>> optax.apply_updates(params, updates)
+      {'w': Array([ 0. , -2.1], dtype=float32)}
+    """
+    if not isinstance(transform, Transform):
+        raise WrapError(f"wrap() takes an optimizer and a transform, not {transform!r}")
+    inner = optax.with_extra_args_support(inner)
+    extras_tx = optax.with_extra_args_support(extras_tx or optax.adam(1e-3))
+
+    def init(params: PyTree) -> WrapState:
+        trees.check_arrays(params)
+        encoded = transform.init(selected(transform, params))
+        # A copy, so that the loop may donate both the params and this state.
+        values = jax.tree.map(lambda x: jnp.array(x, copy=True), encoded.values)
+        return WrapState(
+            jnp.zeros((), jnp.int32), values, encoded.extras, encoded.state,
+            inner.init(trees.merge(params, values)), extras_tx.init(encoded.extras), Static(transform),
+        )  # fmt: skip
+
+    def update(
+        updates: PyTree, state: WrapState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, WrapState]:
+        if params is None:
+            raise WrapError("wrap() needs the params: call tx.update(grads, opt_state, params)")
+        trained = trees.merge(params, state.values)
+        keep = _follows(params, updates, state.values)
+        grads = trees.select(updates, keep, jax.tree.structure(params))
+
+        decoded, pull = jax.vjp(
+            lambda v, e: transform.decode(v, e, state.transform_state), state.values, state.extras
+        )
+        cotangent = jax.tree.map(lambda g, d: g.astype(d.dtype), grads, decoded)
+        value_grads, extra_grads = pull(cotangent)
+
+        steps, inner_state = inner.update(trees.merge(updates, value_grads), state.inner, trained, **extra)
+        stepped = trees.select(optax.apply_updates(trained, steps), keep, jax.tree.structure(params))
+        extra_steps, extras_inner = extras_tx.update(extra_grads, state.extras_inner, state.extras)
+        extras = optax.apply_updates(state.extras, extra_steps)
+
+        count = optax.safe_increment(state.count)
+        encoded = transform.update(
+            stepped, extras, state.transform_state, **{**extra, "grads": grads, "step": count}
+        )
+        landing = jax.tree.map(
+            lambda g, new, old: (new - old).astype(g.dtype),
+            grads, transform.decode(*encoded), trees.select(params, keep, jax.tree.structure(params)),
+        )  # fmt: skip
+        new_state = WrapState(count, *encoded, inner_state, extras_inner, state.transform)
+        return trees.merge(_only_unselected(steps, keep, params), landing), new_state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _follows(params: PyTree, updates: PyTree, values: PyTree) -> list[bool]:
+    """For each leaf of params whether it has a latent; refuses gradients of another structure."""
+    treedef = jax.tree.structure(params)
+    if jax.tree.structure(updates) != treedef:
+        raise TreeError(
+            f"the gradients have the structure {jax.tree.structure(updates)}, the params {treedef}"
+        )
+    return [not isinstance(part, trees.Unselected) for part in treedef.flatten_up_to(values)]
+
+
+def _only_unselected(steps: PyTree, keep: list[bool], params: PyTree) -> PyTree:
+    """The inner optimizer's updates, of the params' structure; placeholders where latents are."""
+    treedef = jax.tree.structure(params)
+    parts = zip(treedef.flatten_up_to(steps), keep, strict=True)
+    return treedef.unflatten([0.0 if k else step for step, k in parts])
+
+
+def find_state(opt_state: PyTree) -> WrapState:
+    """The one `WrapState` within an optimizer's state.
+
+    Raises:
+      WrapError: there is none or more than one, or something follows it in an `optax.chain`.
+    """
+    found = list(_walk(trees.plain(opt_state), True))
+    if len(found) != 1:
+        raise WrapError(f"expected one optimizer made by mz.wrap in this state, found {len(found)}")
+    state, last = found[0]
+    if not last:
+        raise WrapError(
+            "mz.wrap is followed by another transformation in an optax.chain, which would take the "
+            "params off the compressed weights; put it last: optax.chain(..., mz.wrap(tx, transform))"
+        )
+    return state
+
+
+def _walk(node: PyTree, last: bool) -> Iterator[tuple[WrapState, bool]]:
+    if isinstance(node, WrapState):
+        yield node, last
+        return
+    # optax.chain keeps its members' states in a plain tuple, in order; other wrappers use NamedTuples.
+    is_chain = type(node) is tuple
+    children = jax.tree.leaves(node, is_leaf=lambda x: x is not node)
+    for index, child in enumerate(children):
+        if child is not node:
+            yield from _walk(child, last and (not is_chain or index == len(children) - 1))
+
+
+def params(opt_state: PyTree, params: PyTree) -> PyTree:
+    """The exact decoded weights, in the params' structure and dtypes.
+
+    Args:
+      opt_state: the state of an optimizer that holds an `mz.wrap`.
+      params: the loop's params: unselected leaves are taken from here.
+    """
+    state = find_state(opt_state)
+    return trees.merge(trees.plain(params), state.transform.value.decode(*state.encoded))
+
+
+def start(tx: optax.GradientTransformation, params: PyTree) -> tuple[PyTree, optax.OptState]:
+    """Takes the place of `tx.init(params)`: `(params, opt_state)`, with the params decoded.
+
+    Args:
+      tx: an optimizer that is or holds an `mz.wrap`.
+      params: the weights to start from, or an `mz.Packed` model, which resumes: masks, step sizes
+        and the step counter go on from the file; the wrapped optimizer's moments start afresh.
+
+    Raises:
+      WrapError: `tx` holds no `mz.wrap`, or one that is not last in its chain.
+    """
+    from modelzip_jax.model import Packed, resume, unpack
+
+    if not isinstance(params, Packed):
+        opt_state = tx.init(params)
+        state = find_state(opt_state)
+        return trees.merge(params, state.transform.value.decode(*state.encoded)), opt_state
+    weights = unpack(params)
+    opt_state = tx.init(weights)
+    transform = find_state(opt_state).transform.value
+    _, *encoded = resume(params, transform)
+    count = jnp.asarray(params.step, jnp.int32)
+
+    def replace(node: PyTree) -> PyTree:
+        if not isinstance(node, WrapState):
+            return node
+        return WrapState(count, *encoded, node.inner, node.extras_inner, node.transform)
+
+    is_state = lambda x: isinstance(x, WrapState)  # noqa: E731
+    return weights, jax.tree.map(replace, opt_state, is_leaf=is_state)
+
+
+def metrics(opt_state: PyTree) -> dict[str, jax.Array]:
+    """Scalars about the encoded leaves, computed from the state alone, also under `jit`.
+
+    Always: "bits_per_weight", the estimated stored bits over the number of weights. From `prune`:
+    "sparsity" and "mask_churn" (the share of mask bits that the last refresh changed).
+    """
+    state = find_state(opt_state)
+    transform = state.transform.value
+    decoded = jax.eval_shape(transform.decode, *state.encoded)
+    weights = max(sum(x.size for x in jax.tree.leaves(decoded)), 1)
+    found = {"bits_per_weight": rate(transform, *state.encoded) / weights}
+    return {**found, **transform.metrics(*state.encoded)}

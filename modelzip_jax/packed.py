@@ -1,0 +1,160 @@
+"""Packed arrays: the stored form of a leaf, in device memory and in the file.
+
+A packed array is a pytree of small arrays with static shape information. It nests as its
+transforms were chained: `Masked(Quantized(...))`. Each kind lives beside its transform and is
+registered under a tag, which the file records.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from modelzip_jax import tree as trees
+from modelzip_jax.errors import TransformError
+
+__all__ = ["Bits", "Dense", "Elementwise", "PackedArray", "is_packed", "kinds", "packed_kind", "static"]
+
+PyTree = Any
+Kind = TypeVar("Kind", bound=type)
+
+kinds: dict[str, type[PackedArray]] = {}
+
+
+def static(**options: Any) -> Any:
+    """A dataclass field that belongs to a packed array's structure, not to its arrays."""
+    return dataclasses.field(metadata={"static": True}, **options)
+
+
+def packed_kind(tag: str) -> Callable[[Kind], Kind]:
+    """Registers a kind of packed array under the tag that files store.
+
+    The class becomes a frozen dataclass and a pytree node. Fields made with `static` are its
+    structure (ints, strings, tuples); all others are arrays or packed arrays.
+    """
+
+    def register(cls: Kind) -> Kind:
+        if tag in kinds and kinds[tag].__qualname__ != cls.__qualname__:
+            raise TransformError(f"the packed kind {tag!r} is registered already, by {kinds[tag]}")
+        cls = jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, eq=False)(cls))
+        cls.tag = tag
+        kinds[tag] = cls
+        return cls
+
+    return register
+
+
+class PackedArray:
+    """The stored form of one leaf. Subclasses have a static `shape` and define `unpack`."""
+
+    tag: ClassVar[str]
+    shape: tuple[int, ...]
+
+    def unpack(self) -> jax.Array:
+        """The values, of `self.shape`: what the network computes with. Jittable."""
+        raise TypeError(f"{type(self).__name__} defines no unpack()")
+
+    @property
+    def size(self) -> int:
+        """Number of values, stored or implied."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory, side information included."""
+        return trees.nbytes(self)
+
+
+class Elementwise(PackedArray):
+    """A packed array with one stored element a value, so that a mask can leave some out."""
+
+    def elements(self) -> jax.Array:
+        """The stored elements, 1-D, in C order: all of them, or the kept ones after `compact`."""
+        raise TypeError(f"{type(self).__name__} defines no elements()")
+
+    def assemble(self, elements: jax.Array) -> jax.Array:
+        """The values of `self.shape` from `size` elements in C order."""
+        raise TypeError(f"{type(self).__name__} defines no assemble()")
+
+    def with_elements(self, elements: jax.Array) -> Elementwise:
+        """This packed array storing other elements, for example only those a mask keeps."""
+        raise TypeError(f"{type(self).__name__} defines no with_elements()")
+
+    def unpack(self) -> jax.Array:
+        return self.assemble(self.elements())
+
+
+@packed_kind("dense")
+class Dense(Elementwise):
+    """Values as they are, lossless: leaves that no transform selected, and innermost floats."""
+
+    array: jax.Array
+    shape: tuple[int, ...] = static()
+
+    def elements(self) -> jax.Array:
+        return jnp.ravel(self.array)
+
+    def assemble(self, elements: jax.Array) -> jax.Array:
+        return elements.reshape(self.shape)
+
+    def with_elements(self, elements: jax.Array) -> Dense:
+        return Dense(elements, self.shape)
+
+
+@packed_kind("bits")
+class Bits(PackedArray):
+    """`count` unsigned integers of `bits` bits each, in exactly that many bit planes.
+
+    words: uint32 `(bits, ceil(count / 32))`; bit j of word i of plane b is bit b of integer
+    32 i + j. A 2-bit code takes two bits in memory, a mask one.
+
+    >>> packed = Bits.pack(jnp.array([3, 0, 2], jnp.uint8), bits=2)
+    >>> packed.unpack(), packed.nbytes
+    (Array([3, 0, 2], dtype=uint8), 8)
+    """
+
+    words: jax.Array
+    bits: int = static()
+    count: int = static()
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (self.count,)
+
+    @staticmethod
+    def pack(codes: Any, bits: int) -> Bits:
+        """Packs a 1-D array of integers below `2**bits`; bits from 1 to 8."""
+        return Bits(_pack_planes(jnp.asarray(codes, jnp.uint8), bits), bits, int(np.size(codes)))
+
+    def unpack(self) -> jax.Array:
+        """The integers: uint8 `(count,)`."""
+        return _unpack_planes(self.words, self.bits, self.count)
+
+
+def _pack_planes_impl(codes: jax.Array, bits: int) -> jax.Array:
+    padded = jnp.pad(codes, (0, -codes.size % 32)).reshape(-1, 32).astype(jnp.uint32)
+    place = jnp.arange(32, dtype=jnp.uint32)
+    planes = [jnp.sum(((padded >> b) & 1) << place, axis=1, dtype=jnp.uint32) for b in range(bits)]
+    return jnp.stack(planes)
+
+
+def _unpack_planes_impl(words: jax.Array, bits: int, count: int) -> jax.Array:
+    place = jnp.arange(32, dtype=jnp.uint32)
+    codes = jnp.zeros((words.shape[1], 32), jnp.uint32)
+    for b in range(bits):
+        codes = codes | (((words[b][:, None] >> place) & 1) << b)
+    return codes.astype(jnp.uint8).reshape(-1)[:count]
+
+
+_pack_planes = jax.jit(_pack_planes_impl, static_argnums=1)
+_unpack_planes = jax.jit(_unpack_planes_impl, static_argnums=(1, 2))
+
+
+def is_packed(x: Any) -> bool:
+    """Whether `x` is a packed array: the `is_leaf` of trees of them."""
+    return isinstance(x, PackedArray)

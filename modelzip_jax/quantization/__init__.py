@@ -1,0 +1,1 @@
+"""Quantization: grids, rounding with exact gradients, and the packed integers."""

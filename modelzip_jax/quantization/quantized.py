@@ -1,0 +1,51 @@
+"""The stored form of a quantized leaf: integer codes of exactly b bits, and their step sizes."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from modelzip_jax.packed import Bits, Elementwise, packed_kind, static
+from modelzip_jax.quantization.grids import Grid
+from modelzip_jax.quantization.rounding import dequantize
+
+__all__ = ["Quantized"]
+
+
+@packed_kind("quantized")
+class Quantized(Elementwise):
+    """`(q - z) s` with q = low + code.
+
+    codes: `bits` bits each, C order. step: `(groups, channels)`, the dtype of the latents. zero: the
+    same shape, the code of 0.0; None where it is 0 everywhere. dtype: of the unpacked values.
+    """
+
+    codes: Bits
+    step: jax.Array
+    zero: jax.Array | None
+    low: int = static()
+    shape: tuple[int, ...] = static()
+    dtype: str = static()
+    granularity: str = static()
+    axis: int = static()
+    group_size: int = static()
+
+    @property
+    def grid(self) -> Grid:
+        """Which weights share a step size."""
+        return Grid(self.granularity, self.axis, self.group_size)
+
+    def elements(self) -> jax.Array:
+        return self.codes.unpack()
+
+    def with_elements(self, elements: jax.Array) -> Quantized:
+        codes = Bits.pack(elements, self.codes.bits)
+        return Quantized(
+            codes, self.step, self.zero, self.low, self.shape, self.dtype,
+            self.granularity, self.axis, self.group_size,
+        )  # fmt: skip
+
+    def assemble(self, elements: jax.Array) -> jax.Array:
+        q = elements.reshape(self.shape).astype(self.step.dtype) + self.low
+        zero = jnp.zeros_like(self.step) if self.zero is None else self.zero
+        return dequantize(q, self.step, zero, self.grid).astype(self.dtype)

@@ -1,0 +1,257 @@
+"""Leaf paths, pattern selection and the static nodes that ride along in state pytrees."""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from modelzip_jax.errors import LeafError, NonFiniteError, PatternError, TreeError
+
+__all__ = [
+    "UNSELECTED",
+    "Static",
+    "Unselected",
+    "check_finite",
+    "check_floating",
+    "matches",
+    "merge",
+    "named_leaves",
+    "nbytes",
+    "plain",
+    "leaf_name",
+    "require_matches",
+    "select",
+]
+
+PyTree = Any
+
+
+@jax.tree_util.register_static
+class Static:
+    """A hashable value carried in a pytree's structure: it has no leaves and never traces.
+
+    >>> jax.tree.leaves((Static("bfloat16"), 1))
+    [1]
+    """
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Hashable):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Static) and self.value == other.value
+
+    def __hash__(self) -> int:
+        return hash((Static, self.value))
+
+    def __repr__(self) -> str:
+        return f"Static({self.value!r})"
+
+
+@jax.tree_util.register_static
+class Unselected:
+    """Stands where a leaf has no latent, because no transform selected it. It has no leaves."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Unselected)
+
+    def __hash__(self) -> int:
+        return hash(Unselected)
+
+    def __repr__(self) -> str:
+        return "UNSELECTED"
+
+
+UNSELECTED = Unselected()
+
+
+def segment(key: Any) -> str:
+    """The name of one step of a key path."""
+    for attribute in ("key", "idx", "name"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
+
+
+def leaf_name(key_path: Sequence[Any]) -> str:
+    """A leaf's name: its key path joined by "/", without the ".value" of an NNX variable.
+
+    >>> paths, _ = jax.tree_util.tree_flatten_with_path({"Dense_0": {"kernel": 1.0}})
+    >>> leaf_name(paths[0][0])
+    'Dense_0/kernel'
+    """
+    keys = list(key_path)
+    if keys and isinstance(keys[-1], jax.tree_util.GetAttrKey) and keys[-1].name == "value":
+        keys = keys[:-1]
+    return "/".join(segment(key) for key in keys)
+
+
+def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
+    """`(name, leaf)` for every leaf, in flattening order.
+
+    >>> named_leaves({"b": 1, "a": [2, 3]})
+    [('a/0', 2), ('a/1', 3), ('b', 1)]
+    """
+    return [(leaf_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+@functools.cache
+def _regex(pattern: str) -> re.Pattern[str]:
+    parts: list[str] = []
+    segments = pattern.split("/")
+    for index, part in enumerate(segments):
+        last = index == len(segments) - 1
+        if part == "**":
+            parts.append(".*" if last else "(?:.*/)?")
+            continue
+        parts.append("".join("[^/]*" if c == "*" else "[^/]" if c == "?" else re.escape(c) for c in part))
+        if not last:
+            parts.append("/")
+    return re.compile("".join(parts) + r"\Z")
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a leaf's name matches a pattern: `*` and `?` stay in a segment, `**` crosses.
+
+    >>> matches("**/kernel", "kernel"), matches("*/kernel", "a/b/kernel")
+    (True, False)
+    >>> matches("encoder/**", "encoder/layer_0/kernel"), matches("**", "bias")
+    (True, True)
+    """
+    return _regex(pattern).match(name) is not None
+
+
+def require_matches(patterns: Iterable[str], names: Sequence[str]) -> None:
+    """Raises `PatternError` for a pattern that matches none of the names, and lists them."""
+    for pattern in patterns:
+        if not any(matches(pattern, name) for name in names):
+            shown = ", ".join(names[:12]) + (f", … ({len(names)} paths)" if len(names) > 12 else "")
+            raise PatternError(
+                f"pattern {pattern!r} matches no leaf; '*' stays within a path segment and '**' "
+                f"crosses them; the paths are: {shown or '(the tree has no leaves)'}"
+            )
+
+
+def select(tree: PyTree, keep: Sequence[bool], treedef: Any) -> PyTree:
+    """`tree` with `UNSELECTED` at every position of `treedef` whose `keep` is false."""
+    parts = treedef.flatten_up_to(tree)
+    return treedef.unflatten([part if k else UNSELECTED for part, k in zip(parts, keep, strict=True)])
+
+
+def merge(tree: PyTree, selected: PyTree) -> PyTree:
+    """`selected`, with the leaves of `tree` where it has `UNSELECTED`.
+
+    Raises:
+      TreeError: the two trees do not have the same structure.
+
+    >>> merge({"a": 1, "b": 2}, {"a": 10, "b": UNSELECTED})
+    {'a': 10, 'b': 2}
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    try:
+        parts = treedef.flatten_up_to(selected)
+    except (ValueError, TypeError, KeyError) as error:
+        raise TreeError(
+            f"the parameters do not have the structure that the transform was started with: {error}"
+        ) from error
+    pairs = zip(leaves, parts, strict=True)
+    return treedef.unflatten([leaf if isinstance(part, Unselected) else part for leaf, part in pairs])
+
+
+def plain(tree: PyTree) -> PyTree:
+    """The tree with NNX variables replaced by the arrays they hold; others pass unchanged.
+
+    NNX keeps parameters in `Param` and optimizer state in `OptVariable` nodes, so that trees that
+    belong together have different structures; their plain forms have the same one.
+    """
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is None:
+        return tree
+    is_variable = functools.partial(_is_instance, nnx.Variable)
+    return jax.tree.map(lambda x: x.get_value() if is_variable(x) else x, tree, is_leaf=is_variable)
+
+
+def _is_instance(kind: type, x: Any) -> bool:
+    return isinstance(x, kind)
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf is an array (or a NumPy or Python number) that arithmetic can read."""
+    if type(leaf).__name__.endswith("Ref") or not isinstance(
+        leaf, (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
+    ):
+        return False
+    return True
+
+
+def check_arrays(tree: PyTree) -> None:
+    """Raises `LeafError` naming the first leaf that is no array, such as a function or a `Ref`."""
+    for name, leaf in named_leaves(tree):
+        if not is_array(leaf):
+            raise LeafError(
+                f"leaf {name!r} is a {type(leaf).__name__}, not an array; pass arrays only (for an "
+                "equinox module `eqx.filter(model, eqx.is_array)`, for NNX `nnx.state(model, nnx.Param)`)"
+            )
+
+
+def check_floating(tree: PyTree, what: str) -> None:
+    """Raises `LeafError` naming the first leaf that is no real floating-point array."""
+    check_arrays(tree)
+    for name, leaf in named_leaves(tree):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise LeafError(
+                f"{what} cannot encode leaf {name!r} of dtype {dtype}; select floating-point leaves, "
+                "for example with mz.only('**/kernel', ...)"
+            )
+
+
+def check_finite(tree: PyTree) -> None:
+    """Raises `NonFiniteError` naming the first leaf with NaN or infinity. Tracers pass unread."""
+    for name, leaf in named_leaves(tree):
+        if isinstance(leaf, jax.core.Tracer) or not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            continue
+        bad = _count_nonfinite(leaf)
+        if bad:
+            raise NonFiniteError(
+                f"leaf {name!r} has {bad} NaN or infinite values of {np.size(leaf)}; "
+                "a network that holds them cannot be compressed"
+            )
+
+
+@jax.jit
+def _nonfinite(x: jax.Array) -> jax.Array:
+    return jnp.sum(~jnp.isfinite(x), dtype=jnp.int32)
+
+
+def _count_nonfinite(leaf: Any) -> int:
+    return int(_nonfinite(leaf))
+
+
+def nbytes(tree: PyTree) -> int:
+    """Bytes of all array leaves, at their own dtypes.
+
+    >>> nbytes({"w": jnp.zeros((2, 3)), "b": jnp.zeros(3, jnp.bfloat16)})
+    30
+    """
+    return sum(int(np.size(x)) * jnp.result_type(x).itemsize for x in jax.tree.leaves(tree))
+
+
+def latent_dtype(dtype: Any) -> Any:
+    """float32 for half-precision parameters, whose own dtype is too coarse to train in."""
+    return jnp.float32 if jnp.dtype(dtype).itemsize < 4 else jnp.dtype(dtype)
+
+
+def map_named(function: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
+    """`jax.tree.map` whose function takes the leaf's name first."""
+    return jax.tree_util.tree_map_with_path(lambda path, *x: function(leaf_name(path), *x), tree, *rest)
