@@ -81,9 +81,9 @@ class Transform:
         return values
 
     def update(self, values: PyTree, extras: PyTree, state: PyTree, **extra: Any) -> Encoded:
-        """Schedules, mask refreshes, observers: after each optimizer step.
+        """Schedules, mask refreshes, observers: at the beginning of each optimizer step.
 
-        `extra` holds `step` (int32 scalar, optimizer steps done), and where the caller has them
+        `extra` holds `step` (int32 scalar, the number of this step, from 1), and where the caller has them
         `grads` (of the decoded weights: dense), `stats`, `key`.
         """
         return Encoded(values, extras, state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -55,11 +56,10 @@ class Prune(Transform):
         return jnp.asarray(value, jnp.float32)
 
     def _masks(self, values: PyTree, sparsity: jax.Array, extra: dict[str, Any]) -> PyTree:
-        leaves, treedef = jax.tree.flatten(self.score(values, **extra))
-        if self.allocation == "global":
-            chosen = _choose(leaves, sparsity)
-        else:
-            chosen = [_choose([leaf], sparsity)[0] for leaf in leaves]
+        pointwise = self.score.pointwise
+        leaves, treedef = jax.tree.flatten(values if pointwise else self.score(values, **extra))
+        groups = [leaves] if self.allocation == "global" else [[leaf] for leaf in leaves]
+        chosen = [mask for group in groups for mask in _choose(group, sparsity, pointwise or _same)]
         return treedef.unflatten(chosen)
 
     def init(self, values: PyTree, **extra: Any) -> Encoded:
@@ -126,10 +126,16 @@ class Prune(Transform):
         return {"sparsity": 1.0 - kept / jnp.float32(total), "mask_churn": state.churn}
 
 
-@jax.jit
-def _choose(scores: list[jax.Array], sparsity: jax.Array) -> list[jax.Array]:
+def _same(x: jax.Array) -> jax.Array:
+    return x
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _choose(
+    arrays: list[jax.Array], sparsity: jax.Array, score: Callable[[jax.Array], jax.Array]
+) -> list[jax.Array]:
     """Packed masks that keep the largest scores over all of the arrays together."""
-    masks, _ = keep_largest(scores, count_kept(sum(s.size for s in scores), sparsity))
+    masks, _ = keep_largest(arrays, count_kept(sum(x.size for x in arrays), sparsity), score)
     return [pack_mask(m) for m in masks]
 
 

@@ -7,7 +7,8 @@ the same shapes; it is all that a new pruning criterion has to define.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,13 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Base of scores."""
+    """Base of scores.
+
+    A score that is a function of each weight alone may give it as `pointwise`: it is then computed
+    anew in each counting pass, which is faster than storing it.
+    """
+
+    pointwise: ClassVar[Callable[[jax.Array], jax.Array] | None] = None
 
     def __call__(self, values: PyTree, **extra: Any) -> PyTree:
         """Scores of the shapes of `values`; larger is kept. `extra` as in `Transform.update`."""
@@ -32,6 +39,8 @@ class Score:
 @dataclasses.dataclass(frozen=True)
 class Magnitude(Score):
     """See `magnitude`."""
+
+    pointwise = staticmethod(jnp.abs)
 
     def __call__(self, values: PyTree, **extra: Any) -> PyTree:
         return jax.tree.map(jnp.abs, values)

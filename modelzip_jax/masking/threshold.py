@@ -8,6 +8,7 @@ keeps exactly k in about ten passes over the data; a sort costs hundreds (docs/b
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -61,6 +62,19 @@ def order_keys(scores: jax.Array) -> jax.Array:
     return jnp.where(jnp.isnan(scores), jnp.uint32(_TOP - 1), keys)
 
 
+class _Data(NamedTuple):
+    """Arrays and the pointwise function that scores them."""
+
+    arrays: list[jax.Array]
+    score: Callable[[jax.Array], jax.Array]
+
+    def keys(self) -> list[jax.Array]:
+        return [order_keys(self.score(x)) for x in self.arrays]
+
+    def size(self) -> int:
+        return sum(x.size for x in self.arrays)
+
+
 class _Search(NamedTuple):
     """`count(low) >= keep >= count(high)`, where `count(t)` is the number of keys >= t."""
 
@@ -71,13 +85,26 @@ class _Search(NamedTuple):
     passes: jax.Array
 
 
-def _count(keys: list[jax.Array], threshold: jax.Array) -> jax.Array:
-    return sum((jnp.sum(k >= threshold, dtype=jnp.int32) for k in keys), jnp.int32(0))
+def _total(flags: jax.Array) -> jax.Array:
+    """The number of true flags, int32, exact.
+
+    XLA:CPU vectorizes float sums but not integer ones (half the time), and float32 counts are exact
+    below 2**24: so leading axes are summed in float where they are shorter, the rest in integers.
+    """
+    if flags.size < 1 << 24:
+        return jnp.sum(flags, dtype=jnp.float32).astype(jnp.int32)
+    if flags.ndim < 2 or math.prod(flags.shape[:-1]) >= 1 << 24:
+        return jnp.sum(flags, dtype=jnp.int32)
+    columns = jnp.sum(flags, axis=tuple(range(flags.ndim - 1)), dtype=jnp.float32)
+    return jnp.sum(columns.astype(jnp.int32), dtype=jnp.int32)
 
 
-def _probe(search: _Search, keys: list[jax.Array], keep: jax.Array, threshold: jax.Array) -> _Search:
-    """Narrows the bracket by one pass over the keys; thresholds outside it change nothing."""
-    found = _count(keys, threshold)
+def _probe(search: _Search, data: _Data, keep: jax.Array, threshold: jax.Array) -> _Search:
+    """Narrows the bracket by one pass over the data; thresholds outside it change nothing."""
+    # The barrier keeps XLA from hoisting the keys out of the loop: a pass that recomputes them is as
+    # fast, and a step whose scratch memory stays small is faster even when no refresh happens.
+    arrays, threshold = jax.lax.optimization_barrier((data.arrays, threshold))
+    found = sum((_total(key >= threshold) for key in data._replace(arrays=arrays).keys()), jnp.int32(0))
     inside = (threshold > search.low) & (threshold < search.high)
     up, down = inside & (found >= keep), inside & (found <= keep)
     return _Search(
@@ -94,39 +121,37 @@ def _is_sharded_in_type(x: jax.Array) -> bool:
     return any(axis is not None for axis in jax.typeof(x).sharding.spec)
 
 
-def _sample(keys: list[jax.Array]) -> jax.Array:
-    """About 4,096 keys, sorted, spread evenly over every axis of every leaf."""
-    total = sum(k.size for k in keys)
+def _sample(data: _Data) -> jax.Array:
+    """About 4,096 keys, sorted, spread evenly over every axis of every array."""
     taken = []
-    for k in keys:
-        stride = max(total // _SAMPLE, 1)
+    for x in data.arrays:
+        stride = max(data.size() // _SAMPLE, 1)
         index = []
-        for axis in range(k.ndim):
-            step = min(max(math.ceil(stride ** (1 / (k.ndim - axis))), 1), k.shape[axis])
+        for axis, length in enumerate(x.shape):
+            step = min(max(math.ceil(stride ** (1 / (x.ndim - axis))), 1), length)
             index.append(slice(step // 2, None, step))
-            stride = max(stride // max(step, 1), 1)
-        taken.append(k[tuple(index)].reshape(-1))
+            stride = max(stride // step, 1)
+        taken.append(order_keys(data.score(x[tuple(index)])).reshape(-1))
     return jnp.sort(jnp.concatenate(taken))
 
 
-def _bracket(search: _Search, keys: list[jax.Array], keep: jax.Array) -> _Search:
-    total = sum(k.size for k in keys)
-    if total <= 4 * _SAMPLE or any(_is_sharded_in_type(k) for k in keys):
+def _bracket(search: _Search, data: _Data, keep: jax.Array) -> _Search:
+    total = data.size()
+    if total <= 4 * _SAMPLE or any(_is_sharded_in_type(x) for x in data.arrays):
         return search
-    sample = _sample(keys)
+    sample = _sample(data)
     rank = (1.0 - keep.astype(jnp.float32) / total) * sample.size
     spread = 2.5 * jnp.sqrt(jnp.maximum(rank * (1.0 - rank / sample.size), 0.0)) + 2.0
     for place in (rank - spread, rank + spread):
         at = jnp.clip(place, 0, sample.size - 1).astype(jnp.int32)
-        search = _probe(search, keys, keep, sample[at])
+        search = _probe(search, data, keep, sample[at])
     return search
 
 
-def _search(keys: list[jax.Array], keep: jax.Array) -> _Search:
-    total = sum(k.size for k in keys)
+def _search(data: _Data, keep: jax.Array) -> _Search:
     zero = jnp.int32(0)
-    search = _Search(jnp.uint32(0), jnp.uint32(_TOP), jnp.int32(total), zero, zero)
-    search = _bracket(search, keys, keep)
+    search = _Search(jnp.uint32(0), jnp.uint32(_TOP), jnp.int32(data.size()), zero, zero)
+    search = _bracket(search, data, keep)
 
     def unfinished(s: _Search) -> jax.Array:
         return (s.at_low != keep) & (s.at_high != keep) & (s.high - s.low > 1)
@@ -136,49 +161,57 @@ def _search(keys: list[jax.Array], keep: jax.Array) -> _Search:
         share = (s.at_low - keep).astype(jnp.float32) / (s.at_low - s.at_high).astype(jnp.float32)
         guess = (share * width.astype(jnp.float32)).astype(jnp.uint32)
         step = jnp.where(s.passes % 3 == 2, width // 2, guess)
-        return _probe(s, keys, keep, s.low + jnp.clip(step, 1, width - 1))
+        return _probe(s, data, keep, s.low + jnp.clip(step, 1, width - 1))
 
     return jax.lax.while_loop(unfinished, narrow, search)
 
 
-def _linear_index(shape: tuple[int, ...]) -> jax.Array:
-    """The C-order index of each element: uint32 of `shape`."""
-    index = jnp.zeros(shape, jnp.uint32)
-    for axis, length in enumerate(shape):
-        index = index * length + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-    return index
+def _before(cut: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Which elements have a C-order index below `cut` (uint32): a mask of `shape`.
+
+    By row and column, as XLA would hoist one index array of the leaf's size out of the loop.
+    """
+    shape = shape or (1,)
+    row = jnp.zeros((*shape[:-1], 1), jnp.uint32)
+    for axis, length in enumerate(shape[:-1]):
+        row = row * length + jax.lax.broadcasted_iota(jnp.uint32, row.shape, axis)
+    column = jnp.arange(shape[-1], dtype=jnp.uint32)
+    last_row, last_column = cut // shape[-1], cut % shape[-1]
+    return (row < last_row) | ((row == last_row) & (column < last_column))
 
 
 def _first(tied: jax.Array, take: jax.Array) -> jax.Array:
     """The first `take` true elements in C order, as a mask; bisects over the index."""
-
-    def before(cut: jax.Array) -> jax.Array:
-        return jnp.sum(tied & (_linear_index(tied.shape) < cut), dtype=jnp.int32)
+    if tied.size == 0:
+        return tied
 
     def halve(bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bracket
         middle = low + (high - low) // 2
-        enough = before(middle) >= take
+        enough = _total(tied & _before(middle, tied.shape).reshape(tied.shape)) >= take
         return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
 
     high = jnp.where(take > 0, jnp.uint32(tied.size), jnp.uint32(0))
-    bracket = jax.lax.while_loop(lambda b: b[1] - b[0] > 1, halve, (jnp.uint32(0), high))
-    return tied & (_linear_index(tied.shape) < bracket[1])
+    _, cut = jax.lax.while_loop(lambda b: b[1] - b[0] > 1, halve, (jnp.uint32(0), high))
+    return tied & _before(cut, tied.shape).reshape(tied.shape)
 
 
 def keep_largest(
-    scores: list[jax.Array], keep: jax.Array
+    arrays: list[jax.Array],
+    keep: jax.Array,
+    score: Callable[[jax.Array], jax.Array] = lambda x: x,
 ) -> tuple[list[jax.Array], jax.Array]:
     """Masks of the `keep` largest scores over all arrays together, exactly that many.
 
     Equal scores at the threshold are kept in order of array, then C-order index.
 
     Args:
-      scores: float arrays of any shapes, fewer than 2**31 elements in all.
+      arrays: float arrays of any shapes, fewer than 2**31 elements in all.
       keep: int32 scalar in [0, total], may be traced.
+      score: a pointwise function of an array, computed anew in each pass instead of stored.
 
     Returns:
-      Boolean masks of the scores' shapes, and the number of counting passes (int32 scalar).
+      Boolean masks of the arrays' shapes, and the number of counting passes (int32 scalar).
 
     Raises:
       TransformError: 2**31 scores or more under one threshold.
@@ -187,19 +220,25 @@ def keep_largest(
     >>> masks
     [Array([False,  True], dtype=bool), Array([[ True, False]], dtype=bool)]
     """
-    if sum(s.size for s in scores) >= 1 << 31:
+    if sum(x.size for x in arrays) >= 1 << 31:
         raise TransformError(
             "one threshold over 2**31 weights or more is not supported: use allocation='uniform', or "
             "mz.partition to group the leaves"
         )
-    keys = [order_keys(s) for s in scores]
-    search = _search([k for k in keys if k.size], keep)
+    search = _search(_Data([x for x in arrays if x.size], score), keep)
     above = jnp.where(search.at_low == keep, search.low, search.high)
     missing = jnp.where(search.at_low == keep, 0, keep - search.at_high)
-    masks = []
-    for k in keys:
-        tied = k == above - 1
-        take = jnp.minimum(missing, jnp.sum(tied, dtype=jnp.int32))
-        masks.append((k >= above) | _first(tied, take))
-        missing = missing - take
-    return masks, search.passes
+
+    def distinct(arrays: list[jax.Array]) -> list[jax.Array]:
+        return [key >= above for key in _Data(arrays, score).keys()]
+
+    def with_ties(arrays: list[jax.Array]) -> list[jax.Array]:
+        masks, left = [], missing
+        for key in _Data(arrays, score).keys():
+            tied = key == above - 1
+            take = jnp.minimum(left, _total(tied))
+            masks.append((key >= above) | _first(tied, take))
+            left = left - take
+        return masks
+
+    return jax.lax.cond(missing > 0, with_ties, distinct, arrays), search.passes
