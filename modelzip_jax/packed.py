@@ -8,6 +8,7 @@ registered under a tag, which the file records.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
@@ -50,9 +51,14 @@ def packed_kind(tag: str) -> Callable[[Kind], Kind]:
 
 
 class PackedArray:
-    """The stored form of one leaf. Subclasses have a static `shape` and define `unpack`."""
+    """The stored form of one leaf. Subclasses have a static `shape` and define `unpack`.
+
+    mask_field: the name of the field, if any, that holds a mask of the leaf, 1-bit `Bits`. The file
+    stores it in whichever form is smallest.
+    """
 
     tag: ClassVar[str]
+    mask_field: ClassVar[str | None] = None
     shape: tuple[int, ...]
 
     def unpack(self) -> jax.Array:
@@ -71,7 +77,12 @@ class PackedArray:
 
 
 class Elementwise(PackedArray):
-    """A packed array with one stored element a value, so that a mask can leave some out."""
+    """A packed array with one stored element a value, so that a mask can leave some out.
+
+    element_field: the name of the field that stores the elements.
+    """
+
+    element_field: ClassVar[str]
 
     def elements(self) -> jax.Array:
         """The stored elements, 1-D, in C order: all of them, or the kept ones after `compact`."""
@@ -92,6 +103,8 @@ class Elementwise(PackedArray):
 @packed_kind("dense")
 class Dense(Elementwise):
     """Values as they are, lossless: leaves that no transform selected, and innermost floats."""
+
+    element_field = "array"
 
     array: jax.Array
     shape: tuple[int, ...] = static()
@@ -128,31 +141,34 @@ class Bits(PackedArray):
 
     @staticmethod
     def pack(codes: Any, bits: int) -> Bits:
-        """Packs a 1-D array of integers below `2**bits`; bits from 1 to 8."""
-        return Bits(_pack_planes(jnp.asarray(codes, jnp.uint8), bits), bits, int(np.size(codes)))
+        """Packs a 1-D array of integers below `2**bits`, on the host; bits from 1 to 8."""
+        codes = np.asarray(codes, np.uint8)
+        words = np.zeros((bits, -(-codes.size // 32)), np.uint32)
+        for b in range(bits):
+            plane = np.packbits((codes >> b) & 1, bitorder="little")
+            words[b].view(np.uint8)[: plane.size] = plane
+        return Bits(words, bits, int(codes.size))
 
     def unpack(self) -> jax.Array:
         """The integers: uint8 `(count,)`."""
-        return _unpack_planes(self.words, self.bits, self.count)
+        return _unpack_planes(jnp.asarray(self.words), self.bits, self.count)
+
+    def unpack_host(self) -> np.ndarray:
+        """The same as a NumPy array, without compiling anything."""
+        planes = np.ascontiguousarray(np.asarray(self.words)).view(np.uint8).reshape(self.bits, -1)
+        codes = np.zeros(self.count, np.uint8)
+        for b in range(self.bits):
+            codes |= np.unpackbits(planes[b], count=self.count, bitorder="little") << b
+        return codes
 
 
-def _pack_planes_impl(codes: jax.Array, bits: int) -> jax.Array:
-    padded = jnp.pad(codes, (0, -codes.size % 32)).reshape(-1, 32).astype(jnp.uint32)
-    place = jnp.arange(32, dtype=jnp.uint32)
-    planes = [jnp.sum(((padded >> b) & 1) << place, axis=1, dtype=jnp.uint32) for b in range(bits)]
-    return jnp.stack(planes)
-
-
-def _unpack_planes_impl(words: jax.Array, bits: int, count: int) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _unpack_planes(words: jax.Array, bits: int, count: int) -> jax.Array:
     place = jnp.arange(32, dtype=jnp.uint32)
     codes = jnp.zeros((words.shape[1], 32), jnp.uint32)
     for b in range(bits):
         codes = codes | (((words[b][:, None] >> place) & 1) << b)
     return codes.astype(jnp.uint8).reshape(-1)[:count]
-
-
-_pack_planes = jax.jit(_pack_planes_impl, static_argnums=1)
-_unpack_planes = jax.jit(_unpack_planes_impl, static_argnums=(1, 2))
 
 
 def is_packed(x: Any) -> bool:

@@ -19,6 +19,8 @@ class Masked(PackedArray):
     all of its own otherwise. dtype: of the unpacked values.
     """
 
+    mask_field = "mask"
+
     mask: Bits
     inner: PackedArray
     shape: tuple[int, ...] = static()
@@ -35,23 +37,28 @@ class Masked(PackedArray):
     @property
     def kept(self) -> int:
         """Number of weights that the mask keeps."""
-        return int(np.sum(np.asarray(jax.lax.population_count(self.mask.words)), dtype=np.int64))
+        return int(np.sum(np.bitwise_count(np.asarray(self.mask.words)), dtype=np.int64))
 
     def positions(self) -> jax.Array:
         """The boolean mask, of the leaf's shape."""
         return self.mask.unpack().astype(bool).reshape(self.shape)
 
-    def expanded(self) -> PackedArray:
-        """`inner` with an element for every weight; those left out are zero symbols."""
-        if not isinstance(self.inner, Elementwise):
-            return self.inner
-        kept = self.inner.elements()
+    def _spread(self, inner: Elementwise) -> jax.Array:
+        """An element for every weight; those left out are zero symbols."""
+        kept = inner.elements()
         if kept.size == 0:
-            return self.inner.with_elements(jnp.zeros(self.size, kept.dtype))
+            return jnp.zeros(self.size, kept.dtype)
         mask = self.mask.unpack()
         place = jnp.maximum(jnp.cumsum(mask, dtype=jnp.int32) - 1, 0)
-        return self.inner.with_elements(jnp.where(mask == 1, kept[place], jnp.zeros((), kept.dtype)))
+        return jnp.where(mask == 1, kept[place], jnp.zeros((), kept.dtype))
+
+    def expanded(self) -> PackedArray:
+        """`inner` with an element for every weight (on the host)."""
+        if not isinstance(self.inner, Elementwise):
+            return self.inner
+        return self.inner.with_elements(self._spread(self.inner))
 
     def unpack(self) -> jax.Array:
-        values = self.expanded().unpack()
+        elementwise = isinstance(self.inner, Elementwise)
+        values = self.inner.assemble(self._spread(self.inner)) if elementwise else self.inner.unpack()
         return jnp.where(self.positions(), values, 0).astype(self.dtype)

@@ -20,6 +20,8 @@ class Quantized(Elementwise):
     same shape, the code of 0.0; None where it is 0 everywhere. dtype: of the unpacked values.
     """
 
+    element_field = "codes"
+
     codes: Bits
     step: jax.Array
     zero: jax.Array | None

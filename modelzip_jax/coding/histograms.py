@@ -1,0 +1,188 @@
+"""Static byte histograms: counting, normalizing to a power of two, and a compact stored form.
+
+Only integers decide a frequency, so the same counts give the same bytes on every machine. The
+stored table is what makes small tensors expensive, so `fit` may trade precision for table bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from modelzip_jax.coding.tables import BITS, decode_table, encode_table
+
+__all__ = [
+    "BITS",
+    "code_length",
+    "count",
+    "decode_table",
+    "encode_table",
+    "entropy",
+    "fit",
+    "normalize",
+]
+
+_BLOCK = 1 << 20
+_LOG_BITS = 40
+
+
+def count(symbols: np.ndarray) -> np.ndarray:
+    """Counts each byte value.
+
+    Args:
+        symbols: uint8 array of any shape.
+
+    Returns:
+        int64[256], the number of occurrences of each value.
+
+    >>> count(np.array([3, 3, 7], np.uint8))[[3, 7]].tolist()
+    [2, 1]
+    """
+    flat = np.ascontiguousarray(symbols, np.uint8).reshape(-1)
+    totals = np.zeros(256, np.int64)
+    # Blocks: bincount widens its input to int64. Pairs of bytes: half as many increments.
+    for start in range(0, flat.size - flat.size % 2, _BLOCK):
+        block = flat[start : min(start + _BLOCK, flat.size - flat.size % 2)]
+        if block.size < 1 << 16:
+            totals += np.bincount(block, minlength=256)
+            continue
+        pairs = np.bincount(block.view(np.uint16), minlength=1 << 16).reshape(256, 256)
+        totals += pairs.sum(axis=0) + pairs.sum(axis=1)
+    if flat.size % 2:
+        totals[flat[-1]] += 1
+    return totals
+
+
+@functools.cache
+def _log_ratios(bits: int) -> np.ndarray:
+    """ln((f + 1) / f) in fixed point for f in 1 .. 2**bits, by an all-integer series.
+
+    ln(1 + 1/f) = 2 * sum over odd k of 1 / (k * (2 f + 1)**k). Entry 0 is unused.
+    """
+    odd = 2 * np.arange(2**bits + 1, dtype=np.int64) + 1
+    power = (2 << _LOG_BITS) // odd
+    total = np.zeros_like(odd)
+    for k in range(1, 2 * _LOG_BITS, 2):
+        total += power // k
+        power //= odd * odd
+    return total
+
+
+def normalize(counts: np.ndarray, bits: int = BITS) -> np.ndarray:
+    """Frequencies summing to `2**bits` with the smallest coded size for these counts.
+
+    The coded size, sum of `counts * log2(2**bits / frequencies)`, is separable and convex, so
+    exchanging single units until no exchange helps reaches the optimum (up to the 40 bits that
+    its logarithms carry). Every occurring symbol gets at least 1, every other one 0. Without
+    any occurrence all of the mass goes to symbol 0.
+
+    Args:
+        counts: int[256], occurrences, not negative.
+        bits: log2 of the sum.
+
+    Returns:
+        uint32[256].
+
+    Raises:
+        ValueError: wrong shape, a negative count, or more symbols than units.
+
+    >>> normalize(np.bincount([0, 0, 0, 1], minlength=256))[:2].tolist()
+    [3072, 1024]
+    """
+    counts = np.asarray(counts)
+    if counts.shape != (256,) or (counts < 0).any():
+        raise ValueError(f"counts must be 256 non-negative integers, got shape {counts.shape}")
+    result = np.zeros(256, np.uint32)
+    (used,) = np.nonzero(counts)
+    if used.size == 0:
+        result[0] = 2**bits
+        return result
+    if used.size > 2**bits:
+        raise ValueError(f"{used.size} symbols do not fit in 2**{bits} units")
+    occurrences = counts[used].astype(np.int64)
+    # 22 bits of count times 40 bits of logarithm stay inside an int64.
+    excess = max(int(occurrences.sum()).bit_length() - 22, 0)
+    weights = np.maximum(occurrences >> excess, 1)
+    # Rounded shares are a few exchanges away from the optimum.
+    total = int(weights.sum())
+    units = np.maximum((weights * 2 ** (bits + 1) + total) // (2 * total), 1)
+    result[used] = _exchange(weights, units, 2**bits)
+    return result
+
+
+def _exchange(weights: np.ndarray, units: np.ndarray, total: int) -> np.ndarray:
+    """Adds, removes, then swaps single units by their exact marginal cost."""
+    logs = _log_ratios(total.bit_length() - 1)
+    never = np.iinfo(np.int64).max
+    gain = weights * logs[units]
+    loss = np.where(units > 1, weights * logs[units - 1], never)
+    balance = total - int(units.sum())
+
+    def move(symbol: int, by: int) -> None:
+        units[symbol] += by
+        unit = units[symbol]
+        gain[symbol] = weights[symbol] * logs[unit]
+        loss[symbol] = weights[symbol] * logs[unit - 1] if unit > 1 else never
+
+    while True:
+        up, down = int(gain.argmax()), int(loss.argmin())
+        if balance > 0:
+            move(up, 1)
+            balance -= 1
+        elif balance < 0:
+            move(down, -1)
+            balance += 1
+        elif up != down and gain[up] > loss[down]:
+            move(up, 1)
+            move(down, -1)
+        else:
+            return units
+
+
+def code_length(counts: np.ndarray, frequencies: np.ndarray) -> float:
+    """Bits that an ideal coder spends on `counts` symbols under `frequencies`.
+
+    Infinite if a symbol occurs whose frequency is 0.
+
+    >>> code_length(np.bincount([0, 0, 0, 1], minlength=256), np.array([2048] * 2 + [0] * 254))
+    4.0
+    """
+    counts = np.asarray(counts, np.float64)
+    used = counts > 0
+    frequencies = np.asarray(frequencies, np.float64)
+    with np.errstate(divide="ignore"):
+        lengths = np.log2(frequencies.sum()) - np.log2(frequencies[used])
+    return float((counts[used] * lengths).sum())
+
+
+def entropy(counts: np.ndarray) -> float:
+    """Total 0-order entropy of the counted symbols, in bits (not bits a symbol).
+
+    >>> entropy(np.bincount([0, 1, 2, 3], minlength=256))
+    8.0
+    """
+    return code_length(counts, counts) if np.any(counts) else 0.0
+
+
+def fit(counts: np.ndarray) -> np.ndarray:
+    """Frequencies with the fewest bytes for symbols *and* table together.
+
+    A coarse table (multiples of a power of two) is shorter, which pays for small tensors; from
+    2**17 symbols on the finest one always wins and is the only one tried.
+
+    Returns:
+        uint32[256] summing to `2**BITS`.
+
+    >>> tiny = np.zeros(256, np.int64)
+    >>> tiny[:8] = [1, 2, 6, 9, 8, 5, 2, 1]
+    >>> len(encode_table(fit(tiny))) < len(encode_table(normalize(tiny)))
+    True
+    """
+    counts = np.asarray(counts)
+    symbols = max(int(np.count_nonzero(counts)), 1)
+    coarsest = BITS if counts.sum() >= 1 << 17 else max((symbols - 1).bit_length(), 1)
+    candidates = [
+        normalize(counts, bits) << np.uint32(BITS - bits) for bits in range(BITS, coarsest - 1, -1)
+    ]
+    return min(candidates, key=lambda f: len(encode_table(f)) * 8 + code_length(counts, f))

@@ -1,0 +1,1 @@
+"""Measuring what compression costs: tasks and metrics that need no download."""

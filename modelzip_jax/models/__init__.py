@@ -1,0 +1,1 @@
+"""Networks to compress: reference architectures with conventional Linen parameter names."""
