@@ -9,6 +9,8 @@
 """
 
 from modelzip_jax import errors, testing, tree
+from modelzip_jax.coding.reader import load, load_tensor
+from modelzip_jax.coding.writer import save
 from modelzip_jax.combinators import chain, only, partition
 from modelzip_jax.masking import schedules, scores
 from modelzip_jax.masking.prune import prune
@@ -31,6 +33,8 @@ __all__ = [
     "decoded",
     "errors",
     "identity",
+    "load",
+    "load_tensor",
     "metrics",
     "only",
     "pack",
@@ -43,6 +47,7 @@ __all__ = [
     "recordable",
     "resume",
     "schedules",
+    "save",
     "scores",
     "start",
     "testing",

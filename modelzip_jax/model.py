@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from modelzip_jax import tree as trees
@@ -121,10 +122,15 @@ def decoded(params: PyTree, transform: Transform, **extra: Any) -> PyTree:
 def unpack(packed: PyTree) -> PyTree:
     """The weights that the network computes with, from a `Packed` model or a tree of packed arrays.
 
-    Pure and jittable, so that packed weights can stay packed in device memory.
+    Pure and jittable, so that packed weights can stay packed in device memory. Leaves of a dtype that
+    JAX would narrow, such as int64, stay NumPy arrays.
     """
     tree = packed.params if isinstance(packed, Packed) else packed
-    return jax.tree.map(lambda p: p.unpack(), tree, is_leaf=is_packed)
+    return jax.tree.map(lambda p: _on_device(p.unpack()), tree, is_leaf=is_packed)
+
+
+def _on_device(x: Any) -> Any:
+    return jnp.asarray(x) if jnp.result_type(x) == x.dtype else x
 
 
 def resume(

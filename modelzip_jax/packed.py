@@ -102,7 +102,10 @@ class Elementwise(PackedArray):
 
 @packed_kind("dense")
 class Dense(Elementwise):
-    """Values as they are, lossless: leaves that no transform selected, and innermost floats."""
+    """Values as they are, lossless: leaves that no transform selected, and innermost floats.
+
+    NumPy arrays stay such, so that a 64-bit dtype, which JAX would narrow, comes through a file whole.
+    """
 
     element_field = "array"
 
@@ -110,7 +113,7 @@ class Dense(Elementwise):
     shape: tuple[int, ...] = static()
 
     def elements(self) -> jax.Array:
-        return jnp.ravel(self.array)
+        return self.array.reshape(-1)
 
     def assemble(self, elements: jax.Array) -> jax.Array:
         return elements.reshape(self.shape)

@@ -133,7 +133,7 @@ def dense(values: PyTree) -> PyTree:
     >>> dense({"w": jnp.zeros(2)})
     {'w': Dense(array=Array([0., 0.], dtype=float32), shape=(2,))}
     """
-    return jax.tree.map(lambda x: Dense(x, tuple(jnp.shape(x))), values)
+    return jax.tree.map(lambda x: Dense(x if hasattr(x, "reshape") else jnp.asarray(x), jnp.shape(x)), values)
 
 
 def rate(transform: Transform, values: PyTree, extras: PyTree, state: PyTree) -> jax.Array:

@@ -79,10 +79,10 @@ def words_held(data_bytes: int, lanes: int) -> int:
     >>> words_held(1000, lanes=64)
     370
     """
-    return max(data_bytes - _header_bytes(lanes), 0) // 2
+    return max(data_bytes - header_bytes(lanes), 0) // 2
 
 
-def _header_bytes(lanes: int) -> int:
+def header_bytes(lanes: int) -> int:
     _, groups = kernels.grid(lanes)
     return 4 * lanes + 4 * (groups - 1)
 
@@ -244,7 +244,7 @@ def decode(
         FormatError: truncated or damaged data, or sizes beyond capacity.
     """
     try:
-        header = _header_bytes(lanes)
+        header = header_bytes(lanes)
         size = len(data) - header
         if size < 0 or size % 2:
             raise ValueError(f"{len(data)} bytes cannot hold {header} bytes of header and words")

@@ -1,0 +1,137 @@
+"""Parameter trees in other people's formats, read and written by `modelzip compress | decompress`.
+
+| name | format | names of the leaves |
+|---|---|---|
+| `*.safetensors` | safetensors | nested keys joined by "." |
+| `*.npz` | NumPy archive | nested keys joined by "/"; "@bfloat16" marks what NumPy cannot name |
+| `*.msgpack` | `flax.serialization` | nested; lists and tuples become dicts: "0", "1", ... |
+| a directory | Orbax | nested |
+
+Nothing is ever unpickled or executed; sizes are checked against the file before memory is taken.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from modelzip_jax.errors import CheckpointError, MissingExtraError
+
+__all__ = ["SUFFIXES", "read", "write"]
+
+SUFFIXES = {".safetensors": "tensors_file", ".npz": "npz_file", ".msgpack": "msgpack_file"}
+DIRECTORY_SUFFIXES = ("", ".orbax")
+PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+
+
+def read(path: str | os.PathLike[str]) -> Any:
+    """Reads the parameter tree of a checkpoint.
+
+    Args:
+      path: a `.safetensors`, `.npz` or `.msgpack` file, or a directory that Orbax wrote (a bare
+        checkpoint, or one step of a `CheckpointManager`, whose item "default", "params", "state" or
+        single item is taken).
+
+    Returns:
+      Nested dicts (and lists, where the format keeps them) of NumPy arrays in the stored dtype. The
+      arrays of the three file formats begin at multiples of 64 bytes, so that `jax.device_put` on
+      the CPU shares their memory (write to them no more after that); `jnp.asarray` always copies.
+      `.msgpack` keeps what else Flax wrote: Python numbers, strings, None.
+
+    Raises:
+      CheckpointError: there is no such file, its suffix is unknown, or it is empty, cut short,
+        damaged, in another format, holds pickled objects or no array at all. The message names
+        the file.
+      MissingExtraError: the package that reads the format is not installed.
+
+    >>> import tempfile
+    >>> import numpy as np
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write(f"{folder}/model.safetensors", {"dense": {"bias": np.zeros(2, np.float16)}})
+    ...     read(f"{folder}/model.safetensors")
+    {'dense': {'bias': array([0., 0.], dtype=float16)}}
+    """
+    source = Path(path)
+    with _named_errors(source, "cannot be read"):
+        if source.is_dir():
+            reader = _module("orbax_dir")
+        elif not source.exists():
+            raise CheckpointError("there is no such file or directory")
+        else:
+            reader = _module(_file_format(source))
+            if source.stat().st_size == 0:
+                raise CheckpointError("it is empty")
+        params = reader.read(source)
+        if not any(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(params)):
+            raise CheckpointError("it holds no arrays")
+    return params
+
+
+def write(path: str | os.PathLike[str], params: Any) -> None:
+    """Writes a parameter tree; the file or directory appears whole or not at all.
+
+    Args:
+      path: a name that ends in `.safetensors`, `.npz` or `.msgpack`; a name without a suffix or
+        ending in `.orbax` becomes a directory in Orbax's standard format. A file is replaced; a
+        directory that is not empty never is.
+      params: any pytree of arrays. Formats of flat names join the keys and indices of its paths.
+
+    Raises:
+      CheckpointError: the suffix is unknown, the tree holds no arrays or a leaf that the format
+        cannot store, two names clash, or the place cannot be written. The message names the file.
+      MissingExtraError: the package that writes the format is not installed.
+
+    >>> try:
+    ...     write("weights.pkl", {"a": 1.0})
+    ... except CheckpointError as error:
+    ...     print(str(error).partition(";")[0])
+    weights.pkl cannot be written: '.pkl' is not known (pickles are never read or written)
+    """
+    target = Path(path)
+    with _named_errors(target, "cannot be written"):
+        is_directory = target.suffix in DIRECTORY_SUFFIXES
+        writer = _module("orbax_dir" if is_directory else _file_format(target))
+        if not jax.tree.leaves(params):
+            raise CheckpointError("the tree holds no arrays")
+        writer.write(target, params)
+
+
+def _file_format(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        pickles = " (pickles are never read or written)" if suffix in PICKLES else ""
+        raise CheckpointError(
+            f"{path.suffix!r} is not known{pickles}; use the suffix {', '.join(SUFFIXES)}, "
+            "or a directory for Orbax"
+        )
+    return SUFFIXES[suffix]
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+@contextmanager
+def _named_errors(path: Path, what: str) -> Iterator[None]:
+    """Turns every failure into a `CheckpointError` that names the file."""
+    try:
+        yield
+    except (MemoryError, MissingExtraError):
+        raise
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} {what}: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} {what}: {error.strerror or error}") from error
+    except Exception as error:
+        # zipfile, msgpack, Orbax and TensorStore document no closed set of what damaged data raise.
+        detail = str(error).strip().splitlines() or [""]
+        raise CheckpointError(
+            f"{path} {what}: it is damaged or in another format than its name says "
+            f"({type(error).__name__}: {detail[0][:200]})"
+        ) from error

@@ -1,0 +1,276 @@
+"""Reading a `.mz` file: the whole model, or one tensor by decoding only the chunks it is in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import jax
+import numpy as np
+
+from modelzip_jax import tree as trees
+from modelzip_jax.coding import escapes, rans, skeleton, sparse, symbols
+from modelzip_jax.coding.header import CHECKSUM, Header, checksum
+from modelzip_jax.coding.streams import ESCAPED, RAW
+from modelzip_jax.coding.writer import MAX_CHUNK
+from modelzip_jax.errors import FormatError, PatternError, TreeError
+from modelzip_jax.model import Packed
+from modelzip_jax.packed import PackedArray, is_packed
+from modelzip_jax.recipe import from_plain
+
+__all__ = ["Archive", "load", "load_tensor"]
+
+PyTree = Any
+
+
+class Archive:
+    """An open `.mz` file. Reading a tensor decodes the chunks that hold it and no others.
+
+    Raises:
+      FormatError: the file is foreign, newer, truncated or damaged; the message names the place.
+      OSError: it cannot be opened.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        self._file: BinaryIO = open(path, "rb")  # noqa: SIM115
+        try:
+            self.size = os.fstat(self._file.fileno()).st_size
+            self.header, start = Header.read(self._file, self.size)
+            self._locate(start)
+        except FormatError as error:
+            self._file.close()
+            raise FormatError(f"{self.path}: {error}") from error
+        self._cached: tuple[int, list[np.ndarray]] | None = None
+        self._cached_raw: tuple[int, bytes] | None = None
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def _locate(self, start: int) -> None:
+        """Works out where each chunk, segment and stream is; all from the checked header."""
+        header = self.header
+        self._lengths = [n for p in header.plans for n in p.lengths]
+        self._tables = [t for p in header.plans for t in p.tables]
+        self._segment_ends = np.cumsum([0, *self._lengths])
+        self._symbol_ends = np.cumsum([0, *(count for count, _ in header.chunks)])
+        self._offsets = start + np.cumsum([0, *(size + CHECKSUM for _, size in header.chunks)])
+        raw = sum(p.length for p in header.plans if p.coding == RAW)
+        pieces = -(-raw // MAX_CHUNK)
+        self._raw_start, self._raw_size = int(self._offsets[-1]), raw
+        end = self._raw_start + raw + CHECKSUM * pieces
+        if end != self.size:
+            what = "truncated" if end > self.size else "followed by foreign bytes"
+            raise FormatError(f"{what}: the weights end at byte {end}, the file at {self.size}")
+        per_leaf = [len(symbols.stream_lengths(spec)) for spec in header.specs]
+        self._first_stream = np.cumsum([0, *per_leaf])
+        self._first_segment = np.cumsum([0, *(len(p.lengths) for p in header.plans)])
+        self._raw_ends = np.cumsum([0, *(p.length if p.coding == RAW else 0 for p in header.plans)])
+        self._check_chunks()
+
+    def _check_chunks(self) -> None:
+        needs = [self._needs(chunk) for chunk in range(len(self.header.chunks))]
+        largest = [max((n[i] for n in needs), default=1) for i in range(3)]
+        for chunk, (rows, words, _) in enumerate(needs):
+            if rows * self.header.lanes > rans.MAX_CELLS or words > self.header.chunks[chunk][0]:
+                raise FormatError(f"chunk {chunk} claims {rows} rows and {words} words")
+        self.capacity = rans.round_capacity(*largest)
+
+    def _needs(self, chunk: int) -> tuple[int, int, int]:
+        """Rows, words and tables of a chunk."""
+        pieces = self._pieces(chunk)
+        rows = rans.rows_needed([stop - start for _, start, stop in pieces], self.header.lanes)
+        return rows, rans.words_held(self.header.chunks[chunk][1], self.header.lanes), len(pieces)
+
+    def _pieces(self, chunk: int) -> list[tuple[int, int, int]]:
+        """`(segment, start, stop)` of the parts of segments that a chunk holds."""
+        low, high = int(self._symbol_ends[chunk]), int(self._symbol_ends[chunk + 1])
+        first = int(np.searchsorted(self._segment_ends, low, side="right")) - 1
+        pieces = []
+        for segment in range(max(first, 0), len(self._lengths)):
+            begin, end = int(self._segment_ends[segment]), int(self._segment_ends[segment + 1])
+            if begin >= high:
+                break
+            start, stop = max(low, begin) - begin, min(high, end) - begin
+            if stop > start:
+                pieces.append((segment, start, stop))
+        return pieces
+
+    def _read(self, offset: int, size: int, what: str) -> bytes:
+        self._file.seek(offset)
+        expected, data = self._file.read(CHECKSUM), self._file.read(size)
+        if len(data) != size or checksum(data) != expected:
+            raise FormatError(
+                f"{self.path}: {what} (bytes {offset} to {offset + CHECKSUM + size}) is damaged: its checksum "
+                "does not match"
+            )
+        return data
+
+    def _chunk(self, chunk: int) -> list[np.ndarray]:
+        """The decoded pieces of a chunk; the last one is remembered."""
+        if self._cached is None or self._cached[0] != chunk:
+            pieces = self._pieces(chunk)
+            data = self._read(int(self._offsets[chunk]), self.header.chunks[chunk][1], f"chunk {chunk}")
+            tables = np.stack([self._tables[segment] for segment, _, _ in pieces])
+            lengths = [stop - start for _, start, stop in pieces]
+            try:
+                decoded = rans.decode(
+                    data, lengths, list(range(len(pieces))), tables, self.header.lanes, self.capacity
+                )
+            except FormatError as error:
+                raise FormatError(f"{self.path}: chunk {chunk}: {error}") from error
+            self._cached = (chunk, decoded)
+        return self._cached[1]
+
+    def _segment(self, segment: int) -> np.ndarray:
+        """The symbols of a segment: uint8 1-D, a view where one chunk holds them all."""
+        low, high = int(self._segment_ends[segment]), int(self._segment_ends[segment + 1])
+        if low == high:
+            return np.empty(0, np.uint8)
+        first = int(np.searchsorted(self._symbol_ends, low, side="right")) - 1
+        last = int(np.searchsorted(self._symbol_ends, high, side="left")) - 1
+        found = []
+        for chunk in range(first, last + 1):
+            parts = zip(self._pieces(chunk), self._chunk(chunk), strict=True)
+            found += [decoded for (index, _, _), decoded in parts if index == segment]
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def _raw(self, stream: int) -> np.ndarray:
+        low, high = int(self._raw_ends[stream]), int(self._raw_ends[stream + 1])
+        out = np.empty(high - low, np.uint8)
+        position = low
+        while position < high:
+            piece, skip = divmod(position, MAX_CHUNK)
+            if self._cached_raw is None or self._cached_raw[0] != piece:
+                offset = self._raw_start + piece * (MAX_CHUNK + CHECKSUM)
+                size = min(MAX_CHUNK, self._raw_size - piece * MAX_CHUNK)
+                self._cached_raw = (piece, self._read(offset, size, f"raw chunk {piece}"))
+            part = np.frombuffer(self._cached_raw[1], np.uint8)[skip : skip + high - position]
+            out[position - low : position - low + part.size] = part
+            position += part.size
+        return out
+
+    def _stream(self, stream: int) -> np.ndarray:
+        plan = self.header.plans[stream]
+        if plan.coding == RAW:
+            return self._raw(stream)
+        segment = int(self._first_segment[stream])
+        decoded = self._segment(segment)
+        if plan.coding == ESCAPED and plan.rare is not None:
+            # The common symbols first, as a view of one chunk dies when another one is decoded.
+            return escapes.restore(decoded, self._segment(segment + 1), int(plan.rare[0]))
+        return decoded
+
+    def leaf(self, index: int) -> PackedArray:
+        """The packed array of a leaf, by its place in `names`."""
+        first, last = int(self._first_stream[index]), int(self._first_stream[index + 1])
+        try:
+            stored = symbols.rebuild(self.header.specs[index], (self._stream(s) for s in range(first, last)))
+            packed = sparse.in_memory(stored)
+            shape = jax.eval_shape(lambda p: p.unpack(), packed).shape
+            if shape != packed.shape:
+                raise FormatError(f"it unpacks to the shape {shape}, not {packed.shape}")
+        except FormatError as error:
+            raise FormatError(f"{self.path}: tensor {self.names[index]!r}: {error}") from error
+        except (TypeError, ValueError, AttributeError, IndexError) as error:
+            raise FormatError(f"{self.path}: tensor {self.names[index]!r} does not fit: {error}") from error
+        return packed
+
+    @property
+    def names(self) -> list[str]:
+        """The path of every leaf: those of the params begin "params/", of the variables "variables/"."""
+        return skeleton.names(self.header.outline)
+
+    def leaves(self) -> Iterator[PackedArray]:
+        """All packed arrays, in order; each chunk is decoded once."""
+        return (self.leaf(index) for index in range(len(self.header.specs)))
+
+    def coded_bytes(self) -> list[int]:
+        """Estimated file bytes of each leaf: its code length, tables and raw planes."""
+        from modelzip_jax.coding import tables
+
+        per_segment: list[float] = [0.0] * len(self._lengths)
+        for chunk, (count, size) in enumerate(self.header.chunks):
+            for segment, start, stop in self._pieces(chunk):
+                per_segment[segment] += size * (stop - start) / max(count, 1)
+        found = []
+        for index in range(len(self.header.specs)):
+            total = 0.0
+            for stream in range(int(self._first_stream[index]), int(self._first_stream[index + 1])):
+                plan, first = self.header.plans[stream], int(self._first_segment[stream])
+                total += plan.length if plan.coding == RAW else 0
+                total += sum(per_segment[first : first + len(plan.lengths)])
+                total += sum(len(tables.encode_table(t)) for t in plan.tables)
+            found.append(round(total))
+        return found
+
+
+def load(path: str | os.PathLike[str], like: PyTree = None) -> Packed:
+    """Reads a compressed model.
+
+    Args:
+      path: a `.mz` file.
+      like: params of the same leaf paths and shapes, such as `nnx.state(model, nnx.Param)`, an equinox
+        module or the output of `jax.eval_shape`; the loaded params take its structure. Without it,
+        dicts, lists and tuples come back as they were and other nodes as dicts.
+
+    Returns:
+      A `Packed` model, bit for bit the one that was saved; `mz.unpack` gives the weights.
+
+    Raises:
+      FormatError: the file is foreign, newer, truncated or damaged; the message names the place.
+      RecipeError: the recipe names a transform that is not registered.
+      TreeError: `like` has other leaves.
+    """
+    with Archive(path) as archive:
+        tree = skeleton.fill(archive.header.outline, archive.leaves())
+        header = archive.header
+    if not isinstance(tree, dict) or set(tree) != {"params", "variables"}:
+        raise FormatError(f"{path}: it holds {list(tree)[:5]} instead of params and variables")
+    variables = jax.tree.map(lambda p: np.asarray(p.unpack()).reshape(p.shape), tree["variables"], is_leaf=is_packed)
+    params = tree["params"] if like is None else _like(tree["params"], like)
+    return Packed(params, variables, from_plain(header.recipe), header.step)
+
+
+def _like(params: PyTree, like: PyTree) -> PyTree:
+    """The packed params in the structure of `like`, matched by leaf path."""
+    stored = {
+        trees.leaf_name(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_packed)
+    }
+    wanted = trees.named_leaves(like)
+    missing = [name for name, _ in wanted if name not in stored]
+    extra = sorted(set(stored) - {name for name, _ in wanted})
+    if missing or extra:
+        raise TreeError(f"the file lacks {missing[:5]} and has {extra[:5]} that `like` lacks")
+    for name, leaf in wanted:
+        if tuple(np.shape(leaf)) != stored[name].shape:
+            raise TreeError(f"{name!r} has the shape {stored[name].shape}, `like` {tuple(np.shape(leaf))}")
+    return jax.tree.unflatten(jax.tree.structure(like), [stored[name] for name, _ in wanted])
+
+
+def load_tensor(path: str | os.PathLike[str], name: str) -> PackedArray:
+    """Reads one tensor, decoding only the chunks that hold it.
+
+    Args:
+      path: a `.mz` file.
+      name: the leaf's path in the params, such as "Dense_0/kernel".
+
+    Raises:
+      PatternError: there is no such leaf; the message lists the paths.
+    """
+    with Archive(path) as archive:
+        names = archive.names
+        if f"params/{name}" not in names:
+            inside = [n.removeprefix("params/") for n in names if n.startswith("params/")]
+            trees.require_matches([name], inside)
+            raise PatternError(f"{name!r} is a pattern; give the path of one tensor")
+        return archive.leaf(names.index(f"params/{name}"))

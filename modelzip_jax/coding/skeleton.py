@@ -1,0 +1,116 @@
+"""The structure of a pytree as plain data: its containers and names, without its leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from modelzip_jax.errors import FormatError, TreeError
+from modelzip_jax.tree import segment
+
+__all__ = ["count_leaves", "fill", "outline"]
+
+PyTree = Any
+LEAF = None
+NOTHING = False
+_LIST, _TUPLE, _OTHER = range(3)
+
+
+def outline(tree: PyTree, is_leaf: Any = None) -> Any:
+    """Plain data: a dict is a map in flattening order, a list `[0, item, …]`, a tuple `[1, item, …]`,
+    any other node `[2, type name, map of its children]`, a leaf nil, and None false.
+
+    Raises:
+      TreeError: a dict key that is neither a string nor an integer.
+
+    >>> outline({"b": (1.0, 2.0), "a": 3.0})
+    {'a': None, 'b': [1, None, None]}
+    """
+    if tree is None:
+        return NOTHING
+    children = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is not tree)[0]
+    if (is_leaf is not None and is_leaf(tree)) or (len(children) == 1 and not children[0][0]):
+        return LEAF
+    parts = [(path[0], outline(child, is_leaf)) for path, child in children]
+    if type(tree) is dict:
+        return {_key(path.key): part for path, part in parts}
+    if type(tree) in (list, tuple):
+        return [_LIST if type(tree) is list else _TUPLE, *(part for _, part in parts)]
+    return [_OTHER, type(tree).__name__, {segment(path): part for path, part in parts}]
+
+
+def _key(key: Any) -> str | int:
+    if isinstance(key, bool) or not isinstance(key, str | int):
+        raise TreeError(f"a file can name leaves by strings and integers, not by {key!r}")
+    return key
+
+
+def count_leaves(data: Any) -> int:
+    """The number of leaves in an outline.
+
+    >>> count_leaves({"a": None, "b": [1, None, False]})
+    2
+    """
+    return sum(1 for _ in _leaves(data, 0))
+
+
+def _leaves(data: Any, depth: int) -> Iterator[None]:
+    if data is LEAF:
+        yield None
+        return
+    for child in _children(data, depth):
+        yield from _leaves(child, depth + 1)
+
+
+def _children(data: Any, depth: int) -> list[Any]:
+    """The children of an outline's node; validates it."""
+    if depth > 200:
+        raise FormatError("the names are nested more than 200 levels deep")
+    if data is NOTHING:
+        return []
+    if isinstance(data, dict):
+        return list(data.values())
+    if isinstance(data, list) and data and data[0] in (_LIST, _TUPLE) and data[0] is not False:
+        return data[1:]
+    if isinstance(data, list) and len(data) == 3 and data[0] == _OTHER and isinstance(data[2], dict):
+        return list(data[2].values())
+    raise FormatError(f"not an outline of a tree: {str(data)[:80]}")
+
+
+def fill(data: Any, leaves: Iterator[Any], depth: int = 0) -> PyTree:
+    """The tree with an outline's containers and the given leaves; other nodes become dicts.
+
+    >>> fill({"a": None, "b": [1, None, False]}, iter("xy"))
+    {'a': 'x', 'b': ('y', None)}
+    """
+    if data is LEAF:
+        return next(leaves)
+    children = [fill(child, leaves, depth + 1) for child in _children(data, depth)]
+    if data is NOTHING:
+        return None
+    if isinstance(data, dict):
+        return dict(zip(data, children, strict=True))
+    if data[0] == _OTHER:
+        return dict(zip(data[2], children, strict=True))
+    return children if data[0] == _LIST else tuple(children)
+
+
+def names(data: Any, prefix: str = "") -> list[str]:
+    """The path of each leaf of an outline.
+
+    >>> names({"a": None, "b": [1, None, False]})
+    ['a', 'b/0']
+    """
+    if data is LEAF:
+        return [prefix]
+    children = _children(data, 0)
+    if isinstance(data, list):
+        keys: list[Any] = list(data[2]) if data[0] == _OTHER else list(range(len(children)))
+    else:
+        keys = list(data) if isinstance(data, dict) else []
+    found = []
+    for key, child in zip(keys, children, strict=True):
+        found += names(child, f"{prefix}/{key}" if prefix else str(key))
+    return found

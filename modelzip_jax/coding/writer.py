@@ -1,0 +1,166 @@
+"""Writing a `.mz` file: two passes over the leaves, one to count and one to code."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from modelzip_jax.atomic import atomic_file
+from modelzip_jax.coding import rans, sparse, symbols
+from modelzip_jax.coding.header import CHECKSUM, Header, checksum
+from modelzip_jax.coding.skeleton import outline
+from modelzip_jax.coding.streams import RAW, Plan, plan
+from modelzip_jax.model import Packed
+from modelzip_jax.packed import PackedArray, is_packed
+from modelzip_jax.recipe import to_plain
+from modelzip_jax.transform import dense
+from modelzip_jax.tree import check_arrays, plain
+
+__all__ = ["FileSizes", "save"]
+
+PyTree = Any
+MAX_CHUNK = 4 << 20
+MAX_SYMBOLS = 1 << 23
+
+
+@dataclasses.dataclass(frozen=True)
+class FileSizes:
+    """Bytes of a written file, by what they are for.
+
+    total: the file. payload: coded words and raw planes. fixed: prelude and header checksum. tensors:
+    recipe, shapes and codings of all tensors, and the chunks' checksums. names: the tree's structure.
+    tables: frequency tables. lanes: the coder's final states.
+    """
+
+    total: int
+    payload: int
+    fixed: int
+    tensors: int
+    names: int
+    tables: int
+    lanes: int
+
+
+def save(path: str | os.PathLike[str], packed: Packed, variables: PyTree = None) -> FileSizes:
+    """Writes a compressed model to a `.mz` file, atomically.
+
+    Args:
+      path: the file; an existing one is replaced once the new one is complete.
+      packed: a model from `mz.pack` or `mz.compress`.
+      variables: a pytree of arrays that travels along, stored lossless, such as batch statistics.
+
+    Returns:
+      How many bytes went where.
+
+    Raises:
+      LeafError: `variables` holds something that is no array.
+      OSError: the disk is full, or the directory missing.
+
+    >>> import tempfile, modelzip_jax as mz
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     packed = mz.compress({"w": np.eye(9, dtype=np.float32)}, mz.quantize(bits=2))
+    ...     sizes = mz.save(folder + "/model.mz", packed)
+    ...     mz.unpack(mz.load(folder + "/model.mz"))["w"].trace()
+    Array(9., dtype=float32)
+    """
+    carried = packed.variables if variables is None else plain(variables)
+    check_arrays(carried)
+    tree = {"params": packed.params, "variables": jax.tree.map(lambda x: x, dense(carried))}
+    leaves = jax.tree.leaves(tree, is_leaf=is_packed)
+    stored = [sparse.stored(leaf) for leaf in leaves]
+    plans = [plan(stream) for leaf in stored for stream in symbols.streams(leaf)]
+    lanes, target = _layout(plans)
+    chunks = _code(_segments(stored, plans), target, lanes)
+    header = Header(
+        outline(tree, is_packed), [symbols.describe(leaf) for leaf in stored], plans, lanes,
+        [(count, len(data)) for count, data in chunks], to_plain(packed.transform), packed.step,
+    )  # fmt: skip
+    head, parts = header.to_bytes()
+    raw = 0
+    with atomic_file(path) as file:
+        file.write(head)
+        for _, data in chunks:
+            file.write(checksum(data) + data)
+        for data in _raw_chunks(stored, plans):
+            file.write(checksum(data))
+            file.write(data)
+            raw += len(data) + CHECKSUM
+    raw_bytes = sum(p.length for p in plans if p.coding == RAW)
+    flush = len(chunks) * rans.header_bytes(lanes)
+    coded = sum(len(data) for _, data in chunks)
+    parts["tensors"] += CHECKSUM * len(chunks) + raw - raw_bytes
+    total = len(head) + coded + CHECKSUM * len(chunks) + raw
+    return FileSizes(total=total, payload=coded - flush + raw_bytes, lanes=flush, **parts)
+
+
+def _layout(plans: list[Plan]) -> tuple[int, int]:
+    """Lanes, and the symbols that a chunk aims at: chunks are as equal as their number allows."""
+    coded = int(sum(b for p in plans for b in p.bits) / 8)
+    count = sum(n for p in plans for n in p.lengths)
+    chunks = max(-(-coded // (MAX_CHUNK - MAX_CHUNK // 32)), -(-count // MAX_SYMBOLS), 1)
+    return rans.choose_lanes(coded // chunks, count // chunks), -(-count // chunks)
+
+
+def _segments(stored: list[PackedArray], plans: list[Plan]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`(symbols, table)` of everything coded, in order."""
+    todo = iter(plans)
+    for leaf in stored:
+        for stream in symbols.streams(leaf):
+            p = next(todo)
+            if p.coding != RAW:
+                yield from zip(p.segments(stream), p.tables, strict=True)
+
+
+def _raw_chunks(stored: list[PackedArray], plans: list[Plan]) -> Iterator[bytes | memoryview]:
+    """Everything raw, one after the other, in pieces of exactly `MAX_CHUNK` bytes and a rest."""
+    todo, pending = iter(plans), bytearray()
+    for leaf in stored:
+        for stream in symbols.streams(leaf):
+            if next(todo).coding != RAW:
+                continue
+            pending += memoryview(np.ascontiguousarray(stream))
+            while len(pending) >= MAX_CHUNK:
+                yield bytes(pending[:MAX_CHUNK])
+                del pending[:MAX_CHUNK]
+    if pending:
+        yield bytes(pending)
+
+
+def _code(
+    segments: Iterator[tuple[np.ndarray, np.ndarray]], target: int, lanes: int
+) -> list[tuple[int, bytes]]:
+    """`(symbols, coded bytes)` of each chunk."""
+    chunks: list[tuple[int, bytes]] = []
+    pieces: list[tuple[np.ndarray, np.ndarray]] = []
+    room = target
+    for stream, table in segments:
+        start = 0
+        while start < stream.size:
+            piece = stream[start : start + room]
+            pieces.append((piece, table))
+            start, room = start + piece.size, room - piece.size
+            if room == 0:
+                chunks += _encode(pieces, lanes)
+                pieces, room = [], target
+    return chunks + (_encode(pieces, lanes) if pieces else [])
+
+
+def _encode(pieces: list[tuple[np.ndarray, np.ndarray]], lanes: int) -> list[tuple[int, bytes]]:
+    """One chunk, or several if it turns out larger than a chunk may be."""
+    tables = np.stack([table for _, table in pieces])
+    data = rans.encode([piece for piece, _ in pieces], list(range(len(pieces))), tables, lanes)
+    count = sum(piece.size for piece, _ in pieces)
+    if len(data) <= MAX_CHUNK or count < 2:
+        return [(count, data)]
+    first, second, room = [], [], count // 2
+    for piece, table in pieces:
+        first.append((piece[:room], table))
+        second.append((piece[room:], table))
+        room = max(room - piece.size, 0)
+    halves = [[(p, t) for p, t in half if p.size] for half in (first, second)]
+    return _encode(halves[0], lanes) + _encode(halves[1], lanes)

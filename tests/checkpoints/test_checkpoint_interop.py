@@ -1,0 +1,172 @@
+"""Files that the official libraries write are read, and theirs read ours."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+import safetensors.flax
+import safetensors.numpy
+from checkpoint_trees import assert_same, values
+from flax import linen, serialization
+from flax.training.train_state import TrainState
+
+from modelzip_jax import checkpoints
+from modelzip_jax.errors import CheckpointError
+
+FLAT = {
+    "bert.embed.weight": values("float32", (4, 3)),
+    "bert.0.scale": values("float16", (5,)),
+    "bert.0.ids": values("int64", (2, 2)),
+    "flag": values("bool", (3,)),
+    "none": values("float32", (0, 2)),
+}
+NESTED = {
+    "bert": {
+        "embed": {"weight": FLAT["bert.embed.weight"]},
+        "0": {"scale": FLAT["bert.0.scale"], "ids": FLAT["bert.0.ids"]},
+    },
+    "flag": FLAT["flag"],
+    "none": FLAT["none"],
+}
+
+
+def test_reads_safetensors(tmp_path):
+    safetensors.numpy.save_file(FLAT, tmp_path / "m.safetensors", metadata={"format": "pt"})
+    assert_same(checkpoints.read(tmp_path / "m.safetensors"), NESTED)
+
+
+def test_safetensors_reads_ours(tmp_path):
+    tree = NESTED | {"half": jnp.ones((3, 2), jnp.bfloat16)}
+    checkpoints.write(tmp_path / "m.safetensors", tree)
+    loaded = safetensors.numpy.load_file(tmp_path / "m.safetensors")
+    assert_same({n: loaded[n] for n in FLAT}, FLAT)
+    half = safetensors.flax.load_file(tmp_path / "m.safetensors")["half"]
+    assert half.dtype == jnp.bfloat16
+    assert (half == 1).all()
+
+
+def test_reads_bfloat16_safetensors(tmp_path):
+    tree = {"w": jnp.arange(6, dtype=jnp.bfloat16).reshape(2, 3)}
+    safetensors.flax.save_file(tree, tmp_path / "m.safetensors")
+    assert_same(checkpoints.read(tmp_path / "m.safetensors"), tree)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_reads_npz(tmp_path, save):
+    arrays = {
+        "a/w": values("float32"),
+        "a/b": np.asfortranarray(values("float64")),
+        "c": np.int8(3),
+    }
+    save(tmp_path / "m.npz", **arrays, big=values(">i4"))
+    expected = {
+        "a": {"w": arrays["a/w"], "b": arrays["a/b"]},
+        "big": values("<i4"),
+        "c": np.asarray(np.int8(3)),
+    }
+    assert_same(checkpoints.read(tmp_path / "m.npz"), expected)
+
+
+def test_reads_nameless_bfloat16_npz(tmp_path):
+    tree = {"w": np.asarray(jnp.arange(6, dtype=jnp.bfloat16))}
+    np.savez(tmp_path / "m.npz", **tree)
+    assert_same(checkpoints.read(tmp_path / "m.npz"), tree)
+
+
+def test_numpy_reads_ours(tmp_path):
+    checkpoints.write(tmp_path / "m.npz", NESTED)
+    with np.load(tmp_path / "m.npz") as archive:
+        for name, array in FLAT.items():
+            assert_same(archive[name.replace(".", "/")], array)
+
+
+def flax_tree():
+    return {
+        "params": {"w": np.asarray(values("float32", (200, 200))), "b": jnp.ones(3, jnp.bfloat16)},
+        "list": [values("int8"), (values("float16"), None)],
+        "step": 3,
+        "scale": np.float32(0.5),
+        "rate": 1e-3,
+        "name": "encoder",
+        "root": 1 + 2j,
+        "scalar": values("float32", ()),
+    }
+
+
+def test_msgpack_equals_flax_byte_for_byte(tmp_path):
+    checkpoints.write(tmp_path / "m.msgpack", flax_tree())
+    assert (tmp_path / "m.msgpack").read_bytes() == serialization.to_bytes(flax_tree())
+
+
+def test_msgpack_reads_what_flax_restores(tmp_path):
+    data = serialization.to_bytes(flax_tree())
+    (tmp_path / "m.msgpack").write_bytes(data)
+    actual, expected = checkpoints.read(tmp_path / "m.msgpack"), serialization.msgpack_restore(data)
+    assert actual.keys() == expected.keys()
+    assert type(actual["scale"]) is np.float32
+    for key in ("step", "rate", "name", "root"):
+        assert actual.pop(key) == expected.pop(key)
+    assert_same(actual, expected)
+
+
+def test_msgpack_train_state(tmp_path):
+    model = linen.Dense(3)
+    params = model.init(jax.random.key(0), jnp.ones((1, 2)))["params"]
+    state = TrainState.create(apply_fn=model.apply, params=params, tx=optax.adam(1e-3))
+    (tmp_path / "m.msgpack").write_bytes(serialization.to_bytes(state))
+    assert_same(checkpoints.read(tmp_path / "m.msgpack")["params"], params)
+    checkpoints.write(tmp_path / "n.msgpack", state)
+    restored = serialization.from_bytes(state, (tmp_path / "n.msgpack").read_bytes())
+    assert_same(restored.params, params)
+
+
+@pytest.mark.parametrize("writer", ["flax", "ours"])
+def test_msgpack_pieces_both_ways(tmp_path, monkeypatch, writer):
+    monkeypatch.setattr(serialization, "MAX_CHUNK_SIZE", 64)
+    monkeypatch.setattr(checkpoints.msgpack_file, "MAX_CHUNK", 64)
+    tree = {"a": {"big": values("float32", (9, 11))}, "half": values("bfloat16", (70,))}
+    ours = tmp_path / "m.msgpack"
+    if writer == "flax":
+        ours.write_bytes(serialization.to_bytes(tree))
+        assert_same(checkpoints.read(ours), tree)
+    else:
+        checkpoints.write(ours, tree)
+        assert_same(serialization.msgpack_restore(ours.read_bytes()), tree)
+
+
+ORBAX_TREE = {"a": {"w": values("float32"), "b": values("bfloat16", (3,))}, "l": [values("int32")]}
+
+
+def test_orbax_reads_ours(tmp_path):
+    checkpoints.write(tmp_path / "m", ORBAX_TREE)
+    with ocp.StandardCheckpointer() as checkpointer:
+        restored = checkpointer.restore(tmp_path / "m", jax.tree.map(jnp.zeros_like, ORBAX_TREE))
+    assert_same(jax.tree.map(np.asarray, restored), ORBAX_TREE)
+    assert [child.name for child in tmp_path.iterdir()] == ["m"]
+
+
+def test_reads_checkpointers(tmp_path):
+    on_device = jax.tree.map(jnp.asarray, ORBAX_TREE)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "standard", on_device)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "pytree", ORBAX_TREE)
+    assert_same(checkpoints.read(tmp_path / "standard"), ORBAX_TREE)
+    assert_same(checkpoints.read(tmp_path / "pytree"), ORBAX_TREE)
+
+
+def test_reads_manager_steps(tmp_path):
+    with ocp.CheckpointManager(tmp_path / "one") as manager:
+        for step in (2, 10):
+            manager.save(step, args=ocp.args.StandardSave(ORBAX_TREE))
+    with ocp.CheckpointManager(tmp_path / "two", item_names=("params", "other")) as manager:
+        other = ocp.args.StandardSave({"x": values("int8")})
+        save = ocp.args.Composite(params=ocp.args.StandardSave(ORBAX_TREE), other=other)
+        manager.save(1, args=save)
+    assert_same(checkpoints.read(tmp_path / "one" / "2"), ORBAX_TREE)
+    assert_same(checkpoints.read(tmp_path / "two" / "1"), ORBAX_TREE)
+    assert_same(checkpoints.read(tmp_path / "two" / "1" / "other"), {"x": values("int8")})
+    with pytest.raises(CheckpointError, match="name one: 2, 10"):
+        checkpoints.read(tmp_path / "one")
