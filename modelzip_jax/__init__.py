@@ -1,11 +1,11 @@
 """modelzip_jax: makes trained networks small, as pure functions over parameter pytrees.
 
-    import modelzip_jax as mz
+import modelzip_jax as mz
 
-    zipper = mz.only("**/kernel", mz.chain(mz.prune(sparsity=0.8), mz.quantize(bits=4)))
-    packed = mz.compress(params, zipper)           # or train with mz.wrap, then mz.pack
-    mz.save("model.mz", packed)
-    params = mz.unpack(mz.load("model.mz"))
+zipper = mz.only("**/kernel", mz.chain(mz.prune(sparsity=0.8), mz.quantize(bits=4)))
+packed = mz.compress(params, zipper)           # or train with mz.wrap, then mz.pack
+mz.save("model.mz", packed)
+params = mz.unpack(mz.load("model.mz"))
 """
 
 from modelzip_jax import errors, testing, tree
@@ -46,8 +46,8 @@ __all__ = [
     "rate",
     "recordable",
     "resume",
-    "schedules",
     "save",
+    "schedules",
     "scores",
     "start",
     "testing",

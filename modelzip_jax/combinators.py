@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import TransformError
 from modelzip_jax.packed import is_packed
 from modelzip_jax.recipe import recordable
 from modelzip_jax.transform import Encoded, Transform
-from modelzip_jax.tree import Static
+from modelzip_jax.tree import Leaf, Static
 
 __all__ = ["Chain", "Partition", "chain", "only", "partition"]
 
@@ -110,26 +109,27 @@ class Chain(Transform):
             found.update(part.metrics(v, e, s))
         return found
 
-    def ends(self, names: list[str]) -> list[bool]:
-        every = [part.ends(names) for part in self.parts]
-        return [any(column) for column in zip(*every, strict=True)] if every else [False] * len(names)
+    def ends(self, leaves: list[Leaf]) -> list[bool]:
+        return self._any([part.ends(leaves) for part in self.parts], len(leaves))
 
-    def selects(self, names: list[str]) -> list[bool]:
-        every = [part.selects(names) for part in self.parts]
-        return [any(column) for column in zip(*every, strict=True)] if every else [False] * len(names)
+    def selects(self, leaves: list[Leaf]) -> list[bool]:
+        return self._any([part.selects(leaves) for part in self.parts], len(leaves))
+
+    @staticmethod
+    def _any(answers: list[list[bool]], count: int) -> list[bool]:
+        return [any(column) for column in zip(*answers, strict=True)] if answers else [False] * count
 
 
 def _follow(part: Transform, values: PyTree, ended: PyTree) -> PyTree:
     """Which leaves have become symbols once `part` has encoded them; refuses a second time."""
-    names = [name for name, _ in trees.named_leaves(values)]
-    flags = jax.tree.leaves(ended)
-    for name, chosen, already in zip(names, part.selects(names), flags, strict=True):
+    leaves, flags = trees.outlines(values), jax.tree.leaves(ended)
+    for leaf, chosen, already in zip(leaves, part.selects(leaves), flags, strict=True):
         if chosen and already:
             raise TransformError(
-                f"leaf {name!r} is made symbols by one part of the chain and encoded again by "
+                f"leaf {leaf.name!r} is made symbols by one part of the chain and encoded again by "
                 f"{type(part).__name__}; what makes symbols comes last for each leaf"
             )
-    ends = [a or b for a, b in zip(part.ends(names), flags, strict=True)]
+    ends = [a or b for a, b in zip(part.ends(leaves), flags, strict=True)]
     return jax.tree.unflatten(jax.tree.structure(values), ends)
 
 
@@ -171,36 +171,40 @@ class Partition(Transform):
     """Each leaf goes to the transform of the first pattern that matches it.
 
     parts: `(label, transform)` pairs. labels: `(pattern, label)` pairs, in order of precedence.
+    min_ndim: leaves of fewer axes are left alone.
     See `only` and `partition`.
     """
 
     parts: tuple[tuple[str, Transform], ...]
     labels: tuple[tuple[str, str], ...]
+    min_ndim: int = 0
 
-    def _places(self, names: list[str]) -> list[int]:
-        """For each name the index of its part, or -1."""
-        trees.require_matches([pattern for pattern, _ in self.labels], names)
-        order = {label: index for index, (label, _) in enumerate(self.parts)}
-        first = (
-            next((order[label] for p, label in self.labels if trees.matches(p, name)), -1) for name in names
-        )
-        return list(first)
+    def _places(self, leaves: list[Leaf]) -> list[int]:
+        """For each leaf the index of its part, or -1."""
+        trees.require_matches([pattern for pattern, _ in self.labels], [leaf.name for leaf in leaves])
+        return [self._place(leaf) for leaf in leaves]
 
-    def _ask(self, method: str, names: list[str]) -> list[bool]:
-        """A per-name question, put to the part that each name belongs to."""
-        answers = [False] * len(names)
-        places = self._places(names)
+    def _place(self, leaf: Leaf) -> int:
+        label = next((label for pattern, label in self.labels if trees.matches(pattern, leaf.name)), None)
+        if label is None or leaf.ndim < self.min_ndim:
+            return -1
+        return [name for name, _ in self.parts].index(label)
+
+    def _ask(self, method: str, leaves: list[Leaf]) -> list[bool]:
+        """A question about each leaf, put to the part that it belongs to."""
+        answers = [False] * len(leaves)
+        places = self._places(leaves)
         for index, (_, part) in enumerate(self.parts):
             where = [i for i, place in enumerate(places) if place == index]
-            for i, yes in zip(where, getattr(part, method)([names[i] for i in where]), strict=True):
+            for i, yes in zip(where, getattr(part, method)([leaves[i] for i in where]), strict=True):
                 answers[i] = yes
         return answers
 
-    def selects(self, names: list[str]) -> list[bool]:
-        return self._ask("selects", names)
+    def selects(self, leaves: list[Leaf]) -> list[bool]:
+        return self._ask("selects", leaves)
 
-    def ends(self, names: list[str]) -> list[bool]:
-        return self._ask("ends", names)
+    def ends(self, leaves: list[Leaf]) -> list[bool]:
+        return self._ask("ends", leaves)
 
     def _split(self, tree: PyTree, labels: PyTree) -> list[PyTree]:
         """One tree a part (and a last one for leaves of no part), others being `UNSELECTED`."""
@@ -234,9 +238,8 @@ class Partition(Transform):
         return [{**extra, **{name: t[i] for name, t in split.items()}} for i in range(len(self.parts))]
 
     def init(self, values: PyTree, **extra: Any) -> Encoded:
-        names = [name for name, _ in trees.named_leaves(values)]
         treedef = jax.tree.structure(values)
-        labels = treedef.unflatten([Static(label) for label in self._places(names)])
+        labels = treedef.unflatten([Static(place) for place in self._places(trees.outlines(values))])
         split = self._split(values, labels)
         extras_for = self._extra(extra, labels)
         encoded = [
@@ -290,9 +293,9 @@ class Partition(Transform):
         return self._per_part("rate", Encoded(values, extras, state), inner)
 
     def resume(self, packed: PyTree) -> tuple[PyTree, PyTree, PyTree]:
-        paths, treedef = jax.tree_util.tree_flatten_with_path(packed, is_leaf=is_packed)
-        names = [trees.leaf_name(path) for path, _ in paths]
-        labels = treedef.unflatten([Static(label) for label in self._places(names)])
+        treedef = jax.tree.structure(packed, is_leaf=is_packed)
+        places = self._places(trees.outlines(packed, is_packed))
+        labels = treedef.unflatten([Static(place) for place in places])
         split = self._split(packed, labels)
         resumed = [part.resume(p) for (_, part), p in zip(self.parts, split[:-1], strict=True)]
         extras, states, inner = zip(*resumed, strict=True) if resumed else ((), (), ())
@@ -312,13 +315,14 @@ def _is_label(x: Any) -> bool:
     return isinstance(x, Static)
 
 
-def only(pattern: str | tuple[str, ...], transform: Transform) -> Partition:
+def only(pattern: str | tuple[str, ...], transform: Transform, *, min_ndim: int = 0) -> Partition:
     """Applies a transform to the leaves whose path matches; the others are left alone.
 
     Args:
       pattern: a path pattern, or several: `*` stays within a segment, `**` crosses.
       transform: what to apply. A transform over the whole tree (a global threshold) sees the
         matching leaves together.
+      min_ndim: matching leaves of fewer axes are left alone: 2 for matrices and kernels only.
 
     Raises (at `init`):
       PatternError: a pattern matches nothing; the message lists the paths.
@@ -333,15 +337,18 @@ def only(pattern: str | tuple[str, ...], transform: Transform) -> Partition:
         raise TransformError(f"only() takes a path pattern or a tuple of them, not {pattern!r}")
     if not isinstance(transform, Transform):
         raise TransformError(f"only() takes a transform, not {transform!r}")
-    return Partition((("selected", transform),), tuple((p, "selected") for p in patterns))
+    return Partition((("selected", transform),), tuple((p, "selected") for p in patterns), min_ndim)
 
 
-def partition(transforms: Mapping[str, Transform], labels: Mapping[str, str]) -> Partition:
+def partition(
+    transforms: Mapping[str, Transform], labels: Mapping[str, str], *, min_ndim: int = 0
+) -> Partition:
     """Applies to each leaf the transform of its label; what has no label is left alone.
 
     Args:
       transforms: label → transform; a transform sees all leaves of its label together.
       labels: path pattern → label; the first pattern that matches a leaf decides.
+      min_ndim: leaves of fewer axes are left alone.
 
     Raises:
       TransformError: a label has no transform.
@@ -357,4 +364,4 @@ def partition(transforms: Mapping[str, Transform], labels: Mapping[str, str]) ->
         raise TransformError(
             f"no transform for the labels {missing}; there are transforms for {sorted(transforms)}"
         )
-    return Partition(tuple(transforms.items()), tuple(labels.items()))
+    return Partition(tuple(transforms.items()), tuple(labels.items()), min_ndim)

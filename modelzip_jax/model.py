@@ -52,7 +52,7 @@ def unpacked_bytes(packed: PackedArray) -> int:
     return int(np.prod(value.shape, dtype=np.int64)) * value.dtype.itemsize
 
 
-def _assemble(transform: Transform, encoded: Encoded, params: PyTree, step: int) -> Packed:
+def assemble(transform: Transform, encoded: Encoded, params: PyTree, step: int) -> Packed:
     packed = trees.merge(params, transform.pack(*encoded, dense(encoded.values)))
     packed = jax.tree.map(lambda x: x if is_packed(x) else dense(x), packed, is_leaf=is_packed)
     return Packed(packed, {}, transform, step)
@@ -79,7 +79,7 @@ def pack(transform: Transform, opt_state: PyTree, params: PyTree) -> Packed:
             f"this optimizer state was made with {state.transform.value}, not with {transform}"
         )
     trees.check_finite(state.values)
-    return _assemble(transform, state.encoded, trees.plain(params), int(state.count))
+    return assemble(transform, state.encoded, trees.plain(params), int(state.count))
 
 
 def compress(params: PyTree, transform: Transform, **extra: Any) -> Packed:
@@ -105,7 +105,7 @@ def compress(params: PyTree, transform: Transform, **extra: Any) -> Packed:
     trees.check_arrays(params)
     chosen = selected(transform, params)
     trees.check_finite(chosen)
-    return _assemble(transform, transform.init(chosen, **extra), params, 0)
+    return assemble(transform, transform.init(chosen, **extra), params, 0)
 
 
 def decoded(params: PyTree, transform: Transform, **extra: Any) -> PyTree:
@@ -133,9 +133,7 @@ def _on_device(x: Any) -> Any:
     return jnp.asarray(x) if jnp.result_type(x) == x.dtype else x
 
 
-def resume(
-    packed: Packed, transform: Transform | None = None
-) -> tuple[Transform, PyTree, PyTree, PyTree]:
+def resume(packed: Packed, transform: Transform | None = None) -> tuple[Transform, PyTree, PyTree, PyTree]:
     """What training goes on with: `(transform, values, extras, state)`.
 
     `transform.decode(values, extras, state)` equals `unpack(packed)` on the encoded leaves; others
@@ -156,7 +154,7 @@ def resume(
             f"the recipe holds a function at {', '.join(unknown)} that the file could not record; pass "
             "the transform: mz.resume(packed, transform)"
         )
-    paths, treedef = jax.tree_util.tree_flatten_with_path(packed.params, is_leaf=is_packed)
-    keep = transform.selects([trees.leaf_name(path) for path, _ in paths])
+    treedef = jax.tree.structure(packed.params, is_leaf=is_packed)
+    keep = transform.selects(trees.outlines(packed.params, is_packed))
     extras, state, inner = transform.resume(trees.select(packed.params, keep, treedef))
     return transform, unpack(inner), extras, state

@@ -117,9 +117,7 @@ def wrap(
             lambda g, new, old: (new - old).astype(g.dtype),
             grads, transform.decode(values, extras, transform_state), trees.select(params, keep, structure),
         )  # fmt: skip
-        state = WrapState(
-            count, values, extras, transform_state, inner_state, extras_inner, state.transform
-        )
+        state = WrapState(count, values, extras, transform_state, inner_state, extras_inner, state.transform)
         return trees.merge(_only_unselected(steps, keep, params), landing), state
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -203,13 +201,13 @@ def start(tx: optax.GradientTransformation, params: PyTree) -> tuple[PyTree, opt
     weights = unpack(params)
     opt_state = tx.init(weights)
     transform = find_state(opt_state).transform.value
-    _, *encoded = resume(params, transform)
+    _, values, extras, state = resume(params, transform)
     count = jnp.asarray(params.step, jnp.int32)
 
     def replace(node: PyTree) -> PyTree:
         if not isinstance(node, WrapState):
             return node
-        return WrapState(count, *encoded, node.inner, node.extras_inner, node.transform)
+        return node._replace(count=count, values=values, extras=extras, transform_state=state)
 
     is_state = lambda x: isinstance(x, WrapState)  # noqa: E731
     return weights, jax.tree.map(replace, opt_state, is_leaf=is_state)

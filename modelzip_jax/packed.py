@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ def static(**options: Any) -> Any:
     return dataclasses.field(metadata={"static": True}, **options)
 
 
+@dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(static,))
 def packed_kind(tag: str) -> Callable[[Kind], Kind]:
     """Registers a kind of packed array under the tag that files store.
 
@@ -43,7 +44,7 @@ def packed_kind(tag: str) -> Callable[[Kind], Kind]:
         if tag in kinds and kinds[tag].__qualname__ != cls.__qualname__:
             raise TransformError(f"the packed kind {tag!r} is registered already, by {kinds[tag]}")
         cls = jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, eq=False)(cls))
-        cls.tag = tag
+        cls.tag = tag  # type: ignore[attr-defined]
         kinds[tag] = cls
         return cls
 

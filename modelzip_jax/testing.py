@@ -1,1 +1,374 @@
 """The laws that every transform obeys, as one call for ours and for a user's own."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from modelzip_jax import combinators, model, optimizer
+from modelzip_jax import tree as trees
+from modelzip_jax.packed import is_packed
+from modelzip_jax.recipe import from_plain, opaque_fields, to_plain
+from modelzip_jax.transform import Encoded, Transform, identity, rate, selected
+
+__all__ = ["check_laws"]
+
+PyTree = Any
+
+_NAMES = {
+    0: "pure, finite, of the params' shapes and dtypes",
+    1: "what you train is what you ship",
+    2: "what you ship is what you read",
+    3: "resume",
+    4: "chains compose",
+    5: "jit once",
+    6: "smaller means smaller",
+}
+
+
+def check_laws(
+    transform: Transform, params: PyTree, *, steps: int = 3, key: jax.Array | None = None, ulp: int = 0
+) -> None:
+    """Checks the laws of transforms for one tree: at init, after a few training steps, and resumed.
+
+    0. `init` and `decode` change no input, repeat themselves, and give finite weights of the params'
+       shapes and dtypes.
+    1. `unpack(pack(...)) == decode(...)`, eager and under `jit`.
+    2. `load(save(packed))` is `packed` again: structure, dtypes, bits, recipe, step.
+    3. What is resumed decodes to what was packed, has the structure of a fresh start, zero extras and
+       the same masks, and takes another training step, in which weights under a mask stay zero.
+    4. Laws 1 and 3 hold inside `chain`, `only` and `partition`; zeros pruned before it survive.
+    5. A training step traces once, also from a resumed state, and all of it can be mapped by `vmap`.
+    6. `nbytes` counts every array, and the packed model is no larger than the dense one unless the
+       transform's own rate says so.
+
+    Args:
+      transform: the transform.
+      params: a tree of arrays, all finite; keep it small, as several programs are compiled for it.
+      steps: training steps with random gradients, at least 2.
+      key: of the random gradients; `jax.random.key(0)` if None.
+      ulp: for transforms whose decoding is a sum (wavelets, low rank): the difference to allow, in
+        units in the last place of a leaf's largest magnitude. 0 means bit for bit.
+
+    Raises:
+      AssertionError: a law is broken; the message says which one, at which leaf, and what differs.
+
+    >>> import modelzip_jax as mz
+    >>> check_laws(mz.prune(sparsity=0.5), {"w": jnp.arange(1.0, 9.0)})
+    """
+    if steps < 2:
+        raise ValueError(f"check_laws() takes at least 2 training steps, not {steps}")
+    params = jax.tree.map(np.asarray, trees.plain(params))
+    key = jax.random.key(0) if key is None else key
+    loop = _Loop(transform, jax.tree.map(jnp.asarray, params), key)
+    begun = _Case(transform, params, _init(transform, params), ulp, "at init")
+    _check_encoding(begun)
+    trained = begun._replace(
+        encoded=_check_training(loop, steps, ulp), when=f"after {steps} training steps"
+    )
+    for case in (begun, trained):
+        packed = _check_unpack(case)
+        _check_file(case, packed)
+        _check_resume(case, packed)
+        _check_sizes(case, packed)
+    _check_next_step(trained, loop)
+    _check_chains(begun)
+    _check_vmap(begun, trained)
+
+
+class _Case(NamedTuple):
+    """One encoded tree; `when` describes it in messages."""
+
+    transform: Transform
+    params: PyTree
+    encoded: Encoded
+    ulp: int
+    when: str
+
+    def decode(self) -> PyTree:
+        return self.transform.decode(*self.encoded)
+
+    def pack(self) -> model.Packed:
+        return model.assemble(self.transform, self.encoded, self.params, 0)
+
+    def fail(self, law: int, problem: str) -> NoReturn:
+        raise AssertionError(f"law {law} ({_NAMES[law]}), {self.when}: {problem}; transform: {self.transform}")
+
+    def same(self, law: int, actual: PyTree, expected: PyTree, what: str, ulp: int = 0) -> None:
+        """Fails unless two trees are equal: structure, dtypes, shapes, and values within `ulp`."""
+        self.alike(law, actual, expected, what)
+        for (name, a), b in zip(trees.named_leaves(actual), jax.tree.leaves(expected), strict=True):
+            difference = _difference(_host(a), _host(b), ulp)
+            if difference:
+                self.fail(law, f"leaf {name!r}: {what}: {difference}")
+
+    def alike(self, law: int, actual: PyTree, expected: PyTree, what: str) -> None:
+        """Fails unless two trees have one structure, and their leaves one shape and dtype."""
+        structures = jax.tree.structure(actual), jax.tree.structure(expected)
+        if structures[0] != structures[1]:
+            self.fail(law, f"{what}: the structure is {structures[0]}, not {structures[1]}")
+        for (name, a), b in zip(trees.named_leaves(actual), jax.tree.leaves(expected), strict=True):
+            found, wanted = _aval(a), _aval(b)
+            if found != wanted:
+                self.fail(law, f"leaf {name!r}: {what}: {found}, not {wanted}")
+
+
+def _aval(x: Any) -> str:
+    return f"{jnp.result_type(x) if not hasattr(x, 'dtype') else x.dtype}{list(jnp.shape(x))}"
+
+
+def _host(x: Any) -> np.ndarray:
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        x = jax.random.key_data(x)
+    return np.asarray(x)
+
+
+def _difference(a: np.ndarray, b: np.ndarray, ulp: int) -> str:
+    """What differs between arrays of one shape and dtype; empty if nothing."""
+    if a.tobytes() == b.tobytes():
+        return ""
+    if jnp.issubdtype(a.dtype, jnp.floating):
+        wide = a.astype(np.float64), b.astype(np.float64)
+        away = np.abs(wide[0] - wide[1])
+        unit = _spacing(np.max(np.abs(wide[1])), a.dtype)
+        if ulp and np.all(away <= ulp * unit):
+            return ""
+        where = np.unravel_index(int(np.argmax(away)), away.shape)
+        size = f"by up to {np.max(away) / unit:.3g} ulp of its largest magnitude, "
+    else:
+        where = np.unravel_index(int(np.argmax(a != b)), a.shape)
+        size = ""
+    return (
+        f"{np.sum(a != b)} of {a.size} values differ {size}such as {a[where]} instead of {b[where]} "
+        f"at {tuple(int(i) for i in where)}"
+    )
+
+
+def _spacing(magnitude: Any, dtype: Any) -> Any:
+    """The distance of neighbouring numbers of a dtype at a magnitude, float64."""
+    info = jnp.finfo(dtype)
+    return np.exp2(np.floor(np.log2(np.maximum(magnitude, float(info.tiny)))) - info.nmant)
+
+
+def _init(transform: Transform, params: PyTree) -> Encoded:
+    return transform.init(selected(transform, jax.tree.map(jnp.asarray, params)))
+
+
+def _check_encoding(case: _Case) -> None:
+    chosen = selected(case.transform, jax.tree.map(jnp.asarray, case.params))
+    before = jax.tree.map(_host, (chosen, case.encoded))
+    decoded = case.decode()
+    case.alike(0, decoded, chosen, "decode changes the shape or dtype")
+    for name, leaf in trees.named_leaves(decoded):
+        if not np.all(np.isfinite(_host(leaf).astype(np.float32))):
+            case.fail(0, f"leaf {name!r}: decode gives NaN or infinity")
+    case.same(0, case.transform.init(chosen), case.encoded, "a second init differs from the first")
+    case.same(0, case.decode(), decoded, "a second decode differs from the first")
+    case.same(0, (chosen, case.encoded), before, "init or decode changed its input")
+
+
+def _check_unpack(case: _Case) -> model.Packed:
+    """Law 1; returns the packed model."""
+    decoded, packed = case.decode(), case.pack()
+    expected = trees.merge(case.params, decoded)
+    unpacked = model.unpack(packed)
+    case.same(1, unpacked, expected, "unpack(pack(...)) is not decode(...)", case.ulp)
+    jitted = jax.jit(case.transform.decode)(*case.encoded)
+    case.same(1, jitted, decoded, "decode under jit is not decode", case.ulp)
+    arrays = jax.jit(model.unpack)(packed)
+    case.same(1, arrays, jax.tree.map(jnp.asarray, unpacked), "unpack under jit is not unpack", case.ulp)
+    return packed
+
+
+def _check_file(case: _Case, packed: model.Packed) -> None:
+    from modelzip_jax import load, save
+
+    with tempfile.TemporaryDirectory() as folder:
+        save(Path(folder) / "model.mz", packed)
+        loaded = load(Path(folder) / "model.mz", like=model.unpack(packed))
+    case.same(2, loaded.params, packed.params, "the loaded model is not the one that was saved")
+    recorded = from_plain(to_plain(case.transform))
+    if loaded.transform != recorded or (not opaque_fields(recorded) and loaded.transform != case.transform):
+        case.fail(2, f"the loaded recipe is {loaded.transform}")
+    if loaded.step != packed.step:
+        case.fail(2, f"the loaded step is {loaded.step}, not {packed.step}")
+
+
+def _check_resume(case: _Case, packed: model.Packed, law: int = 3) -> None:
+    transform, *resumed = model.resume(packed, case.transform)
+    again = case._replace(encoded=Encoded(*resumed), when=f"{case.when}, resumed")
+    again.alike(law, again.encoded, case.encoded, "what is resumed")
+    unpacked = trees.select(model.unpack(packed), *_kept(case))
+    case.same(law, again.decode(), unpacked, "decode of what is resumed is not unpack(packed)", case.ulp)
+    for name, offset in trees.named_leaves(again.encoded.extras):
+        if np.any(_host(offset)):
+            again.fail(law, f"the extra {name!r} is not zero")
+    masks = [_masks(p) for p in (again.pack(), packed)]
+    again.same(law, *masks, "the mask changed")
+    update = transform.update(*again.encoded, step=jnp.int32(1), grads=again.decode())
+    again.alike(law, update, again.encoded, "update changes the structure")
+
+
+def _kept(case: _Case) -> tuple[list[bool], Any]:
+    names = [name for name, _ in trees.named_leaves(case.params)]
+    return case.transform.selects(names), jax.tree.structure(case.params)
+
+
+def _masks(packed: model.Packed) -> dict[str, Any]:
+    """The mask of each leaf that has one, by the leaf's name."""
+    leaves = jax.tree_util.tree_leaves_with_path(packed.params, is_leaf=is_packed)
+    return {trees.leaf_name(path): getattr(p, p.mask_field) for path, p in leaves if p.mask_field}
+
+
+def _check_sizes(case: _Case, packed: model.Packed) -> None:
+    arrays = sum(np.asarray(x).nbytes for x in jax.tree.leaves(packed.params))
+    if packed.nbytes != arrays:
+        case.fail(6, f"nbytes is {packed.nbytes}, but the arrays have {arrays} bytes")
+    dense = sum(np.asarray(x).nbytes for x in jax.tree.leaves(case.params))
+    if packed.dense_bytes != dense:
+        case.fail(6, f"dense_bytes is {packed.dense_bytes}, but the params have {dense} bytes")
+    bits = float(rate(case.transform, *case.encoded))
+    if not (np.isfinite(bits) and bits >= 0.0):
+        case.fail(6, f"the rate is {bits} bits")
+    encoded = trees.nbytes(case.decode())
+    # Half a byte of slack a leaf for bits that fill no word.
+    rounding = 64 * len(jax.tree.leaves(case.encoded.values)) + 0.5 * encoded
+    if packed.nbytes > dense and bits / 8 + rounding < encoded:
+        case.fail(6, f"{packed.nbytes} packed bytes, {dense} dense, for a rate of {bits / 8:.0f} bytes")
+
+
+class _Loop:
+    """A training loop with random gradients; `traces` counts how often its step was traced."""
+
+    def __init__(self, transform: Transform, params: PyTree, key: jax.Array):
+        self.tx = optimizer.wrap(optax.sgd(0.1), transform)
+        self.params, self.key, self.traces = params, key, 0
+        self.step = jax.jit(self._step)
+
+    def _step(self, params: PyTree, opt_state: PyTree, key: jax.Array) -> tuple[PyTree, PyTree]:
+        self.traces += 1
+        updates, opt_state = self.tx.update(_gradients(params, key), opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+
+def _gradients(params: PyTree, key: jax.Array) -> PyTree:
+    """Uniform in ± twice a leaf's mean magnitude, so that steps of 0.1 move many codes and masks."""
+
+    def draw(index: int, x: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return jnp.zeros_like(x)
+        noise = jax.random.uniform(jax.random.fold_in(key, index), x.shape, minval=-2.0, maxval=2.0)
+        return (noise * jnp.sum(jnp.abs(x).astype(jnp.float32) / max(x.size, 1))).astype(x.dtype)
+
+    leaves, treedef = jax.tree.flatten(params)
+    return treedef.unflatten([draw(index, x) for index, x in enumerate(leaves)])
+
+
+def _check_training(loop: _Loop, steps: int, ulp: int) -> Encoded:
+    """Law 5, and that params land on decoded weights; returns what was trained."""
+    params, opt_state = optimizer.start(loop.tx, loop.params)
+    for index in range(steps):
+        before = params
+        params, opt_state = loop.step(params, opt_state, jax.random.fold_in(loop.key, index))
+        _check_landing(_case(loop, params, opt_state, ulp, f"at step {index + 1}"), before)
+    case = _case(loop, params, opt_state, ulp, f"after {steps} steps")
+    if loop.traces != 1:
+        case.fail(5, f"the training step was traced {loop.traces} times; its state changes shape or dtype")
+    return case.encoded
+
+
+def _case(loop: _Loop, params: PyTree, opt_state: PyTree, ulp: int, when: str) -> _Case:
+    state = optimizer.find_state(opt_state)
+    return _Case(state.transform.value, params, state.encoded, ulp, when)
+
+
+def _check_landing(case: _Case, before: PyTree) -> None:
+    """Params are the decoded weights within one ulp of the larger of old and new, zeros exactly."""
+    exact = trees.merge(case.params, case.decode())
+    rows = zip(trees.named_leaves(case.params), *map(jax.tree.leaves, (exact, before)), strict=True)
+    for (name, landed), new, old in rows:
+        if not jnp.issubdtype(landed.dtype, jnp.floating):
+            continue
+        found, wanted, was = (_host(x).astype(np.float64) for x in (landed, new, old))
+        unit = _spacing(np.maximum(np.abs(wanted), np.abs(was)), landed.dtype)
+        if np.any(np.abs(found - wanted) > (1 + case.ulp) * unit):
+            case.fail(1, f"leaf {name!r}: the params are not on the decoded weights within one ulp")
+        if not case.ulp and np.any((wanted == 0) & (found != 0)):
+            case.fail(1, f"leaf {name!r}: a decoded weight is zero and the param is not")
+
+
+def _check_next_step(case: _Case, loop: _Loop) -> None:
+    packed = model.assemble(case.transform, case.encoded, loop.params, 3)
+    params, opt_state = optimizer.start(loop.tx, packed)
+    case = _case(loop, params, opt_state, case.ulp, "resumed")
+    if int(optimizer.find_state(opt_state).count) != packed.step:
+        case.fail(3, "the step counter does not go on from the packed model")
+    params, opt_state = loop.step(params, opt_state, loop.key)
+    after = _case(loop, params, opt_state, case.ulp, "one step after resuming")
+    _check_landing(after, model.unpack(packed))
+    if loop.traces != 1:
+        after.fail(5, "the training step was traced again for a resumed state")
+
+
+def _check_chains(case: _Case) -> None:
+    for what, variant, reference in _variants(case):
+        encoded = _init(variant, case.params)
+        inside = case._replace(transform=variant, encoded=encoded, when=f"in {what}")
+        decoded = inside.decode()
+        inside.same(4, model.unpack(inside.pack()), trees.merge(case.params, decoded), "unpack", case.ulp)
+        _check_resume(inside, inside.pack(), law=4)
+        reference(inside, decoded)
+
+
+def _variants(case: _Case) -> Iterator[tuple[str, Transform, Callable[[_Case, PyTree], None]]]:
+    """Combinations that contain the transform, and what each has to decode to."""
+    from modelzip_jax.masking.prune import prune
+
+    t, plain = case.transform, case.decode()
+    names = [name for name, _ in trees.named_leaves(case.params)]
+    keep = t.selects(names)
+    chosen = tuple(name for name, kept in zip(names, keep, strict=True) if kept)
+
+    def equal(inside: _Case, decoded: PyTree) -> None:
+        for (name, a), b in zip(trees.named_leaves(plain), jax.tree.leaves(decoded), strict=False):
+            inside.same(4, {name: b}, {name: a}, "decodes otherwise than alone", case.ulp)
+
+    def zeros(inside: _Case, decoded: PyTree) -> None:
+        masked = inside.transform.parts[0]  # type: ignore[attr-defined]
+        first = masked.decode(*_init(masked, case.params))
+        for (name, a), b in zip(trees.named_leaves(first), jax.tree.leaves(decoded), strict=True):
+            if np.any(_host(b)[_host(a) == 0]):
+                inside.fail(4, f"leaf {name!r}: zeros of the mask are not zero after it")
+
+    if not chosen:
+        return
+    yield "only", combinators.only(chosen, t), equal
+    yield "partition", combinators.partition({"all": t}, dict.fromkeys(chosen, "all")), equal
+    if all(keep):
+        yield "chain after identity", combinators.chain(identity(), t), equal
+    if not any(t.ends(names)):
+        yield "chain before identity", combinators.chain(t, identity()), equal
+    yield "chain after prune", combinators.chain(combinators.only(chosen, prune(sparsity=0.5)), t), zeros
+
+
+def _check_vmap(*cases: _Case) -> None:
+    case = cases[0]._replace(when="under vmap")
+
+    def both(encoded: Encoded, grads: PyTree) -> tuple[PyTree, Encoded]:
+        update = case.transform.update(*encoded, step=jnp.int32(1), grads=grads)
+        return case.transform.decode(*encoded), update
+
+    def stack(*x: PyTree) -> PyTree:
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *x)
+
+    decoded = [c.decode() for c in cases]
+    mapped, updated = jax.vmap(both)(stack(*(c.encoded for c in cases)), stack(*decoded))
+    case.same(5, mapped, stack(*decoded), "decode under vmap is not decode", case.ulp)
+    case.alike(5, updated, stack(*(c.encoded for c in cases)), "update under vmap")

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from modelzip_jax import tree as trees
 from modelzip_jax.packed import Dense
 from modelzip_jax.recipe import recordable
+from modelzip_jax.tree import Leaf
 
 __all__ = [
     "Encoded",
@@ -33,6 +34,8 @@ __all__ = [
 ]
 
 PyTree = Any
+
+
 class Encoded(NamedTuple):
     """What a transform keeps for a tree of weights.
 
@@ -112,19 +115,18 @@ class Transform:
         """Scalars worth watching during training."""
         return {}
 
-    def selects(self, names: list[str]) -> list[bool]:
-        """Which leaves, by name, this transform encodes: all of them unless overridden."""
-        return [True] * len(names)
+    def selects(self, leaves: list[Leaf]) -> list[bool]:
+        """Which of the leaves this transform encodes: all of them unless overridden."""
+        return [True] * len(leaves)
 
-    def ends(self, names: list[str]) -> list[bool]:
-        """Which leaves, by name, this transform makes symbols of."""
-        return [self.terminal] * len(names)
+    def ends(self, leaves: list[Leaf]) -> list[bool]:
+        """Which of the leaves this transform makes symbols of."""
+        return [self.terminal] * len(leaves)
 
 
 def selected(transform: Transform, params: PyTree) -> PyTree:
     """`params` with `UNSELECTED` where the transform does not encode the leaf."""
-    names = [name for name, _ in trees.named_leaves(params)]
-    return trees.select(params, transform.selects(names), jax.tree.structure(params))
+    return trees.select(params, transform.selects(trees.outlines(params)), jax.tree.structure(params))
 
 
 def dense(values: PyTree) -> PyTree:

@@ -6,7 +6,7 @@ import functools
 import re
 import sys
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +16,18 @@ from modelzip_jax.errors import LeafError, NonFiniteError, PatternError, TreeErr
 
 __all__ = [
     "UNSELECTED",
+    "Leaf",
     "Static",
     "Unselected",
     "check_finite",
     "check_floating",
+    "leaf_name",
     "matches",
     "merge",
     "named_leaves",
     "nbytes",
+    "outlines",
     "plain",
-    "leaf_name",
     "require_matches",
     "select",
 ]
@@ -42,6 +44,7 @@ class Static:
     """
 
     __slots__ = ("value",)
+    value: Any
 
     def __init__(self, value: Hashable):
         self.value = value
@@ -94,6 +97,23 @@ def leaf_name(key_path: Sequence[Any]) -> str:
     if keys and isinstance(keys[-1], jax.tree_util.GetAttrKey) and keys[-1].name == "value":
         keys = keys[:-1]
     return "/".join(segment(key) for key in keys)
+
+
+class Leaf(NamedTuple):
+    """What selection looks at: a leaf's path and its number of axes."""
+
+    name: str
+    ndim: int
+
+
+def outlines(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> list[Leaf]:
+    """The `Leaf` of every array (or packed array) in the tree, in flattening order.
+
+    >>> outlines({"b": jnp.zeros(3), "w": jnp.zeros((2, 3))})
+    [Leaf(name='b', ndim=1), Leaf(name='w', ndim=2)]
+    """
+    paths = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+    return [Leaf(leaf_name(path), len(np.shape(x) if is_array(x) else x.shape)) for path, x in paths]
 
 
 def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:

@@ -59,6 +59,8 @@ class Masked(PackedArray):
         return self.inner.with_elements(self._spread(self.inner))
 
     def unpack(self) -> jax.Array:
-        elementwise = isinstance(self.inner, Elementwise)
-        values = self.inner.assemble(self._spread(self.inner)) if elementwise else self.inner.unpack()
+        if isinstance(self.inner, Elementwise):
+            values = self.inner.assemble(self._spread(self.inner))
+        else:
+            values = self.inner.unpack()
         return jnp.where(self.positions(), values, 0).astype(self.dtype)

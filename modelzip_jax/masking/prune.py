@@ -56,7 +56,7 @@ class Prune(Transform):
         return jnp.asarray(value, jnp.float32)
 
     def _masks(self, values: PyTree, sparsity: jax.Array, extra: dict[str, Any]) -> PyTree:
-        pointwise = self.score.pointwise
+        pointwise = self.score.pointwise()
         leaves, treedef = jax.tree.flatten(values if pointwise else self.score(values, **extra))
         groups = [leaves] if self.allocation == "global" else [[leaf] for leaf in leaves]
         chosen = [mask for group in groups for mask in _choose(group, sparsity, pointwise or _same)]

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from modelzip_jax.recipe import recordable
 from modelzip_jax.errors import TransformError
+from modelzip_jax.recipe import recordable
 
 __all__ = ["Polynomial", "cubic", "polynomial"]
 
@@ -36,9 +36,7 @@ class Polynomial:
         return jnp.where(t >= 1.0, jnp.float32(self.final), ramp)
 
 
-def polynomial(
-    final: float, begin: int, end: int, initial: float = 0.0, power: float = 3.0
-) -> Polynomial:
+def polynomial(final: float, begin: int, end: int, initial: float = 0.0, power: float = 3.0) -> Polynomial:
     """Gradual pruning from `initial` to `final` sparsity (Zhu & Gupta 2017, eq. 1).
 
     Args:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +24,13 @@ PyTree = Any
 class Score:
     """Base of scores.
 
-    A score that is a function of each weight alone may give it as `pointwise`: it is then computed
+    A score that is a function of each weight alone may return it from `pointwise`: it is then computed
     anew in each counting pass, which is faster than storing it.
     """
 
-    pointwise: ClassVar[Callable[[jax.Array], jax.Array] | None] = None
+    def pointwise(self) -> Callable[[jax.Array], jax.Array] | None:
+        """The function of an array of weights that gives their scores, if there is one."""
+        return None
 
     def __call__(self, values: PyTree, **extra: Any) -> PyTree:
         """Scores of the shapes of `values`; larger is kept. `extra` as in `Transform.update`."""
@@ -40,7 +42,8 @@ class Score:
 class Magnitude(Score):
     """See `magnitude`."""
 
-    pointwise = staticmethod(jnp.abs)
+    def pointwise(self) -> Callable[[jax.Array], jax.Array]:
+        return jnp.abs
 
     def __call__(self, values: PyTree, **extra: Any) -> PyTree:
         return jax.tree.map(jnp.abs, values)

@@ -68,7 +68,7 @@ class _Data(NamedTuple):
     arrays: list[jax.Array]
     score: Callable[[jax.Array], jax.Array]
 
-    def keys(self) -> list[jax.Array]:
+    def order(self) -> list[jax.Array]:
         return [order_keys(self.score(x)) for x in self.arrays]
 
     def size(self) -> int:
@@ -104,7 +104,7 @@ def _probe(search: _Search, data: _Data, keep: jax.Array, threshold: jax.Array) 
     # The barrier keeps XLA from hoisting the keys out of the loop: a pass that recomputes them is as
     # fast, and a step whose scratch memory stays small is faster even when no refresh happens.
     arrays, threshold = jax.lax.optimization_barrier((data.arrays, threshold))
-    found = sum((_total(key >= threshold) for key in data._replace(arrays=arrays).keys()), jnp.int32(0))
+    found = sum((_total(key >= threshold) for key in data._replace(arrays=arrays).order()), jnp.int32(0))
     inside = (threshold > search.low) & (threshold < search.high)
     up, down = inside & (found >= keep), inside & (found <= keep)
     return _Search(
@@ -230,11 +230,11 @@ def keep_largest(
     missing = jnp.where(search.at_low == keep, 0, keep - search.at_high)
 
     def distinct(arrays: list[jax.Array]) -> list[jax.Array]:
-        return [key >= above for key in _Data(arrays, score).keys()]
+        return [key >= above for key in _Data(arrays, score).order()]
 
     def with_ties(arrays: list[jax.Array]) -> list[jax.Array]:
         masks, left = [], missing
-        for key in _Data(arrays, score).keys():
+        for key in _Data(arrays, score).order():
             tied = key == above - 1
             take = jnp.minimum(left, _total(tied))
             masks.append((key >= above) | _first(tied, take))

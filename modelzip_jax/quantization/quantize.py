@@ -20,7 +20,7 @@ from modelzip_jax.recipe import recordable
 from modelzip_jax.transform import Encoded, Rate, Transform
 from modelzip_jax.tree import Static
 
-__all__ = ["Offsets", "QuantizeState", "Quantize", "quantize"]
+__all__ = ["Offsets", "Quantize", "QuantizeState", "quantize"]
 
 PyTree = Any
 
@@ -82,8 +82,8 @@ class Quantize(Transform):
             rank = jnp.ndim(w)
             if rank > 1 and not -rank <= self.axis < rank:
                 raise LeafError(f"leaf {name!r} has {rank} axes, so it has no channel axis {self.axis}")
-            steps = choose_step(_latent(w), self.bits, self.symmetric, self.grid, self.range)
-            return QuantizeState(*steps, Static(str(jnp.result_type(w))))
+            step, zero = choose_step(_latent(w), self.bits, self.symmetric, self.grid, self.range)
+            return QuantizeState(step, zero, Static(str(jnp.result_type(w))))
 
         state = trees.map_named(begin, values)
         latents = jax.tree.map(_latent, values)
@@ -117,7 +117,9 @@ class Quantize(Transform):
 
     def resume(self, packed: PyTree) -> tuple[PyTree, PyTree, PyTree]:
         def state(p: Quantized) -> QuantizeState:
-            return QuantizeState(p.step, jnp.zeros_like(p.step) if p.zero is None else p.zero, Static(p.dtype))
+            return QuantizeState(
+                p.step, jnp.zeros_like(p.step) if p.zero is None else p.zero, Static(p.dtype)
+            )
 
         def values(p: Quantized) -> Dense:
             return Dense(_latent(p.unpack()), p.shape)

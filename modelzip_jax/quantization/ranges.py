@@ -64,9 +64,7 @@ def _positive(step: jax.Array) -> jax.Array:
     return jnp.where(step > 0, jnp.maximum(step, jnp.finfo(step.dtype).tiny), 1.0)
 
 
-def search_step(
-    w: jax.Array, step: jax.Array, zero: jax.Array, low: int, high: int, grid: Grid
-) -> jax.Array:
+def search_step(w: jax.Array, step: jax.Array, zero: jax.Array, low: int, high: int, grid: Grid) -> jax.Array:
     """Each group's step among 48 shrinks of `step`, down to a quarter, of least squared error.
 
     Clipping a few outliers for a finer grid (Banner et al. 2019; Nagel et al. 2021, section 3.1).

@@ -19,9 +19,7 @@ from modelzip_jax.quantization.grids import Grid
 __all__ = ["codes", "dequantize", "fake_quantize"]
 
 
-def codes(
-    w: jax.Array, step: jax.Array, zero: jax.Array, low: int, high: int, grid: Grid
-) -> jax.Array:
+def codes(w: jax.Array, step: jax.Array, zero: jax.Array, low: int, high: int, grid: Grid) -> jax.Array:
     """The integer codes q of the weights, as floats of `w`'s dtype and shape.
 
     Args:
@@ -32,7 +30,9 @@ def codes(
     >>> codes(jnp.array([-9.0, 0.4, 1.2]), jnp.ones((1, 1)), jnp.zeros((1, 1)), -2, 1, grid)
     Array([-2.,  0.,  1.], dtype=float32)
     """
-    return jnp.clip(jnp.round(_position(w, step, zero, grid)), low, high)
+    q = jnp.clip(jnp.round(_position(w, step, zero, grid)), low, high)
+    # Rounding gives -0.0 to small negative weights; packed codes know one zero only.
+    return jnp.where(q == 0, jnp.zeros_like(q), q)
 
 
 def _position(w: jax.Array, step: jax.Array, zero: jax.Array, grid: Grid) -> jax.Array:
