@@ -29,7 +29,7 @@ class Chain(Transform):
 
     def __post_init__(self) -> None:
         for part in self.parts[:-1]:
-            if part.terminal:
+            if getattr(part, "terminal", False):  # a loaded recipe may have an Opaque part
                 raise TransformError(
                     f"{type(part).__name__} makes symbols, so nothing can follow it in a chain; "
                     "put it last: mz.chain(mz.prune(...), mz.quantize(...))"
@@ -48,6 +48,7 @@ class Chain(Transform):
         for part in self.parts:
             ended = _follow(part, values, ended)
             values, e, s = part.init(values, **extra)
+            ended = jax.tree.map(_spread, ended, values)
             extra = _pulled(part, values, s, extra)
             extras.append(e)
             states.append(s)
@@ -109,6 +110,10 @@ class Chain(Transform):
             found.update(part.metrics(v, e, s))
         return found
 
+    @property
+    def leafwise(self) -> bool:
+        return all(part.leafwise for part in self.parts)
+
     def ends(self, leaves: list[Leaf]) -> list[bool]:
         return self._any([part.ends(leaves) for part in self.parts], len(leaves))
 
@@ -131,6 +136,11 @@ def _follow(part: Transform, values: PyTree, ended: PyTree) -> PyTree:
             )
     ends = [a or b for a, b in zip(part.ends(leaves), flags, strict=True)]
     return jax.tree.unflatten(jax.tree.structure(values), ends)
+
+
+def _spread(flag: bool, latent: PyTree) -> PyTree:
+    """A leaf's flag for every latent of the subtree that it may have become."""
+    return jax.tree.map(lambda _: flag, latent)
 
 
 def _pulled(part: Transform, values: PyTree, state: PyTree, extra: dict[str, Any]) -> dict[str, Any]:
@@ -171,29 +181,33 @@ class Partition(Transform):
     """Each leaf goes to the transform of the first pattern that matches it.
 
     parts: `(label, transform)` pairs. labels: `(pattern, label)` pairs, in order of precedence.
-    min_ndim: leaves of fewer axes are left alone.
+    min_ndim: leaves of fewer axes are left alone. floating: others than floating-point are, too.
     See `only` and `partition`.
     """
 
     parts: tuple[tuple[str, Transform], ...]
     labels: tuple[tuple[str, str], ...]
     min_ndim: int = 0
+    floating: bool = False
 
-    def _places(self, leaves: list[Leaf]) -> list[int]:
-        """For each leaf the index of its part, or -1."""
+    @property
+    def leafwise(self) -> bool:
+        return all(part.leafwise for _, part in self.parts)
+
+    def _check(self, leaves: list[Leaf]) -> None:
         trees.require_matches([pattern for pattern, _ in self.labels], [leaf.name for leaf in leaves])
-        return [self._place(leaf) for leaf in leaves]
 
     def _place(self, leaf: Leaf) -> int:
         label = next((label for pattern, label in self.labels if trees.matches(pattern, leaf.name)), None)
-        if label is None or leaf.ndim < self.min_ndim:
+        if label is None or leaf.ndim < self.min_ndim or (self.floating and not leaf.floating):
             return -1
         return [name for name, _ in self.parts].index(label)
 
     def _ask(self, method: str, leaves: list[Leaf]) -> list[bool]:
         """A question about each leaf, put to the part that it belongs to."""
         answers = [False] * len(leaves)
-        places = self._places(leaves)
+        self._check(leaves)
+        places = [self._place(leaf) for leaf in leaves]
         for index, (_, part) in enumerate(self.parts):
             where = [i for i, place in enumerate(places) if place == index]
             for i, yes in zip(where, getattr(part, method)([leaves[i] for i in where]), strict=True):
@@ -238,8 +252,11 @@ class Partition(Transform):
         return [{**extra, **{name: t[i] for name, t in split.items()}} for i in range(len(self.parts))]
 
     def init(self, values: PyTree, **extra: Any) -> Encoded:
-        treedef = jax.tree.structure(values)
-        labels = treedef.unflatten([Static(place) for place in self._places(trees.outlines(values))])
+        treedef, leaves = jax.tree.structure(values), trees.outlines(values)
+        # Whoever left leaves out has asked `selects`, which checks the patterns, about all of them.
+        if not trees.has_unselected(values):
+            self._check(leaves)
+        labels = treedef.unflatten([Static(self._place(leaf)) for leaf in leaves])
         split = self._split(values, labels)
         extras_for = self._extra(extra, labels)
         encoded = [
@@ -294,8 +311,8 @@ class Partition(Transform):
 
     def resume(self, packed: PyTree) -> tuple[PyTree, PyTree, PyTree]:
         treedef = jax.tree.structure(packed, is_leaf=is_packed)
-        places = self._places(trees.outlines(packed, is_packed))
-        labels = treedef.unflatten([Static(place) for place in places])
+        leaves = trees.outlines(packed, is_packed)
+        labels = treedef.unflatten([Static(self._place(leaf)) for leaf in leaves])
         split = self._split(packed, labels)
         resumed = [part.resume(p) for (_, part), p in zip(self.parts, split[:-1], strict=True)]
         extras, states, inner = zip(*resumed, strict=True) if resumed else ((), (), ())
@@ -315,7 +332,9 @@ def _is_label(x: Any) -> bool:
     return isinstance(x, Static)
 
 
-def only(pattern: str | tuple[str, ...], transform: Transform, *, min_ndim: int = 0) -> Partition:
+def only(
+    pattern: str | tuple[str, ...], transform: Transform, *, min_ndim: int = 0, floating: bool = False
+) -> Partition:
     """Applies a transform to the leaves whose path matches; the others are left alone.
 
     Args:
@@ -323,6 +342,7 @@ def only(pattern: str | tuple[str, ...], transform: Transform, *, min_ndim: int 
       transform: what to apply. A transform over the whole tree (a global threshold) sees the
         matching leaves together.
       min_ndim: matching leaves of fewer axes are left alone: 2 for matrices and kernels only.
+      floating: leave matching integer leaves alone, too; otherwise transforms refuse them.
 
     Raises (at `init`):
       PatternError: a pattern matches nothing; the message lists the paths.
@@ -337,11 +357,15 @@ def only(pattern: str | tuple[str, ...], transform: Transform, *, min_ndim: int 
         raise TransformError(f"only() takes a path pattern or a tuple of them, not {pattern!r}")
     if not isinstance(transform, Transform):
         raise TransformError(f"only() takes a transform, not {transform!r}")
-    return Partition((("selected", transform),), tuple((p, "selected") for p in patterns), min_ndim)
+    return Partition((("selected", transform),), tuple((p, "selected") for p in patterns), min_ndim, floating)
 
 
 def partition(
-    transforms: Mapping[str, Transform], labels: Mapping[str, str], *, min_ndim: int = 0
+    transforms: Mapping[str, Transform],
+    labels: Mapping[str, str],
+    *,
+    min_ndim: int = 0,
+    floating: bool = False,
 ) -> Partition:
     """Applies to each leaf the transform of its label; what has no label is left alone.
 
@@ -349,6 +373,7 @@ def partition(
       transforms: label → transform; a transform sees all leaves of its label together.
       labels: path pattern → label; the first pattern that matches a leaf decides.
       min_ndim: leaves of fewer axes are left alone.
+      floating: integer leaves are left alone, too; otherwise transforms refuse them.
 
     Raises:
       TransformError: a label has no transform.
@@ -359,9 +384,12 @@ def partition(
     >>> t.labels
     (('head/*', 'fine'), ('**/kernel', 'coarse'))
     """
+    for part in transforms.values():
+        if not isinstance(part, Transform):
+            raise TransformError(f"partition() takes transforms, not {part!r}")
     missing = sorted(set(labels.values()) - set(transforms))
     if missing:
         raise TransformError(
             f"no transform for the labels {missing}; there are transforms for {sorted(transforms)}"
         )
-    return Partition(tuple(transforms.items()), tuple(labels.items()), min_ndim)
+    return Partition(tuple(transforms.items()), tuple(labels.items()), min_ndim, floating)

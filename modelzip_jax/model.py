@@ -12,7 +12,7 @@ import numpy as np
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import RecipeError, TransformError
 from modelzip_jax.optimizer import WrapState, find_state
-from modelzip_jax.packed import PackedArray, is_packed, static
+from modelzip_jax.packed import Dense, PackedArray, is_packed, static
 from modelzip_jax.recipe import opaque_fields
 from modelzip_jax.transform import Encoded, Transform, dense, selected
 
@@ -48,13 +48,17 @@ class Packed:
 
 def unpacked_bytes(packed: PackedArray) -> int:
     """Bytes of a packed array's values, unpacked."""
+    if isinstance(packed, Dense):  # which may be a 64-bit NumPy array that a trace would narrow
+        return packed.nbytes
     value = jax.eval_shape(lambda p: p.unpack(), packed)
     return int(np.prod(value.shape, dtype=np.int64)) * value.dtype.itemsize
 
 
 def assemble(transform: Transform, encoded: Encoded, params: PyTree, step: int) -> Packed:
     packed = trees.merge(params, transform.pack(*encoded, dense(encoded.values)))
-    packed = jax.tree.map(lambda x: x if is_packed(x) else dense(x), packed, is_leaf=is_packed)
+    # A copy: the loop may donate its params while the packed model is kept.
+    copied = lambda x: x if is_packed(x) else dense(jnp.array(x, copy=True))  # noqa: E731
+    packed = jax.tree.map(copied, packed, is_leaf=is_packed)
     return Packed(packed, {}, transform, step)
 
 
@@ -103,9 +107,42 @@ def compress(params: PyTree, transform: Transform, **extra: Any) -> Packed:
     """
     params = trees.plain(params)
     trees.check_arrays(params)
-    chosen = selected(transform, params)
-    trees.check_finite(chosen)
-    return assemble(transform, transform.init(chosen, **extra), params, 0)
+    leaves, treedef = jax.tree.flatten(params)
+    keep = transform.selects(trees.outlines(params))
+    trees.check_finite(trees.select(params, keep, treedef))
+    every = [index for index, chosen in enumerate(keep) if chosen]
+    packed = [leaf if chosen else dense(leaf) for leaf, chosen in zip(leaves, keep, strict=True)]
+    # A caller who keeps no reference of its own has each leaf freed once it is packed.
+    del params
+    for group in _groups(leaves, every) if transform.leafwise else [every]:
+        here = [index in group for index in range(len(leaves))]
+        chosen_extra = {
+            name: trees.select(tree, here, treedef) if name in _LIKE_PARAMS and tree is not None else tree
+            for name, tree in extra.items()
+        }
+        encoded = transform.init(trees.select(treedef.unflatten(leaves), here, treedef), **chosen_extra)
+        parts = treedef.flatten_up_to(transform.pack(*encoded, dense(encoded.values)))
+        del encoded
+        for index in group:
+            packed[index], leaves[index] = parts[index], 0
+    return Packed(treedef.unflatten(packed), {}, transform, 0)
+
+
+_LIKE_PARAMS = ("grads", "stats")
+_GROUP_BYTES = 32 << 20
+
+
+def _groups(leaves: list[Any], indices: list[int]) -> list[list[int]]:
+    """The indices, in groups of leaves of some 32 MB together."""
+    groups: list[list[int]] = []
+    size = _GROUP_BYTES
+    for index in indices:
+        if size >= _GROUP_BYTES:
+            groups.append([])
+            size = 0
+        groups[-1].append(index)
+        size += trees.nbytes(leaves[index])
+    return groups
 
 
 def decoded(params: PyTree, transform: Transform, **extra: Any) -> PyTree:
@@ -126,11 +163,20 @@ def unpack(packed: PyTree) -> PyTree:
     JAX would narrow, such as int64, stay NumPy arrays.
     """
     tree = packed.params if isinstance(packed, Packed) else packed
-    return jax.tree.map(lambda p: _on_device(p.unpack()), tree, is_leaf=is_packed)
+    return jax.tree.map(_unpack, tree, is_leaf=is_packed)
 
 
-def _on_device(x: Any) -> Any:
-    return jnp.asarray(x) if jnp.result_type(x) == x.dtype else x
+@jax.jit
+def _fused(packed: PackedArray) -> jax.Array:
+    """One compilation for each shape and kind, and no intermediate arrays."""
+    return packed.unpack()
+
+
+def _unpack(packed: PackedArray) -> Any:
+    if not isinstance(packed, Dense):
+        return _fused(packed)
+    values = packed.unpack()
+    return trees.on_device(values) if jnp.result_type(values) == values.dtype else values
 
 
 def resume(packed: Packed, transform: Transform | None = None) -> tuple[Transform, PyTree, PyTree, PyTree]:

@@ -66,6 +66,15 @@ class PackedArray:
         """The values, of `self.shape`: what the network computes with. Jittable."""
         raise TypeError(f"{type(self).__name__} defines no unpack()")
 
+    def check(self) -> None:
+        """Raises ValueError if the fields of what a file holds do not fit together.
+
+        Override it where `unpack` would make an intermediate much larger than the fields and `shape`.
+        """
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            if isinstance(inner := getattr(self, field.name), PackedArray):
+                inner.check()
+
     @property
     def size(self) -> int:
         """Number of values, stored or implied."""
@@ -88,6 +97,11 @@ class Elementwise(PackedArray):
     def elements(self) -> jax.Array:
         """The stored elements, 1-D, in C order: all of them, or the kept ones after `compact`."""
         raise TypeError(f"{type(self).__name__} defines no elements()")
+
+    def host_elements(self) -> np.ndarray:
+        """The stored elements as a NumPy array, without compiling anything."""
+        held = getattr(self, self.element_field)
+        return held.unpack_host() if isinstance(held, Bits) else np.asarray(held).reshape(-1)
 
     def assemble(self, elements: jax.Array) -> jax.Array:
         """The values of `self.shape` from `size` elements in C order."""

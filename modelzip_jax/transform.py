@@ -115,6 +115,11 @@ class Transform:
         """Scalars worth watching during training."""
         return {}
 
+    @property
+    def leafwise(self) -> bool:
+        """Whether each leaf is encoded by itself, so that `mz.compress` may take them in turn."""
+        return True
+
     def selects(self, leaves: list[Leaf]) -> list[bool]:
         """Which of the leaves this transform encodes: all of them unless overridden."""
         return [True] * len(leaves)

@@ -100,20 +100,30 @@ def leaf_name(key_path: Sequence[Any]) -> str:
 
 
 class Leaf(NamedTuple):
-    """What selection looks at: a leaf's path and its number of axes."""
+    """What selection looks at: a leaf's path, its number of axes, and whether it is floating-point."""
 
     name: str
     ndim: int
+    floating: bool = True
 
 
 def outlines(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> list[Leaf]:
     """The `Leaf` of every array (or packed array) in the tree, in flattening order.
 
-    >>> outlines({"b": jnp.zeros(3), "w": jnp.zeros((2, 3))})
-    [Leaf(name='b', ndim=1), Leaf(name='w', ndim=2)]
+    >>> outlines({"n": np.zeros((), int), "w": jnp.zeros((2, 3))})
+    [Leaf(name='n', ndim=0, floating=False), Leaf(name='w', ndim=2, floating=True)]
     """
     paths = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
-    return [Leaf(leaf_name(path), len(np.shape(x) if is_array(x) else x.shape)) for path, x in paths]
+    return [Leaf(leaf_name(path), *_look(x)) for path, x in paths]
+
+
+def _look(leaf: Any) -> tuple[int, bool]:
+    """Axes of an array or packed array, and whether it is floating-point (what is encoded always is)."""
+    dtype = getattr(leaf, "dtype", None) or getattr(getattr(leaf, "array", leaf), "dtype", None)
+    ndim = len(leaf.shape) if hasattr(leaf, "shape") else np.ndim(leaf)
+    if dtype is None and not is_array(leaf):
+        return ndim, True
+    return ndim, bool(jnp.issubdtype(dtype if dtype is not None else jnp.result_type(leaf), jnp.floating))
 
 
 def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
@@ -137,7 +147,7 @@ def _regex(pattern: str) -> re.Pattern[str]:
         parts.append("".join("[^/]*" if c == "*" else "[^/]" if c == "?" else re.escape(c) for c in part))
         if not last:
             parts.append("/")
-    return re.compile("".join(parts) + r"\Z")
+    return re.compile("".join(parts) + r"\Z", re.DOTALL)
 
 
 def matches(pattern: str, name: str) -> bool:
@@ -166,6 +176,12 @@ def select(tree: PyTree, keep: Sequence[bool], treedef: Any) -> PyTree:
     """`tree` with `UNSELECTED` at every position of `treedef` whose `keep` is false."""
     parts = treedef.flatten_up_to(tree)
     return treedef.unflatten([part if k else UNSELECTED for part, k in zip(parts, keep, strict=True)])
+
+
+def has_unselected(tree: PyTree) -> bool:
+    """Whether the tree has `UNSELECTED` anywhere."""
+    is_unselected = functools.partial(_is_instance, Unselected)
+    return any(map(is_unselected, jax.tree.leaves(tree, is_leaf=is_unselected)))
 
 
 def merge(tree: PyTree, selected: PyTree) -> PyTree:
@@ -228,7 +244,7 @@ def check_floating(tree: PyTree, what: str) -> None:
     """Raises `LeafError` naming the first leaf that is no real floating-point array."""
     check_arrays(tree)
     for name, leaf in named_leaves(tree):
-        dtype = jnp.result_type(leaf)
+        dtype = getattr(leaf, "dtype", None) or jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise LeafError(
                 f"{what} cannot encode leaf {name!r} of dtype {dtype}; select floating-point leaves, "
@@ -264,12 +280,28 @@ def nbytes(tree: PyTree) -> int:
     >>> nbytes({"w": jnp.zeros((2, 3)), "b": jnp.zeros(3, jnp.bfloat16)})
     30
     """
-    return sum(int(np.size(x)) * jnp.result_type(x).itemsize for x in jax.tree.leaves(tree))
+    return sum(int(np.size(x)) * _itemsize(x) for x in jax.tree.leaves(tree))
+
+
+def _itemsize(x: Any) -> int:
+    """Of its own dtype: `jnp.result_type` would narrow a 64-bit NumPy array."""
+    return (x.dtype if hasattr(x, "dtype") else jnp.result_type(x)).itemsize
 
 
 def latent_dtype(dtype: Any) -> Any:
     """float32 for half-precision parameters, whose own dtype is too coarse to train in."""
     return jnp.float32 if jnp.dtype(dtype).itemsize < 4 else jnp.dtype(dtype)
+
+
+def latent(x: Any) -> jax.Array:
+    """The leaf as a latent: on the device, in `latent_dtype`; shares a NumPy array's memory on CPU."""
+    dtype = latent_dtype(jnp.result_type(x))
+    return on_device(x) if getattr(x, "dtype", None) == dtype else jnp.asarray(x, dtype)
+
+
+def on_device(x: Any) -> jax.Array:
+    """The array on the default device. On CPU an aligned NumPy array's memory is shared, not copied."""
+    return jax.device_put(x) if isinstance(x, np.ndarray) else jnp.asarray(x)
 
 
 def map_named(function: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:

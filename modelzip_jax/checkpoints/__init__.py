@@ -102,6 +102,14 @@ def write(path: str | os.PathLike[str], params: Any) -> None:
         writer.write(target, params)
 
 
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raises `CheckpointError` if no format belongs to the name, before any work is done."""
+    target = Path(path)
+    with _named_errors(target, "cannot be written"):
+        if target.suffix not in DIRECTORY_SUFFIXES:
+            _file_format(target)
+
+
 def _file_format(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import msgpack
 import numpy as np
 
-from modelzip_jax.coding import tables
+from modelzip_jax.coding import rans, tables
 from modelzip_jax.coding.skeleton import count_leaves
 from modelzip_jax.coding.streams import CODED, ESCAPED, RAW, Plan
 from modelzip_jax.coding.symbols import Spec, stream_lengths
@@ -19,21 +19,33 @@ from modelzip_jax.errors import FormatError
 
 __all__ = ["Header", "checksum"]
 
-MAGIC = b"\x89MZ\r\n\x1a\n"
+MAGIC = b"\x89MZ\r\n\x1a\n\x00"
 VERSION = 1
-PRELUDE = struct.Struct("<8sHHIIIII")
+PRELUDE = struct.Struct("<8sIII")
 CHECKSUM = 8
+MAX_DEPTH = 256
+MAX_META = 1 << 26
+MAX_LANE = 1 << 15
+"""Most symbols of a lane in a chunk: 8,192 for each byte that the lane's state takes in the file."""
 # What headers usually say, as a preset dictionary for deflate; part of the format.
 DICTIONARY = (
-    b"encoder/embeddings/attention/layer_norm/LayerNorm_0scaleembeddingBatchNorm_0meanvarConv_0Dense_0"
-    b"variablesbatch_statsparamskernelbias\xa7uniform\xa6global\xa9Polynomial\xa5final\xa5begin\xa3end"
-    b"\xa7initial\xa5power\xa4type\xa8Identity\xa6fields\x80\xa4type\xa5Prune\xa6fields\x84\xa5score"
-    b"\x82\xa4type\xa9Magnitude\xa6fields\x80\xa8sparsity\xcb\xaaallocation\xa5every\x00\xa4type\xa8Quantize"
-    b"\xa6fields\x87\xa4bits\x04\xabgranularity\xa7channel\xaagroup_size\xcc\x80\xa4axis\xff\xa9symmetric\xc3"
-    b"\xa7learned\xc2\xa5range\xa3max\xa4type\xa5Chain\xa6fields\x81\xa5parts\x92\x82\xa4type\xa9Partition"
-    b"\xa6fields\x82\xa5parts\x91\x92\xa8selected\x82\xa6labels\x91\x92\xa9**/kernel\xa8selected"
-    b"\x94\xa6masked\x93\xa4bits\x01\xce\x00\x9a\xa9quantized\x93\xa4bits\x08\xce\x00\x94\x00\xa7float32\x01\xcd"
-    b"\x93\xa5dense\x94\x00\xa7float32\xcd\x01\x80\x92\xcd\x01\x80"
+    b"encoder/embeddings/attention/layer_norm/LayerNorm_0scaleembeddingBatchNorm_0meanvarbatch_statsConv"
+    b"_0\x91\x92\xa8selected\x82\xa4type\xa8Quantize\xa6fields\x87\xa4bits\x04\xa6labels\x91\x92\xa2**"
+    b"\xa8selected\xa8min_ndim\x00\xa8floating\xc2\x00\x00\x91\xa5final\xcb?\xec\xcc\xcc\xcc\xcc\xcc\xcd"
+    b"\xa5begin\xcd\xa3end\xcd\xa7initial\xcb\x00\x00\x00\x00\x00\x00\x00\x00\xa5power\xcb@\x08\x00\x00"
+    b"\x00\x00\x00\x00\xaaallocation\xa6global\xa5every\xa5group\x94\xa5gaps\x93\x00\xa5uint8\xcd\x93"
+    b"\xa6masked\x93\xa4bits\x01\xce\x00\x93\xa5dense\x94\x00\xa7float32\xcd\x94\xa6masked\xc0\x9a\xa9qu"
+    b"antized\x93\xa5joint\x93\x00\xa5uint8\xcd\x08\x00\x04\x94\x00\xa7float32\x01\x9a\xa9quantized\x93"
+    b"\xa4bits\x04\xcd\x94\x00\xa7float32\x01\x01\xc0\xf8\x92 \xa7float32\xa6tensor\xff\x01\x93\xa5dense"
+    b"\x93\x00\xa7float32 \x91 \x98\x82\xa6params\x82\xa7Dense_0\x82\xa4bias\xc0\xa6kernel\xc0\xa7Dense_"
+    b"1\x82\xa9variables\x80\x82\xa4type\xa8Identity\xa6fields\x80\x00\x00\x91\x93\xa5dense\x82\xa4type"
+    b"\xa9Partition\xa6fields\x84\xa5parts\x91\x92\xa8selected\x82\xa4type\xa5Chain\xa6fields\x81\xa5par"
+    b"ts\x92\x82\xa4type\xa5Prune\xa6fields\x84\xa5score\x82\xa4type\xa9Magnitude\xa6fields\x80\xa8spars"
+    b"ity\xcb?\xe9\x99\x99\x99\x99\x99\x9a\xaaallocation\xa7uniform\xa5every\x00\x82\xa4type\xa8Quantize"
+    b"\xa6fields\x87\xa4bits\x04\xabgranularity\xa7channel\xaagroup_size\xcc\x80\xa4axis\xff\xa9symmetri"
+    b"c\xc3\xa7learned\xc2\xa5range\xa3max\xa6labels\x91\x92\xa9**/kernel\xa8selected\xa8min_ndim\x00"
+    b"\xa8floating\xc2\x00\x00\x91\x9a\xa9quantized\x93\xa4bits\x04\xcd\x08\x00\x94\x00\xa7float32\x01 "
+    b"\xc0\xf8\x92@ \xa7float32\xa7channel\xff\xcc\x80\xc4\x05\x01\x01\x00\x00\x00\x90\x92\xcd"
 )
 
 
@@ -56,21 +68,23 @@ class Header:
 
     def to_bytes(self) -> tuple[bytes, dict[str, int]]:
         """The header as stored, and how many bytes each part of it takes."""
-        names = msgpack.packb(self.outline)
+        _check_depth(self.outline)
+        _check_depth(self.recipe)
         escapes = [[int(p.rare[0]), p.lengths[1]] for p in self.plans if p.rare is not None]
         codings = bytes(p.coding for p in self.plans)
         chunks = [n for chunk in self.chunks for n in chunk]
-        meta = msgpack.packb(
-            [self.recipe, self.step, self.lanes.bit_length() - 1, self.specs, codings, escapes, chunks]
-        )
+        rest = [self.recipe, self.step, self.lanes.bit_length() - 1, self.specs, codings, escapes, chunks]
+        raw = msgpack.packb([self.outline, *rest])
+        meta = _deflate(raw)
+        if len(raw) > _meta_limit(len(meta)):
+            raise FormatError(f"{len(self.specs)} tensors need a header of {len(raw)} bytes, too large")
         table = b"".join(tables.encode_table(t) for p in self.plans for t in p.tables)
-        packed_names, packed_meta = _deflate(names), _deflate(meta)
-        sizes = (len(packed_names), len(names), len(packed_meta), len(meta), len(table))
-        body = PRELUDE.pack(MAGIC, VERSION, 0, *sizes) + packed_names + packed_meta + table
+        body = PRELUDE.pack(MAGIC, VERSION, len(meta), len(table)) + meta + table
+        tensors = min(len(_deflate(msgpack.packb([None, *rest]))), len(meta))
         parts = {
             "fixed": PRELUDE.size + CHECKSUM,
-            "names": len(packed_names),
-            "tensors": len(packed_meta),
+            "names": len(meta) - tensors,
+            "tensors": tensors,
             "tables": len(table),
         }
         return body + checksum(body), parts
@@ -87,25 +101,25 @@ class Header:
         """
         start = file.read(PRELUDE.size)
         if start[: len(MAGIC)] != MAGIC[: len(start)] or not start:
-            raise FormatError(f"not a .mz file: it begins with {start[:8]!r}, expected {MAGIC!r}")
+            raise FormatError(f"not a .mz file: it begins with {start[:8]!r}, expected {MAGIC!r} at byte 0")
         if len(start) < PRELUDE.size:
-            raise FormatError(f"truncated at byte {len(start)}: a .mz file has {PRELUDE.size} bytes of prelude")
-        _, version, _, *sizes = PRELUDE.unpack(start)
-        if version > VERSION:
+            raise FormatError(f"truncated at byte {len(start)}, inside the {PRELUDE.size} bytes of prelude")
+        _, version, stored_meta, stored_tables = PRELUDE.unpack(start)
+        if version != VERSION:
             raise FormatError(
-                f"the file has format version {version}, this modelzip_jax reads up to {VERSION}: update it"
+                f"byte 8: the file has format version {version}, this modelzip_jax reads {VERSION}: update it"
             )
-        stored_names, raw_names, stored_meta, raw_meta, stored_tables = sizes
-        length = stored_names + stored_meta + stored_tables
+        length = stored_meta + stored_tables
         end = PRELUDE.size + length + CHECKSUM
         if end > size:
-            raise FormatError(f"truncated: the header ends at byte {end}, the file at {size}")
+            raise FormatError(f"truncated: the header ends at byte {end}, the file at byte {size}")
         body = file.read(length)
         if checksum(start + body) != file.read(CHECKSUM):
             raise FormatError(f"the header (bytes 0 to {end}) is damaged: its checksum does not match")
-        outline = _inflate(body[:stored_names], raw_names, "names")
-        meta = _inflate(body[stored_names : stored_names + stored_meta], raw_meta, "tensors")
-        return _parse(outline, meta, body[stored_names + stored_meta :]), end
+        try:
+            return _parse(_inflate(body[:stored_meta]), body[stored_meta:], size), end
+        except FormatError as error:
+            raise FormatError(f"the header (bytes 0 to {end}): {error}") from error
 
 
 def checksum(data: bytes | memoryview) -> bytes:
@@ -118,31 +132,45 @@ def _deflate(data: bytes) -> bytes:
     return compressor.compress(data) + compressor.flush()
 
 
-def _inflate(data: bytes, size: int, what: str) -> Any:
-    """Never more than `size` bytes, nor than deflate's own 1,032 to 1."""
-    if size > 1032 * len(data) + 64:
-        raise FormatError(f"the {what} claim {size} bytes, more than {len(data)} compressed ones can hold")
+def _meta_limit(stored: int) -> int:
+    """Bytes that so many deflated ones may inflate to: parsed, each can become 64 bytes in memory."""
+    return min((1 << 20) + 64 * stored, MAX_META)
+
+
+def _inflate(data: bytes) -> Any:
+    limit = _meta_limit(len(data))
     try:
         inflater = zlib.decompressobj(-15, zdict=DICTIONARY)
-        raw = inflater.decompress(data, size + 1)
-        if len(raw) != size or not inflater.eof:
-            raise FormatError(f"the {what} have {len(raw)} bytes, the header says {size}")
-        return msgpack.unpackb(raw, strict_map_key=False)
-    except (zlib.error, ValueError, msgpack.exceptions.UnpackException) as error:
-        raise FormatError(f"the {what} in the header cannot be read: {error}") from error
+        raw = inflater.decompress(data, limit + 1)
+        if len(raw) > limit or not inflater.eof or inflater.unused_data:
+            raise FormatError(f"its {len(data)} deflated bytes end early or late, or hold more than {limit}")
+        meta = msgpack.unpackb(raw, strict_map_key=False)
+        _check_depth(meta, MAX_DEPTH + 1)
+    except (zlib.error, ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+        raise FormatError(f"cannot be read: {error}") from error
+    return meta
 
 
-def _parse(outline: Any, meta: Any, table_bytes: bytes) -> Header:
-    if not isinstance(meta, list) or len(meta) != 7:
-        raise FormatError("the header does not have its seven parts")
-    recipe, step, lane_bits, specs, codings, escapes, chunks = meta
+def _check_depth(data: Any, left: int = MAX_DEPTH) -> None:
+    """Bounds the recursion of everything that walks the header."""
+    if isinstance(data, dict | list):
+        if left == 0:
+            raise FormatError(f"it is nested more than {MAX_DEPTH} levels deep")
+        for item in data.values() if isinstance(data, dict) else data:
+            _check_depth(item, left - 1)
+
+
+def _parse(meta: Any, table_bytes: bytes, file_size: int) -> Header:
+    if not isinstance(meta, list) or len(meta) != 8:
+        raise FormatError("it does not have its eight parts")
+    outline, recipe, step, lane_bits, specs, codings, escapes, chunks = meta
     if not (
-        isinstance(step, int) and isinstance(specs, list) and isinstance(codings, bytes)
-        and isinstance(lane_bits, int) and 0 <= lane_bits <= 12
+        type(step) is int and isinstance(specs, list) and isinstance(codings, bytes)
+        and type(lane_bits) is int and 0 <= lane_bits <= 12
         and _are_sizes(chunks) and len(chunks) % 2 == 0
         and isinstance(escapes, list) and all(_are_sizes(e) and len(e) == 2 and e[0] < 256 for e in escapes)
     ):  # fmt: skip
-        raise FormatError("the header's parts have wrong types")
+        raise FormatError("its parts have wrong types")
     if count_leaves(outline) != len(specs):
         raise FormatError(f"{count_leaves(outline)} names for {len(specs)} tensors")
     lengths = [n for spec in specs for n in stream_lengths(spec)]
@@ -153,7 +181,19 @@ def _parse(outline: Any, meta: Any, table_bytes: bytes) -> Header:
     coded = sum(n for p in plans for n in p.lengths)
     if sum(symbols for symbols, _ in pairs) != coded:
         raise FormatError(f"chunks of {sum(s for s, _ in pairs)} symbols for streams of {coded}")
-    return Header(outline, specs, plans, 1 << lane_bits, pairs, recipe, step)
+    header = Header(outline, specs, plans, 1 << lane_bits, pairs, recipe, step)
+    _check_sizes(header, file_size)
+    return header
+
+
+def _check_sizes(header: Header, file_size: int) -> None:
+    """What the header claims, every byte of the file accounted for, so that nothing larger is allocated."""
+    for chunk, (symbols, size) in enumerate(header.chunks):
+        if not 1 <= symbols <= header.lanes * MAX_LANE or size < rans.header_bytes(header.lanes):
+            raise FormatError(f"chunk {chunk} claims {symbols} symbols, {size} bytes, {header.lanes} lanes")
+    weights = sum(size for _, size in header.chunks) + sum(p.length for p in header.plans if p.coding == RAW)
+    if weights > file_size:
+        raise FormatError(f"truncated: it claims {weights} bytes of weights, the file has {file_size}")
 
 
 def _are_sizes(items: Any) -> bool:

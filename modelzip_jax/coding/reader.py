@@ -15,7 +15,7 @@ from modelzip_jax import tree as trees
 from modelzip_jax.coding import escapes, rans, skeleton, sparse, symbols
 from modelzip_jax.coding.header import CHECKSUM, Header, checksum
 from modelzip_jax.coding.streams import ESCAPED, RAW
-from modelzip_jax.coding.writer import MAX_CHUNK
+from modelzip_jax.coding.writer import MAX_CHUNK, MAX_PIECES
 from modelzip_jax.errors import FormatError, PatternError, TreeError
 from modelzip_jax.model import Packed
 from modelzip_jax.packed import PackedArray, is_packed
@@ -41,10 +41,12 @@ class Archive:
             self.size = os.fstat(self._file.fileno()).st_size
             self.header, start = Header.read(self._file, self.size)
             self._locate(start)
-        except FormatError as error:
+        except BaseException as error:
             self._file.close()
-            raise FormatError(f"{self.path}: {error}") from error
-        self._cached: tuple[int, list[np.ndarray]] | None = None
+            if isinstance(error, FormatError):
+                raise FormatError(f"{self.path}: {error}") from error
+            raise
+        self._cached: tuple[int, list[tuple[int, np.ndarray]]] | None = None
         self._cached_raw: tuple[int, bytes] | None = None
 
     def __enter__(self) -> Archive:
@@ -79,9 +81,13 @@ class Archive:
     def _check_chunks(self) -> None:
         needs = [self._needs(chunk) for chunk in range(len(self.header.chunks))]
         largest = [max((n[i] for n in needs), default=1) for i in range(3)]
-        for chunk, (rows, words, _) in enumerate(needs):
-            if rows * self.header.lanes > rans.MAX_CELLS or words > self.header.chunks[chunk][0]:
-                raise FormatError(f"chunk {chunk} claims {rows} rows and {words} words")
+        for chunk, (rows, words, pieces) in enumerate(needs):
+            if (
+                rows * self.header.lanes > rans.MAX_CELLS
+                or words > self.header.chunks[chunk][0]
+                or pieces > MAX_PIECES
+            ):
+                raise FormatError(f"chunk {chunk} claims {rows} rows, {words} words and {pieces} segments")
         self.capacity = rans.round_capacity(*largest)
 
     def _needs(self, chunk: int) -> tuple[int, int, int]:
@@ -109,13 +115,13 @@ class Archive:
         expected, data = self._file.read(CHECKSUM), self._file.read(size)
         if len(data) != size or checksum(data) != expected:
             raise FormatError(
-                f"{self.path}: {what} (bytes {offset} to {offset + CHECKSUM + size}) is damaged: its checksum "
+                f"{what} (bytes {offset} to {offset + CHECKSUM + size}) is damaged: its checksum "
                 "does not match"
             )
         return data
 
-    def _chunk(self, chunk: int) -> list[np.ndarray]:
-        """The decoded pieces of a chunk; the last one is remembered."""
+    def _chunk(self, chunk: int) -> list[tuple[int, np.ndarray]]:
+        """`(segment, symbols)` of the decoded pieces of a chunk; the last one is remembered."""
         if self._cached is None or self._cached[0] != chunk:
             pieces = self._pieces(chunk)
             data = self._read(int(self._offsets[chunk]), self.header.chunks[chunk][1], f"chunk {chunk}")
@@ -126,8 +132,8 @@ class Archive:
                     data, lengths, list(range(len(pieces))), tables, self.header.lanes, self.capacity
                 )
             except FormatError as error:
-                raise FormatError(f"{self.path}: chunk {chunk}: {error}") from error
-            self._cached = (chunk, decoded)
+                raise FormatError(f"chunk {chunk}: {error}") from error
+            self._cached = (chunk, [(piece[0], part) for piece, part in zip(pieces, decoded, strict=True)])
         return self._cached[1]
 
     def _segment(self, segment: int) -> np.ndarray:
@@ -139,8 +145,7 @@ class Archive:
         last = int(np.searchsorted(self._symbol_ends, high, side="left")) - 1
         found = []
         for chunk in range(first, last + 1):
-            parts = zip(self._pieces(chunk), self._chunk(chunk), strict=True)
-            found += [decoded for (index, _, _), decoded in parts if index == segment]
+            found += [decoded for index, decoded in self._chunk(chunk) if index == segment]
         return found[0] if len(found) == 1 else np.concatenate(found)
 
     def _raw(self, stream: int) -> np.ndarray:
@@ -175,13 +180,12 @@ class Archive:
         try:
             stored = symbols.rebuild(self.header.specs[index], (self._stream(s) for s in range(first, last)))
             packed = sparse.in_memory(stored)
-            shape = jax.eval_shape(lambda p: p.unpack(), packed).shape
+            packed.check()
+            shape = jax.eval_shape(_unpack, packed).shape
             if shape != packed.shape:
                 raise FormatError(f"it unpacks to the shape {shape}, not {packed.shape}")
-        except FormatError as error:
+        except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
             raise FormatError(f"{self.path}: tensor {self.names[index]!r}: {error}") from error
-        except (TypeError, ValueError, AttributeError, IndexError) as error:
-            raise FormatError(f"{self.path}: tensor {self.names[index]!r} does not fit: {error}") from error
         return packed
 
     @property
@@ -213,6 +217,10 @@ class Archive:
         return found
 
 
+def _unpack(packed: PackedArray) -> jax.Array:
+    return packed.unpack()
+
+
 def load(path: str | os.PathLike[str], like: PyTree = None) -> Packed:
     """Reads a compressed model.
 
@@ -235,7 +243,7 @@ def load(path: str | os.PathLike[str], like: PyTree = None) -> Packed:
         header = archive.header
     if not isinstance(tree, dict) or set(tree) != {"params", "variables"}:
         raise FormatError(f"{path}: it holds {list(tree)[:5]} instead of params and variables")
-    variables = jax.tree.map(lambda p: np.asarray(p.unpack()).reshape(p.shape), tree["variables"], is_leaf=is_packed)
+    variables = jax.tree.map(lambda p: np.asarray(p.unpack()), tree["variables"], is_leaf=is_packed)
     params = tree["params"] if like is None else _like(tree["params"], like)
     return Packed(params, variables, from_plain(header.recipe), header.step)
 
@@ -247,6 +255,8 @@ def _like(params: PyTree, like: PyTree) -> PyTree:
         for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_packed)
     }
     wanted = trees.named_leaves(like)
+    if len(dict(wanted)) < len(wanted):
+        raise TreeError("`like` has several leaves of one path; load without it")
     missing = [name for name, _ in wanted if name not in stored]
     extra = sorted(set(stored) - {name for name, _ in wanted})
     if missing or extra:

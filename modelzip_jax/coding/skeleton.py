@@ -10,7 +10,7 @@ import jax
 from modelzip_jax.errors import FormatError, TreeError
 from modelzip_jax.tree import segment
 
-__all__ = ["count_leaves", "fill", "outline"]
+__all__ = ["count_leaves", "fill", "names", "outline"]
 
 PyTree = Any
 LEAF = None
@@ -23,7 +23,7 @@ def outline(tree: PyTree, is_leaf: Any = None) -> Any:
     any other node `[2, type name, map of its children]`, a leaf nil, and None false.
 
     Raises:
-      TreeError: a dict key that is neither a string nor an integer.
+      TreeError: a dict key that is neither a string nor an integer of 64 bits; children of one name.
 
     >>> outline({"b": (1.0, 2.0), "a": 3.0})
     {'a': None, 'b': [1, None, None]}
@@ -38,13 +38,16 @@ def outline(tree: PyTree, is_leaf: Any = None) -> Any:
         return {_key(path.key): part for path, part in parts}
     if type(tree) in (list, tuple):
         return [_LIST if type(tree) is list else _TUPLE, *(part for _, part in parts)]
-    return [_OTHER, type(tree).__name__, {segment(path): part for path, part in parts}]
+    named = {segment(path): part for path, part in parts}
+    if len(named) < len(parts):
+        raise TreeError(f"a {type(tree).__name__} has several children of one name among {list(named)[:8]}")
+    return [_OTHER, type(tree).__name__, named]
 
 
 def _key(key: Any) -> str | int:
-    if isinstance(key, bool) or not isinstance(key, str | int):
-        raise TreeError(f"a file can name leaves by strings and integers, not by {key!r}")
-    return key
+    if isinstance(key, str) or (type(key) is int and -(2**63) <= key < 2**64):
+        return key
+    raise TreeError(f"a file can name leaves by strings and integers of 64 bits, not by {key!r}")
 
 
 def count_leaves(data: Any) -> int:
@@ -53,33 +56,24 @@ def count_leaves(data: Any) -> int:
     >>> count_leaves({"a": None, "b": [1, None, False]})
     2
     """
-    return sum(1 for _ in _leaves(data, 0))
+    return 1 if data is LEAF else sum(map(count_leaves, _children(data)))
 
 
-def _leaves(data: Any, depth: int) -> Iterator[None]:
-    if data is LEAF:
-        yield None
-        return
-    for child in _children(data, depth):
-        yield from _leaves(child, depth + 1)
-
-
-def _children(data: Any, depth: int) -> list[Any]:
+def _children(data: Any) -> list[Any]:
     """The children of an outline's node; validates it."""
-    if depth > 200:
-        raise FormatError("the names are nested more than 200 levels deep")
     if data is NOTHING:
         return []
-    if isinstance(data, dict):
+    if isinstance(data, dict) and {type(key) for key in data} in (set(), {str}, {int}):
         return list(data.values())
-    if isinstance(data, list) and data and data[0] in (_LIST, _TUPLE) and data[0] is not False:
-        return data[1:]
-    if isinstance(data, list) and len(data) == 3 and data[0] == _OTHER and isinstance(data[2], dict):
-        return list(data[2].values())
+    if isinstance(data, list) and data and type(data[0]) is int:
+        if data[0] in (_LIST, _TUPLE):
+            return data[1:]
+        if len(data) == 3 and data[0] == _OTHER and isinstance(data[1], str) and isinstance(data[2], dict):
+            return _children(data[2])
     raise FormatError(f"not an outline of a tree: {str(data)[:80]}")
 
 
-def fill(data: Any, leaves: Iterator[Any], depth: int = 0) -> PyTree:
+def fill(data: Any, leaves: Iterator[Any]) -> PyTree:
     """The tree with an outline's containers and the given leaves; other nodes become dicts.
 
     >>> fill({"a": None, "b": [1, None, False]}, iter("xy"))
@@ -87,7 +81,7 @@ def fill(data: Any, leaves: Iterator[Any], depth: int = 0) -> PyTree:
     """
     if data is LEAF:
         return next(leaves)
-    children = [fill(child, leaves, depth + 1) for child in _children(data, depth)]
+    children = [fill(child, leaves) for child in _children(data)]
     if data is NOTHING:
         return None
     if isinstance(data, dict):
@@ -105,7 +99,7 @@ def names(data: Any, prefix: str = "") -> list[str]:
     """
     if data is LEAF:
         return [prefix]
-    children = _children(data, 0)
+    children = _children(data)
     if isinstance(data, list):
         keys: list[Any] = list(data[2]) if data[0] == _OTHER else list(range(len(children)))
     else:

@@ -21,7 +21,7 @@ __all__ = ["Gaps", "Joint", "in_memory", "stored", "stream_bits"]
 
 @packed_kind("gaps")
 class Gaps(PackedArray):
-    """A mask as the numbers of zeros before each one: bytes, 255 standing for 255 zeros and more."""
+    """A mask as the numbers of zeros before each one and behind the last: bytes, 255 for 255 and more."""
 
     runs: jax.Array
     count: int = static()
@@ -33,7 +33,10 @@ class Gaps(PackedArray):
 
 @packed_kind("joint")
 class Joint(PackedArray):
-    """Codes of the kept weights, with the symbol `2**bits` where the mask has a zero."""
+    """Codes of the kept weights, with the symbol `2**bits` where the mask has a zero.
+
+    The mask beside it is None.
+    """
 
     symbols: jax.Array
     bits: int = static()
@@ -41,13 +44,6 @@ class Joint(PackedArray):
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
         return tuple(np.shape(self.symbols))
-
-
-@packed_kind("implied")
-class Implied(PackedArray):
-    """Stands for a mask that the codes beside it tell."""
-
-    shape: tuple[int, ...] = static()
 
 
 def stream_bits(stream: np.ndarray) -> float:
@@ -76,9 +72,7 @@ def stored(packed: PackedArray) -> PackedArray:
         codes = getattr(inner, inner.element_field)
         if stream_bits(joint.symbols) < mask_bits + stream_bits(codes.unpack_host()):
             inner = dataclasses.replace(inner, **{inner.element_field: joint})
-            return dataclasses.replace(
-                packed, **{mask_field: Implied((mask.count,)), inner_field: inner}
-            )  # type: ignore[type-var]
+            return dataclasses.replace(packed, **{mask_field: None, inner_field: inner})  # type: ignore[type-var]
     return dataclasses.replace(packed, **{mask_field: mask_form, inner_field: stored(inner)})  # type: ignore[type-var]
 
 
@@ -92,12 +86,15 @@ def in_memory(packed: PackedArray) -> PackedArray:
         return _map_inner(packed, in_memory)
     mask, inner_field = getattr(packed, packed.mask_field), _inner_field(packed)
     inner = getattr(packed, inner_field)
-    if isinstance(mask, Implied):
+    if mask is None:
         joint = getattr(inner, inner.element_field) if isinstance(inner, Elementwise) else None
         if not isinstance(joint, Joint):
             raise FormatError("a mask is said to be among the codes, but there are none")
-        flags = np.asarray(joint.symbols) != 1 << joint.bits
-        codes = np.asarray(joint.symbols)[flags]
+        symbols = np.asarray(joint.symbols)
+        if type(joint.bits) is not int or not 1 <= joint.bits <= 7 or symbols.dtype != np.uint8:
+            raise FormatError(f"a mask among {symbols.dtype} codes of {joint.bits} bits")
+        flags = symbols != 1 << joint.bits
+        codes = symbols[flags]
         if codes.size and int(codes.max()) >> joint.bits:
             raise FormatError(f"the symbol {int(codes.max())} in codes of {joint.bits} bits")
         inner = dataclasses.replace(inner, **{inner.element_field: Bits.pack(codes, joint.bits)})
@@ -142,25 +139,27 @@ def _joint(flags: np.ndarray, inner: PackedArray) -> Joint | None:
 
 
 def _gaps(flags: np.ndarray) -> np.ndarray:
-    """Bytes of `Gaps` for 0/1 flags.
+    """Bytes of `Gaps` for 0/1 flags, as if another one followed.
 
     >>> _gaps(np.array([0, 0, 1, 1, 0], np.uint8)).tolist()
-    [2, 0]
+    [2, 0, 1]
     """
-    at = np.flatnonzero(flags)
+    at = np.append(np.flatnonzero(flags), flags.size)
     gaps = np.diff(at, prepend=-1) - 1
     ends = np.cumsum(gaps // 255 + 1)
-    runs = np.full(int(ends[-1]) if ends.size else 0, 255, np.uint8)
+    runs = np.full(int(ends[-1]), 255, np.uint8)
     runs[ends - 1] = gaps % 255
     return runs
 
 
 def _flags(runs: np.ndarray, count: int) -> np.ndarray:
-    """The inverse of `_gaps`."""
+    """The inverse of `_gaps`. The sum of the gaps must be the claimed count before anything is made of it."""
+    if runs.dtype != np.uint8 or runs.ndim != 1:
+        raise FormatError(f"the gaps of a mask are {runs.dtype}, not bytes")
     position = np.cumsum(np.where(runs == 255, 255, runs.astype(np.int64) + 1))
     at = position[runs != 255] - 1
-    if runs.size and (runs[-1] == 255 or position[-1] > count):
-        raise FormatError(f"the gaps of a mask run past its end at {count}")
+    if not runs.size or runs[-1] == 255 or at[-1] != count:
+        raise FormatError(f"the gaps of a mask do not end at {count}")
     flags = np.zeros(count, np.uint8)
-    flags[at] = 1
+    flags[at[:-1]] = 1
     return flags

@@ -39,7 +39,7 @@ class Plan:
 def plan(stream: np.ndarray) -> Plan:
     """Chooses the coding of a stream (uint8 1-D) that takes the fewest bytes, tables included.
 
-    >>> plan(np.zeros(1000, np.uint8)).coding == CODED, plan(np.arange(9, dtype=np.uint8)).coding == RAW
+    >>> plan(np.zeros(1000, np.uint8)).coding == CODED, plan(np.arange(256, dtype=np.uint8)).coding == RAW
     (True, True)
     """
     counts = histograms.count(stream)

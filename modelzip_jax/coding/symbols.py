@@ -81,13 +81,13 @@ def stream_lengths(spec: Spec) -> list[int]:
             raise FormatError(f"{count!r} integers of {bits!r} bits")
         return [count if bits > 1 else -(-count // 8)]
     lengths = []
-    for field, item in zip(dataclasses.fields(kind), _fields(spec, len(dataclasses.fields(kind))), strict=True):
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
+    for field, item in zip(fields, _fields(spec, len(fields)), strict=True):
         if field.metadata.get("static") or item is None:
             continue
         if _is_array(item):
             dtype, shape = _array(item)
-            # Complex numbers have two parts of half the size.
-            parts = 2 if dtype.kind == "c" else 1
+            parts = _parts(dtype)
             lengths += [math.prod(shape) * parts] * (dtype.itemsize // parts)
         else:
             lengths += stream_lengths(item)
@@ -105,20 +105,22 @@ def rebuild(spec: Spec, parts: Iterator[np.ndarray]) -> PackedArray:
         bits, count = _fields(spec, 2)
         return _bits(next(parts), bits, count)
     values = []
-    for field, item in zip(dataclasses.fields(kind), _fields(spec, len(dataclasses.fields(kind))), strict=True):
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
+    for field, item in zip(fields, _fields(spec, len(fields)), strict=True):
         if field.metadata.get("static") or item is None:
             values.append(tuple(item) if isinstance(item, list) else item)
         elif _is_array(item):
             dtype, shape = _array(item)
-            values.append(planes.join([next(parts) for _ in stream_lengths_of(dtype)], dtype, shape))
+            found = [next(parts) for _ in range(dtype.itemsize // _parts(dtype))]
+            values.append(planes.join(found, dtype, shape))
         else:
             values.append(rebuild(item, parts))
     return kind(*values)
 
 
-def stream_lengths_of(dtype: np.dtype) -> range:
-    """One entry for each byte plane of a dtype."""
-    return range(dtype.itemsize // (2 if dtype.kind == "c" else 1))
+def _parts(dtype: np.dtype) -> int:
+    """Numbers in an element: complex ones have two of half the size."""
+    return 2 if dtype.kind == "c" else 1
 
 
 def _bits(stream: np.ndarray, bits: int, count: int) -> Bits:
@@ -164,6 +166,9 @@ def _array(item: Spec) -> tuple[np.dtype, tuple[int, ...]]:
         raise FormatError(f"an array of shape {shape}")
     try:
         dtype = np.dtype(jnp.dtype(item[1]))
+        planes.split(np.empty(0, dtype))  # No planes would hold any number of elements.
     except TypeError as error:
         raise FormatError(f"unknown dtype {item[1]!r}") from error
+    if str(dtype) != item[1]:
+        raise FormatError(f"unknown dtype {item[1]!r}")
     return dtype, shape

@@ -26,6 +26,8 @@ __all__ = ["FileSizes", "save"]
 PyTree = Any
 MAX_CHUNK = 4 << 20
 MAX_SYMBOLS = 1 << 23
+MAX_PIECES = 1024
+"""Most segments that a chunk has a part of: a decoder holds 16 KiB for each one's table."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +72,7 @@ def save(path: str | os.PathLike[str], packed: Packed, variables: PyTree = None)
     """
     carried = packed.variables if variables is None else plain(variables)
     check_arrays(carried)
-    tree = {"params": packed.params, "variables": jax.tree.map(lambda x: x, dense(carried))}
+    tree = {"params": packed.params, "variables": dense(carried)}
     leaves = jax.tree.leaves(tree, is_leaf=is_packed)
     stored = [sparse.stored(leaf) for leaf in leaves]
     plans = [plan(stream) for leaf in stored for stream in symbols.streams(leaf)]
@@ -86,10 +88,10 @@ def save(path: str | os.PathLike[str], packed: Packed, variables: PyTree = None)
         file.write(head)
         for _, data in chunks:
             file.write(checksum(data) + data)
-        for data in _raw_chunks(stored, plans):
-            file.write(checksum(data))
-            file.write(data)
-            raw += len(data) + CHECKSUM
+        for piece in _raw_chunks(stored, plans):
+            file.write(checksum(piece))
+            file.write(piece)
+            raw += len(piece) + CHECKSUM
     raw_bytes = sum(p.length for p in plans if p.coding == RAW)
     flush = len(chunks) * rans.header_bytes(lanes)
     coded = sum(len(data) for _, data in chunks)
@@ -102,7 +104,10 @@ def _layout(plans: list[Plan]) -> tuple[int, int]:
     """Lanes, and the symbols that a chunk aims at: chunks are as equal as their number allows."""
     coded = int(sum(b for p in plans for b in p.bits) / 8)
     count = sum(n for p in plans for n in p.lengths)
-    chunks = max(-(-coded // (MAX_CHUNK - MAX_CHUNK // 32)), -(-count // MAX_SYMBOLS), 1)
+    segments = sum(len(p.lengths) for p in plans)
+    chunks = max(
+        -(-coded // (MAX_CHUNK - MAX_CHUNK // 32)), -(-count // MAX_SYMBOLS), -(-segments // MAX_PIECES), 1
+    )
     return rans.choose_lanes(coded // chunks, count // chunks), -(-count // chunks)
 
 
@@ -116,14 +121,14 @@ def _segments(stored: list[PackedArray], plans: list[Plan]) -> Iterator[tuple[np
                 yield from zip(p.segments(stream), p.tables, strict=True)
 
 
-def _raw_chunks(stored: list[PackedArray], plans: list[Plan]) -> Iterator[bytes | memoryview]:
+def _raw_chunks(stored: list[PackedArray], plans: list[Plan]) -> Iterator[bytes]:
     """Everything raw, one after the other, in pieces of exactly `MAX_CHUNK` bytes and a rest."""
     todo, pending = iter(plans), bytearray()
     for leaf in stored:
         for stream in symbols.streams(leaf):
             if next(todo).coding != RAW:
                 continue
-            pending += memoryview(np.ascontiguousarray(stream))
+            pending += stream.tobytes()
             while len(pending) >= MAX_CHUNK:
                 yield bytes(pending[:MAX_CHUNK])
                 del pending[:MAX_CHUNK]
@@ -144,7 +149,7 @@ def _code(
             piece = stream[start : start + room]
             pieces.append((piece, table))
             start, room = start + piece.size, room - piece.size
-            if room == 0:
+            if room == 0 or len(pieces) == MAX_PIECES:
                 chunks += _encode(pieces, lanes)
                 pieces, room = [], target
     return chunks + (_encode(pieces, lanes) if pieces else [])

@@ -17,7 +17,7 @@ def pack_mask(mask: jax.Array) -> jax.Array:
     mask = jnp.atleast_1d(mask)
     length = mask.shape[-1]
     padded = jnp.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, -length % 8)])
-    grouped = padded.reshape(*mask.shape[:-1], -1, 8).astype(jnp.uint8)
+    grouped = padded.reshape(*mask.shape[:-1], -(-length // 8), 8).astype(jnp.uint8)
     return jnp.sum(grouped << jnp.arange(8, dtype=jnp.uint8), axis=-1, dtype=jnp.uint8)
 
 
@@ -30,7 +30,7 @@ def unpack_mask(bits: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     place = jnp.arange(8, dtype=jnp.uint8)
     spread = (bits[..., None] >> place) & 1
     length = shape[-1] if shape else 1
-    mask = spread.reshape(*bits.shape[:-1], -1)[..., :length]
+    mask = spread.reshape(*bits.shape[:-1], 8 * bits.shape[-1])[..., :length]
     return mask.reshape(shape).astype(bool)
 
 

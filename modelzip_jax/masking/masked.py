@@ -31,7 +31,7 @@ class Masked(PackedArray):
         """Packs a boolean mask of the leaf's shape around the leaf's packed values (on the host)."""
         flat = np.asarray(mask).reshape(-1)
         if isinstance(inner, Elementwise):
-            inner = inner.with_elements(inner.elements()[np.flatnonzero(flat)])
+            inner = inner.with_elements(inner.host_elements()[flat])
         return Masked(Bits.pack(flat, 1), inner, tuple(np.shape(mask)), dtype)
 
     @property
@@ -48,9 +48,16 @@ class Masked(PackedArray):
         kept = inner.elements()
         if kept.size == 0:
             return jnp.zeros(self.size, kept.dtype)
-        mask = self.mask.unpack()
-        place = jnp.maximum(jnp.cumsum(mask, dtype=jnp.int32) - 1, 0)
-        return jnp.where(mask == 1, kept[place], jnp.zeros((), kept.dtype))
+        # A weight's place among the kept ones: a running sum over words, not weights, then a count of
+        # the set bits below its own. Running sums are slow on every backend.
+        words = jnp.asarray(self.mask.words)[0]
+        counts = jax.lax.population_count(words).astype(jnp.int32)
+        starts = jnp.cumsum(counts, dtype=jnp.int32) - counts
+        bit = jnp.uint32(1) << jnp.arange(32, dtype=jnp.uint32)
+        below = jax.lax.population_count(words[:, None] & (bit - 1)).astype(jnp.int32)
+        place = jnp.minimum(starts[:, None] + below, kept.size - 1)
+        spread = jnp.where((words[:, None] & bit) != 0, kept[place], jnp.zeros((), kept.dtype))
+        return spread.reshape(-1)[: self.size]
 
     def expanded(self) -> PackedArray:
         """`inner` with an element for every weight (on the host)."""

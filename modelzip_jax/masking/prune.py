@@ -65,12 +65,16 @@ class Prune(Transform):
     def init(self, values: PyTree, **extra: Any) -> Encoded:
         trees.check_floating(values, "prune")
         dtypes = jax.tree.map(lambda x: Static(str(jnp.result_type(x))), values)
-        latents = jax.tree.map(lambda x: jnp.asarray(x, trees.latent_dtype(jnp.result_type(x))), values)
+        latents = jax.tree.map(trees.latent, values)
         masks = self._masks(latents, self._sparsity(extra.pop("step", 0)), extra)
         return Encoded(latents, (), PruneState(masks, jnp.zeros(()), dtypes))
 
     def decode(self, values: PyTree, extras: PyTree, state: PruneState) -> PyTree:
         return jax.tree.map(_decode, values, state.masks, state.dtypes)
+
+    @property
+    def leafwise(self) -> bool:
+        return self.allocation == "uniform" and self.score.pointwise() is not None
 
     def _due(self, step: jax.Array) -> jax.Array | bool:
         """Whether the masks are chosen anew after this step."""

@@ -135,23 +135,22 @@ def _sample(data: _Data) -> jax.Array:
     return jnp.sort(jnp.concatenate(taken))
 
 
-def _bracket(search: _Search, data: _Data, keep: jax.Array) -> _Search:
+def _first_guesses(data: _Data, keep: jax.Array) -> jax.Array:
+    """Two thresholds that a sample says bracket the wanted one; uint32 `(2,)`, or `(0,)` if unsampled."""
     total = data.size()
     if total <= 4 * _SAMPLE or any(_is_sharded_in_type(x) for x in data.arrays):
-        return search
+        return jnp.zeros(0, jnp.uint32)
     sample = _sample(data)
     rank = (1.0 - keep.astype(jnp.float32) / total) * sample.size
     spread = 2.5 * jnp.sqrt(jnp.maximum(rank * (1.0 - rank / sample.size), 0.0)) + 2.0
-    for place in (rank - spread, rank + spread):
-        at = jnp.clip(place, 0, sample.size - 1).astype(jnp.int32)
-        search = _probe(search, data, keep, sample[at])
-    return search
+    places = jnp.clip(jnp.stack([rank - spread, rank + spread]), 0, sample.size - 1)
+    return sample[places.astype(jnp.int32)]
 
 
 def _search(data: _Data, keep: jax.Array) -> _Search:
     zero = jnp.int32(0)
-    search = _Search(jnp.uint32(0), jnp.uint32(_TOP), jnp.int32(data.size()), zero, zero)
-    search = _bracket(search, data, keep)
+    start = _Search(jnp.uint32(0), jnp.uint32(_TOP), jnp.int32(data.size()), zero, zero)
+    guesses = _first_guesses(data, keep)
 
     def unfinished(s: _Search) -> jax.Array:
         return (s.at_low != keep) & (s.at_high != keep) & (s.high - s.low > 1)
@@ -161,9 +160,12 @@ def _search(data: _Data, keep: jax.Array) -> _Search:
         share = (s.at_low - keep).astype(jnp.float32) / (s.at_low - s.at_high).astype(jnp.float32)
         guess = (share * width.astype(jnp.float32)).astype(jnp.uint32)
         step = jnp.where(s.passes % 3 == 2, width // 2, guess)
-        return _probe(s, data, keep, s.low + jnp.clip(step, 1, width - 1))
+        threshold = s.low + jnp.clip(step, 1, width - 1)
+        for index in range(guesses.size):
+            threshold = jnp.where(s.passes == index, guesses[index], threshold)
+        return _probe(s, data, keep, threshold)
 
-    return jax.lax.while_loop(unfinished, narrow, search)
+    return jax.lax.while_loop(unfinished, narrow, start)
 
 
 def _before(cut: jax.Array, shape: tuple[int, ...]) -> jax.Array:

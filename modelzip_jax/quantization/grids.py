@@ -57,8 +57,10 @@ class Grid:
         if self.granularity != "group":
             return steps.reshape(self._broadcast_shape(shape)) if channels != 1 else steps.reshape(())
         groups = steps.shape[0]
-        spread = jnp.broadcast_to(steps[:, None, :], (groups, self.group_size, channels))
-        rows = spread.reshape(groups * self.group_size, channels)[: self._fan(shape)]
+        fan = self._fan(shape)
+        size = min(self.group_size, fan)
+        spread = jnp.broadcast_to(steps[:, None, :], (groups, size, channels))
+        rows = spread.reshape(groups * size, channels)[:fan]
         return self._from_rows(rows, shape)
 
     def reduce(self, function: Callable[..., jax.Array], x: jax.Array) -> jax.Array:

@@ -82,11 +82,11 @@ class Quantize(Transform):
             rank = jnp.ndim(w)
             if rank > 1 and not -rank <= self.axis < rank:
                 raise LeafError(f"leaf {name!r} has {rank} axes, so it has no channel axis {self.axis}")
-            step, zero = choose_step(_latent(w), self.bits, self.symmetric, self.grid, self.range)
+            step, zero = choose_step(trees.latent(w), self.bits, self.symmetric, self.grid, self.range)
             return QuantizeState(step, zero, Static(str(jnp.result_type(w))))
 
         state = trees.map_named(begin, values)
-        latents = jax.tree.map(_latent, values)
+        latents = jax.tree.map(trees.latent, values)
         return Encoded(latents, self._zero_offsets(latents, state), state)
 
     def _zero_offsets(self, values: PyTree, state: PyTree) -> PyTree:
@@ -122,7 +122,7 @@ class Quantize(Transform):
             )
 
         def values(p: Quantized) -> Dense:
-            return Dense(_latent(p.unpack()), p.shape)
+            return Dense(trees.latent(p.unpack()), p.shape)
 
         states = jax.tree.map(state, packed, is_leaf=is_packed)
         inner = jax.tree.map(values, packed, is_leaf=is_packed)
@@ -136,10 +136,6 @@ class Quantize(Transform):
             return Rate(_laplace_bits(w / self.grid.expand(step, w.shape)), jnp.float32(side))
 
         return self._map(bits, values, extras, state)
-
-
-def _latent(x: Any) -> jax.Array:
-    return jnp.asarray(x, trees.latent_dtype(jnp.result_type(x)))
 
 
 def _current(offsets: Offsets, state: QuantizeState) -> tuple[jax.Array, jax.Array]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax.packed import Bits, Elementwise, packed_kind, static
-from modelzip_jax.quantization.grids import Grid
+from modelzip_jax.quantization.grids import GRANULARITIES, Grid
 from modelzip_jax.quantization.rounding import dequantize
 
 __all__ = ["Quantized"]
@@ -46,6 +46,14 @@ class Quantized(Elementwise):
             codes, self.step, self.zero, self.low, self.shape, self.dtype,
             self.granularity, self.axis, self.group_size,
         )  # fmt: skip
+
+    def check(self) -> None:
+        super().check()
+        groups = self.grid.steps_shape(self.shape)
+        if self.group_size < 1 or self.granularity not in GRANULARITIES or any(
+            x is not None and x.shape != groups for x in (self.step, self.zero)
+        ):  # fmt: skip
+            raise ValueError(f"{self.granularity} steps of {self.step.shape} for a leaf of {self.shape}")
 
     def assemble(self, elements: jax.Array) -> jax.Array:
         q = elements.reshape(self.shape).astype(self.step.dtype) + self.low
