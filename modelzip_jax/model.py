@@ -57,7 +57,7 @@ def unpacked_bytes(packed: PackedArray) -> int:
 def assemble(transform: Transform, encoded: Encoded, params: PyTree, step: int) -> Packed:
     packed = trees.merge(params, transform.pack(*encoded, dense(encoded.values)))
     # A copy: the loop may donate its params while the packed model is kept.
-    copied = lambda x: x if is_packed(x) else dense(jnp.array(x, copy=True))  # noqa: E731
+    copied = lambda x: x if is_packed(x) else dense(x.copy() if hasattr(x, "copy") else x)  # noqa: E731
     packed = jax.tree.map(copied, packed, is_leaf=is_packed)
     return Packed(packed, {}, transform, step)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import optax
 
 from modelzip_jax import combinators, model, optimizer
 from modelzip_jax import tree as trees
+from modelzip_jax.comparison import Case, host, spacing
 from modelzip_jax.packed import is_packed
 from modelzip_jax.recipe import from_plain, opaque_fields, to_plain
 from modelzip_jax.transform import Encoded, Transform, identity, rate, selected
@@ -21,16 +22,6 @@ from modelzip_jax.transform import Encoded, Transform, identity, rate, selected
 __all__ = ["check_laws"]
 
 PyTree = Any
-
-_NAMES = {
-    0: "pure, finite, of the params' shapes and dtypes",
-    1: "what you train is what you ship",
-    2: "what you ship is what you read",
-    3: "resume",
-    4: "chains compose",
-    5: "jit once",
-    6: "smaller means smaller",
-}
 
 
 def check_laws(
@@ -68,11 +59,9 @@ def check_laws(
     params = jax.tree.map(np.asarray, trees.plain(params))
     key = jax.random.key(0) if key is None else key
     loop = _Loop(transform, jax.tree.map(jnp.asarray, params), key)
-    begun = _Case(transform, params, _init(transform, params), ulp, "at init")
+    begun = Case(transform, params, _init(transform, params), ulp, "at init")
     _check_encoding(begun)
-    trained = begun._replace(
-        encoded=_check_training(loop, steps, ulp), when=f"after {steps} training steps"
-    )
+    trained = begun._replace(encoded=_check_training(loop, steps, ulp), when=f"after {steps} training steps")
     for case in (begun, trained):
         packed = _check_unpack(case)
         _check_file(case, packed)
@@ -83,98 +72,24 @@ def check_laws(
     _check_vmap(begun, trained)
 
 
-class _Case(NamedTuple):
-    """One encoded tree; `when` describes it in messages."""
-
-    transform: Transform
-    params: PyTree
-    encoded: Encoded
-    ulp: int
-    when: str
-
-    def decode(self) -> PyTree:
-        return self.transform.decode(*self.encoded)
-
-    def pack(self) -> model.Packed:
-        return model.assemble(self.transform, self.encoded, self.params, 0)
-
-    def fail(self, law: int, problem: str) -> NoReturn:
-        raise AssertionError(f"law {law} ({_NAMES[law]}), {self.when}: {problem}; transform: {self.transform}")
-
-    def same(self, law: int, actual: PyTree, expected: PyTree, what: str, ulp: int = 0) -> None:
-        """Fails unless two trees are equal: structure, dtypes, shapes, and values within `ulp`."""
-        self.alike(law, actual, expected, what)
-        for (name, a), b in zip(trees.named_leaves(actual), jax.tree.leaves(expected), strict=True):
-            difference = _difference(_host(a), _host(b), ulp)
-            if difference:
-                self.fail(law, f"leaf {name!r}: {what}: {difference}")
-
-    def alike(self, law: int, actual: PyTree, expected: PyTree, what: str) -> None:
-        """Fails unless two trees have one structure, and their leaves one shape and dtype."""
-        structures = jax.tree.structure(actual), jax.tree.structure(expected)
-        if structures[0] != structures[1]:
-            self.fail(law, f"{what}: the structure is {structures[0]}, not {structures[1]}")
-        for (name, a), b in zip(trees.named_leaves(actual), jax.tree.leaves(expected), strict=True):
-            found, wanted = _aval(a), _aval(b)
-            if found != wanted:
-                self.fail(law, f"leaf {name!r}: {what}: {found}, not {wanted}")
-
-
-def _aval(x: Any) -> str:
-    return f"{jnp.result_type(x) if not hasattr(x, 'dtype') else x.dtype}{list(jnp.shape(x))}"
-
-
-def _host(x: Any) -> np.ndarray:
-    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        x = jax.random.key_data(x)
-    return np.asarray(x)
-
-
-def _difference(a: np.ndarray, b: np.ndarray, ulp: int) -> str:
-    """What differs between arrays of one shape and dtype; empty if nothing."""
-    if a.tobytes() == b.tobytes():
-        return ""
-    if jnp.issubdtype(a.dtype, jnp.floating):
-        wide = a.astype(np.float64), b.astype(np.float64)
-        away = np.abs(wide[0] - wide[1])
-        unit = _spacing(np.max(np.abs(wide[1]), initial=0.0), a.dtype)
-        if ulp and np.all(away <= ulp * unit):
-            return ""
-        where = np.unravel_index(int(np.argmax(away)), away.shape)
-        size = f"by up to {np.max(away) / unit:.3g} ulp of its largest magnitude, "
-    else:
-        where = np.unravel_index(int(np.argmax(a != b)), a.shape)
-        size = ""
-    return (
-        f"{np.sum(a != b)} of {a.size} values differ {size}such as {a[where]} instead of {b[where]} "
-        f"at {tuple(int(i) for i in where)}"
-    )
-
-
-def _spacing(magnitude: Any, dtype: Any) -> Any:
-    """The distance of neighbouring numbers of a dtype at a magnitude, float64."""
-    info = jnp.finfo(dtype)
-    return np.exp2(np.floor(np.log2(np.maximum(magnitude, float(info.tiny)))) - info.nmant)
-
-
 def _init(transform: Transform, params: PyTree) -> Encoded:
     return transform.init(selected(transform, jax.tree.map(jnp.asarray, params)))
 
 
-def _check_encoding(case: _Case) -> None:
+def _check_encoding(case: Case) -> None:
     chosen = selected(case.transform, jax.tree.map(jnp.asarray, case.params))
-    before = jax.tree.map(_host, (chosen, case.encoded))
+    before = jax.tree.map(host, (chosen, case.encoded))
     decoded = case.decode()
     case.alike(0, decoded, chosen, "decode changes the shape or dtype")
     for name, leaf in trees.named_leaves(decoded):
-        if not np.all(np.isfinite(_host(leaf).astype(np.float32))):
+        if not np.all(np.isfinite(host(leaf).astype(np.float32))):
             case.fail(0, f"leaf {name!r}: decode gives NaN or infinity")
     case.same(0, case.transform.init(chosen), case.encoded, "a second init differs from the first")
     case.same(0, case.decode(), decoded, "a second decode differs from the first")
     case.same(0, (chosen, case.encoded), before, "init or decode changed its input")
 
 
-def _check_unpack(case: _Case) -> model.Packed:
+def _check_unpack(case: Case) -> model.Packed:
     """Law 1; returns the packed model."""
     decoded, packed = case.decode(), case.pack()
     expected = trees.merge(case.params, decoded)
@@ -187,7 +102,7 @@ def _check_unpack(case: _Case) -> model.Packed:
     return packed
 
 
-def _check_file(case: _Case, packed: model.Packed) -> None:
+def _check_file(case: Case, packed: model.Packed) -> None:
     from modelzip_jax import load, save
 
     with tempfile.TemporaryDirectory() as folder:
@@ -201,22 +116,21 @@ def _check_file(case: _Case, packed: model.Packed) -> None:
         case.fail(2, f"the loaded step is {loaded.step}, not {packed.step}")
 
 
-def _check_resume(case: _Case, packed: model.Packed, law: int = 3) -> None:
+def _check_resume(case: Case, packed: model.Packed, law: int = 3) -> None:
     transform, *resumed = model.resume(packed, case.transform)
     again = case._replace(encoded=Encoded(*resumed), when=f"{case.when}, resumed")
     again.alike(law, again.encoded, case.encoded, "what is resumed")
     unpacked = trees.select(model.unpack(packed), *_kept(case))
     case.same(law, again.decode(), unpacked, "decode of what is resumed is not unpack(packed)", case.ulp)
     for name, offset in trees.named_leaves(again.encoded.extras):
-        if np.any(_host(offset)):
+        if np.any(host(offset)):
             again.fail(law, f"the extra {name!r} is not zero")
-    masks = [_masks(p) for p in (again.pack(), packed)]
-    again.same(law, *masks, "the mask changed")
+    again.same(law, _masks(again.pack()), _masks(packed), "the mask changed")
     update = transform.update(*again.encoded, step=jnp.int32(1), grads=again.decode())
     again.alike(law, update, again.encoded, "update changes the structure")
 
 
-def _kept(case: _Case) -> tuple[list[bool], Any]:
+def _kept(case: Case) -> tuple[list[bool], Any]:
     return case.transform.selects(trees.outlines(case.params)), jax.tree.structure(case.params)
 
 
@@ -226,7 +140,7 @@ def _masks(packed: model.Packed) -> dict[str, Any]:
     return {trees.leaf_name(path): getattr(p, p.mask_field) for path, p in leaves if p.mask_field}
 
 
-def _check_sizes(case: _Case, packed: model.Packed) -> None:
+def _check_sizes(case: Case, packed: model.Packed) -> None:
     arrays = sum(np.asarray(x).nbytes for x in jax.tree.leaves(packed.params))
     if packed.nbytes != arrays:
         case.fail(6, f"nbytes is {packed.nbytes}, but the arrays have {arrays} bytes")
@@ -283,28 +197,28 @@ def _check_training(loop: _Loop, steps: int, ulp: int) -> Encoded:
     return case.encoded
 
 
-def _case(loop: _Loop, params: PyTree, opt_state: PyTree, ulp: int, when: str) -> _Case:
+def _case(loop: _Loop, params: PyTree, opt_state: PyTree, ulp: int, when: str) -> Case:
     state = optimizer.find_state(opt_state)
-    return _Case(state.transform.value, params, state.encoded, ulp, when)
+    return Case(state.transform.value, params, state.encoded, ulp, when)
 
 
-def _check_landing(case: _Case, before: PyTree) -> None:
+def _check_landing(case: Case, before: PyTree) -> None:
     """Params are the decoded weights within one ulp of the larger of old and new, zeros exactly."""
     exact = trees.merge(case.params, case.decode())
     rows = zip(trees.named_leaves(case.params), *map(jax.tree.leaves, (exact, before)), strict=True)
     for (name, landed), new, old in rows:
         if not jnp.issubdtype(landed.dtype, jnp.floating):
             continue
-        found, wanted, was = (_host(x).astype(np.float64) for x in (landed, new, old))
-        unit = _spacing(np.maximum(np.abs(wanted), np.abs(was)), landed.dtype)
-        slack = case.ulp * _spacing(np.max(np.abs(wanted), initial=0.0), landed.dtype)
+        found, wanted, was = (host(x).astype(np.float64) for x in (landed, new, old))
+        unit = spacing(np.maximum(np.abs(wanted), np.abs(was)), landed.dtype)
+        slack = case.ulp * spacing(np.max(np.abs(wanted), initial=0.0), landed.dtype)
         if np.any(np.abs(found - wanted) > unit + slack):
             case.fail(1, f"leaf {name!r}: the params are not on the decoded weights within one ulp")
         if not case.ulp and np.any((wanted == 0) & (found != 0)):
             case.fail(1, f"leaf {name!r}: a decoded weight is zero and the param is not")
 
 
-def _check_next_step(case: _Case, loop: _Loop) -> None:
+def _check_next_step(case: Case, loop: _Loop) -> None:
     packed = model.assemble(case.transform, case.encoded, loop.params, 3)
     params, opt_state = optimizer.start(loop.tx, packed)
     case = _case(loop, params, opt_state, case.ulp, "resumed")
@@ -317,7 +231,7 @@ def _check_next_step(case: _Case, loop: _Loop) -> None:
         after.fail(5, "the training step was traced again for a resumed state")
 
 
-def _check_chains(case: _Case) -> None:
+def _check_chains(case: Case) -> None:
     for what, variant, reference in _variants(case):
         encoded = _init(variant, case.params)
         inside = case._replace(transform=variant, encoded=encoded, when=f"in {what}")
@@ -327,38 +241,37 @@ def _check_chains(case: _Case) -> None:
         reference(inside, decoded)
 
 
-def _variants(case: _Case) -> Iterator[tuple[str, Transform, Callable[[_Case, PyTree], None]]]:
+def _variants(case: Case) -> Iterator[tuple[str, Transform, Callable[[Case, PyTree], None]]]:
     """Combinations that contain the transform, and what each has to decode to."""
     from modelzip_jax.masking.prune import prune
 
-    t, plain = case.transform, case.decode()
+    t, plain, half = case.transform, case.decode(), prune(sparsity=0.5)
     leaves = trees.outlines(case.params)
     keep = t.selects(leaves)
     chosen = tuple(leaf.name for leaf, kept in zip(leaves, keep, strict=True) if kept)
 
-    def equal(inside: _Case, decoded: PyTree) -> None:
+    def equal(inside: Case, decoded: PyTree) -> None:
         for (name, a), b in zip(trees.named_leaves(plain), jax.tree.leaves(decoded), strict=False):
             inside.same(4, {name: b}, {name: a}, "decodes otherwise than alone", case.ulp)
 
-    def zeros(inside: _Case, decoded: PyTree) -> None:
-        masked = inside.transform.parts[0]  # type: ignore[attr-defined]
+    def zeros(inside: Case, decoded: PyTree) -> None:
+        masked = combinators.only(chosen, half)
         first = masked.decode(*_init(masked, case.params))
         for (name, a), b in zip(trees.named_leaves(first), jax.tree.leaves(decoded), strict=True):
-            if np.any(_host(b)[_host(a) == 0]):
+            if np.any(host(b)[host(a) == 0]):
                 inside.fail(4, f"leaf {name!r}: zeros of the mask are not zero after it")
 
     if not chosen:
         return
     yield "only", combinators.only(chosen, t), equal
     yield "partition", combinators.partition({"all": t}, dict.fromkeys(chosen, "all")), equal
-    same = combinators.only(chosen, identity())
-    yield "chain after identity", combinators.chain(same, t), equal
+    yield "chain after identity", combinators.only(chosen, combinators.chain(identity(), t)), equal
     if not any(t.ends(leaves)):
-        yield "chain before identity", combinators.chain(t, same), equal
-    yield "chain after prune", combinators.chain(combinators.only(chosen, prune(sparsity=0.5)), t), zeros
+        yield "chain before identity", combinators.only(chosen, combinators.chain(t, identity())), equal
+    yield "chain after prune", combinators.only(chosen, combinators.chain(half, t)), zeros
 
 
-def _check_vmap(*cases: _Case) -> None:
+def _check_vmap(*cases: Case) -> None:
     case = cases[0]._replace(when="under vmap")
 
     def both(encoded: Encoded, grads: PyTree) -> tuple[PyTree, Encoded]:

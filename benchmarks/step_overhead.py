@@ -1,0 +1,223 @@
+"""What pruning and quantization cost a training step: ours, JaxPruner and Qwix over plain AdamW.
+
+    python -m benchmarks.step_overhead [--repeats 15] [--device cpu] [--cores 1] [--quick]
+
+One core, so that no two cases share or split them differently. A case is a jitted step (loss,
+gradients, update, params and optimizer state donated) of the same Flax model on the same batch. All
+cases take turns; every figure is the median of a case's ratios to plain AdamW in the same round.
+
+JaxPruner is not on PyPI: name a checkout of its repository in MODELZIP_JAXPRUNER_SOURCE
+(`benchmarks/peers/jaxpruner_patch.py` says what it needs to run on current JAX). Its masks cover the
+kernels at the same sparsity. It masks the weights themselves, so it stores no second copy; ours keeps
+the latents, so that a weight can come back. Qwix quantizes weights only, as ours does, with absmax
+scales that it computes anew at each step; ours holds its step sizes ("fixed") or trains them
+("learned"). Its int4 convolutions do not run: `lax.conv` refuses mixed dtypes in Qwix 0.1.8.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+import modelzip_jax as mz
+from benchmarks import harness
+
+SPARSITY = 0.8
+BATCH = 128
+NEVER = 1_000_000
+PLAIN = "optax.adamw"
+SLOW = "update each step"
+
+Case = Callable[[], None]
+
+
+class MLP(nn.Module):
+    """784-1200-1200-400-10 with biases: 2.9 million parameters."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.reshape(x.shape[0], -1)
+        for width in (1200, 1200, 400):
+            x = nn.relu(nn.Dense(width)(x))
+        return nn.Dense(10)(x)
+
+
+class CNN(nn.Module):
+    """Two convolutions, two dense layers: 0.4 million parameters."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for width in (16, 32):
+            x = nn.max_pool(nn.relu(nn.Conv(width, (3, 3))(x)), (2, 2), (2, 2))
+        x = nn.relu(nn.Dense(256)(x.reshape(x.shape[0], -1)))
+        return nn.Dense(10)(x)
+
+
+def _batch() -> tuple[jax.Array, jax.Array]:
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(BATCH, 28, 28, 1)).astype(np.float32)
+    return jnp.asarray(images), jnp.asarray(rng.integers(0, 10, BATCH))
+
+
+def _case(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    start: Callable[[Any], tuple[Any, Any]],
+    after: Callable[[Any, Any], Any] = lambda params, state: params,
+) -> Case:
+    """A callable that takes one training step and waits for it. after: what follows the update."""
+    images, labels = _batch()
+
+    def loss_of(params: Any) -> jax.Array:
+        logits = model.apply({"params": params}, images)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params: Any, state: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(jax.grad(loss_of)(params), state, params)
+        return after(optax.apply_updates(params, updates), state), state
+
+    held = list(start(model.init(jax.random.key(0), images)["params"]))
+
+    def run() -> None:
+        held[:] = jax.block_until_ready(step(*held))
+
+    return run
+
+
+def _ours(model: nn.Module, transform: mz.Transform) -> Case:
+    tx = mz.wrap(_adamw(), mz.only("**/kernel", transform))
+    return _case(model, tx, lambda params: mz.start(tx, params))
+
+
+def _adamw() -> optax.GradientTransformation:
+    return optax.adamw(1e-3)
+
+
+def _plain(model: nn.Module) -> Case:
+    tx = _adamw()
+    return _case(model, tx, lambda params: (params, tx.init(params)))
+
+
+def _jaxpruner(model: nn.Module, algorithm: str, every: int) -> Case:
+    importlib.import_module("benchmarks.peers.jaxpruner_patch")  # Makes the import below work.
+    import jaxpruner
+    import ml_collections
+
+    config = ml_collections.ConfigDict(
+        {"algorithm": algorithm, "dist_type": "uniform", "sparsity": SPARSITY,
+         "update_freq": every, "update_start_step": 1, "update_end_step": NEVER}
+    )  # fmt: skip
+    updater = jaxpruner.create_updater_from_config(config)
+    tx = updater.wrap_optax(_adamw())
+    # Its own loop; `pre_forward_update` is the identity for these algorithms.
+    return _case(
+        model, tx, lambda params: (params, tx.init(params)), lambda p, s: updater.post_gradient_update(p, s)
+    )
+
+
+def _qwix(model: nn.Module, dtype: Any) -> Case:
+    import qwix
+
+    rule = qwix.QtRule(module_path=".*", weight_qtype=dtype)
+    return _plain(qwix.quantize_model(model, qwix.QtProvider([rule])))
+
+
+def cases(model: nn.Module, chosen: argparse.Namespace, report: harness.Report) -> dict[str, Case]:
+    """All cases that run here; a note says why another one does not."""
+    rising = mz.schedules.polynomial(SPARSITY, begin=0, end=NEVER, initial=SPARSITY / 2)
+    makers: dict[str, Callable[[], Case]] = {
+        PLAIN: lambda: _plain(model),
+        "prune, fixed masks": lambda: _ours(model, mz.prune(sparsity=SPARSITY)),
+        "prune, schedule, between refreshes": lambda: _ours(model, mz.prune(sparsity=rising, every=NEVER)),
+        "prune, refresh each step": lambda: _ours(model, mz.prune(sparsity=SPARSITY, every=1)),
+        "prune globally, refresh each step": lambda: _ours(
+            model, mz.prune(sparsity=SPARSITY, allocation="global", every=1)
+        ),
+        "quantize(4), fixed": lambda: _ours(model, mz.quantize(4)),
+        "quantize(4), learned": lambda: _ours(model, mz.quantize(4, learned=True)),
+        "Qwix QAT, int8 weights": lambda: _qwix(model, jnp.int8),
+        "Qwix QAT, int4 weights": lambda: _qwix(model, jnp.int4),
+    }
+    if "MODELZIP_JAXPRUNER_SOURCE" in os.environ:
+        for algorithm in ("magnitude",) if chosen.quick else ("magnitude", "set", "rigl"):
+            for every, when in ((NEVER, "between updates"), (1, "update each step")):
+                makers[f"JaxPruner {algorithm}, {when}"] = functools.partial(
+                    _jaxpruner, model, algorithm, every
+                )
+    else:
+        report.note("JaxPruner skipped: MODELZIP_JAXPRUNER_SOURCE is not set")
+    found = {}
+    for name, make in makers.items():
+        try:
+            case = make()
+            case()
+        except (ImportError, TypeError) as error:
+            report.note(f"{type(model).__name__}: {name} does not run: {str(error).splitlines()[0]}")
+            continue
+        found[name] = case
+    return found
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    chosen = harness.options(__doc__, repeats=60, cores=1)
+    report = harness.Report("step_overhead", "Training step", chosen)
+    for model in (MLP(),) if chosen.quick else (MLP(), CNN()):
+        name = type(model).__name__
+        runs = cases(model, chosen, report)
+        # A step that sorts all weights takes as long as 30 others: those have rounds of their own.
+        slow = {case: run for case, run in runs.items() if case.endswith(SLOW)}
+        fast = {case: run for case, run in runs.items() if case not in slow}
+        # Two steps: JaxPruner's second one traces again.
+        times = harness.interleave(fast, chosen.repeats, warmup=2)
+        rows = _rows(times, list(fast))
+        if slow:
+            slow_times = harness.interleave(
+                {PLAIN: runs[PLAIN], **slow}, max(chosen.repeats // 12, 3), warmup=2
+            )
+            rows += _rows(slow_times, list(slow))
+        columns = ["case", "median, ms", "min, ms", "ratio to plain", "± half IQR", "ratio of minima"]
+        report.table(f"{name}, batch {BATCH}: {(model.__doc__ or '').rstrip('.')}", columns, rows)
+        _bars(report, name, times)
+    report.finish()
+
+
+def _rows(times: harness.Times, shown: list[str]) -> list[list[Any]]:
+    rows = []
+    for case in shown:
+        seconds, ratio = times[case], harness.ratios(times, case, PLAIN)
+        rows.append(
+            [case, 1e3 * harness.median(seconds), 1e3 * min(seconds), harness.median(ratio),
+             harness.spread(ratio), min(seconds) / min(times[PLAIN])]
+        )  # fmt: skip
+    return rows
+
+
+def _bars(report: harness.Report, model: str, times: harness.Times) -> None:
+    limits = {
+        "prune, fixed masks": 1.06,
+        "prune, schedule, between refreshes": 1.06,
+        "prune, refresh each step": 2.5,
+        "prune globally, refresh each step": 2.5,
+    }
+    for case, limit in limits.items():
+        ratio = harness.ratios(times, case, PLAIN)
+        report.bar(
+            f"{model}: {case} ÷ plain", limit, harness.median(ratio), unit=" ×",
+            remark=f"± {harness.spread(ratio):.2f}; of minima {min(times[case]) / min(times[PLAIN]):.3f}",
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""A reader of `.mz` files written from docs/format.md alone: slow, and trusting but for checksums."""
+
+import ast
+import hashlib
+import math
+import re
+import struct
+import zlib
+from pathlib import Path
+
+import jax.numpy as jnp
+import ml_dtypes
+import msgpack
+import numpy as np
+
+PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
+DICTIONARY = ast.literal_eval(f"({re.search(r'```python(.*?)```', PAGE, re.S)[1]})")
+RAW_CHUNK = 4_194_304
+
+
+def checked(data, start, size):
+    body = data[start + 8 : start + 8 + size]
+    assert len(body) == size
+    assert hashlib.blake2b(body, digest_size=8).digest() == data[start : start + 8]
+    return body
+
+
+def read(path):
+    """`(outline, one array a leaf)`."""
+    data = path.read_bytes()
+    magic, version, meta_size, table_size = struct.unpack_from("<8sIII", data)
+    assert (magic, version) == (b"\x89MZ\r\n\x1a\n\x00", 1)
+    end = 20 + meta_size + table_size
+    assert hashlib.blake2b(data[:end], digest_size=8).digest() == data[end : end + 8]
+    meta = zlib.decompressobj(-15, zdict=DICTIONARY).decompress(data[20 : 20 + meta_size])
+    outline, _, _, lane_bits, specs, codings, escapes, chunks = msgpack.unpackb(meta, strict_map_key=False)
+    lengths = [n for spec in specs for n in stream_lengths(spec)]
+    table_bits = Bits(data[20 + meta_size : end])
+    todo, segments = iter(escapes), []  # (length, table) of each
+    for length, coding in zip(lengths, codings, strict=True):
+        if coding:
+            segments.append((length, read_table(table_bits)))
+        if coding == 2:
+            segments.append((next(todo)[1], read_table(table_bits)))
+    at, decoded, parts = end + 8, [[] for _ in segments], iter(pieces(segments, chunks[::2]))
+    for size in chunks[1::2]:
+        inside = next(parts)
+        symbols = decode(checked(data, at, size), [(n, segments[k][1]) for k, n in inside], 2**lane_bits)
+        for (k, _), part in zip(inside, symbols, strict=True):
+            decoded[k].append(part)
+        at += 8 + size
+    raw = b""
+    left = sum(n for n, coding in zip(lengths, codings, strict=True) if coding == 0)
+    while left > len(raw):
+        size = min(RAW_CHUNK, left - len(raw))
+        raw += checked(data, at, size)
+        at += 8 + size
+    assert at == len(data)
+    flat, todo, streams = iter(decoded), iter(escapes), []
+    for length, coding in zip(lengths, codings, strict=True):
+        if coding == 0:
+            streams.append(np.frombuffer(raw[:length], np.uint8))
+            raw = raw[length:]
+            continue
+        stream = np.array([s for part in next(flat) for s in part], np.uint8)
+        if coding == 2:
+            stream[stream == next(todo)[0]] = [s for part in next(flat) for s in part]
+        streams.append(stream)
+    source = iter(streams)
+    return outline, [value(spec, source) for spec in specs]
+
+
+def stream_lengths(item):
+    if not isinstance(item, list) or not item:
+        return []
+    if item[0] == 0 and len(item) > 1 and isinstance(item[1], str):
+        dtype = np.dtype(jnp.dtype(item[1]))
+        parts = 2 if dtype.kind == "c" else 1
+        return [math.prod(item[2:]) * parts] * (dtype.itemsize // parts)
+    if item[0] == "bits":
+        return [item[2] if item[1] > 1 else -(-item[2] // 8)]
+    return [n for part in item[1:] for n in stream_lengths(part)] if isinstance(item[0], str) else []
+
+
+class Bits:
+    def __init__(self, data):
+        self.bits, self.at = "".join(f"{b:08b}" for b in data), 0
+
+    def take(self, n):
+        self.at += n
+        return int(self.bits[self.at - n : self.at] or "0", 2)
+
+
+def read_table(bits):
+    first, last = bits.take(8), bits.take(8)
+    shift = bits.take(4) if bits.take(1) else 0
+    f, length = [0] * 256, 0
+    for k in range(last):
+        if k == 0:
+            length = bits.take(4)
+        else:
+            zeros = 0
+            while not bits.take(1):
+                zeros += 1
+            u = (1 << zeros | bits.take(zeros)) - 1
+            length += -(u + 1) // 2 if u % 2 else u // 2
+        f[(first + k) % 256] = (1 << length - 1 | bits.take(length - 1)) << shift if length else 0
+    f[(first + last) % 256] = 4096 - sum(f)
+    bits.at += -bits.at % 8
+    assert f[(first + last) % 256] > 0
+    return f
+
+
+def pieces(segments, counts):
+    """For each chunk, `(segment, symbols)` of the parts in it."""
+    k, used = 0, 0
+    for count in counts:
+        inside = []
+        while count:
+            n = min(count, segments[k][0] - used)
+            if n:
+                inside.append((k, n))
+            count, used = count - n, used + n
+            if used == segments[k][0]:
+                k, used = k + 1, 0
+        yield inside
+
+
+def decode(data, parts, lanes):
+    groups = max(lanes // 32, 1)
+    states = list(struct.unpack_from(f"<{lanes}I", data))
+    sizes = list(struct.unpack_from(f"<{groups - 1}I", data, 4 * lanes))
+    words = np.frombuffer(data, "<u2", offset=4 * (lanes + groups - 1)).tolist()
+    sizes.append(len(words) - sum(sizes))
+    ends = np.cumsum(sizes).tolist()
+    positions = [end - size for end, size in zip(ends, sizes, strict=True)]
+    found = []
+    for length, f in parts:
+        symbol_of = np.repeat(np.arange(256), f).tolist()
+        start = (np.cumsum(f) - f).tolist()
+        out = []
+        for i in range(length):
+            lane = i % lanes
+            slot = states[lane] % 4096
+            s = symbol_of[slot]
+            x = f[s] * (states[lane] // 4096) + slot - start[s]
+            if x < 65536:
+                x = x * 65536 + words[positions[lane % groups]]
+                positions[lane % groups] += 1
+            states[lane] = x
+            out.append(s)
+        found.append(out)
+    assert set(states) == {65536}
+    assert positions == ends
+    return found
+
+
+def is_float(dtype):
+    try:
+        ml_dtypes.finfo(dtype)
+    except ValueError:
+        return False
+    return True
+
+
+def array(item, source):
+    dtype, shape = np.dtype(jnp.dtype(item[1])), item[2:]
+    k = dtype.itemsize // (2 if dtype.kind == "c" else 1)
+    planes = [next(source) for _ in range(k)]
+    word = np.zeros(planes[0].size, f"<u{k}")
+    for plane in planes:
+        word = (word << np.array(8 * (k > 1), word.dtype)) | plane
+    if dtype.kind == "c" or is_float(dtype):
+        one, top = word.dtype.type(1), word.dtype.type(8 * k - 1)
+        word = word >> one | word << top
+    return word.view(dtype).reshape(shape)
+
+
+def codes(item, source):
+    if item[0] == "joint":
+        return array(item[1], source)
+    stream = next(source)
+    return stream if item[1] > 1 else np.unpackbits(stream, count=item[2], bitorder="little")
+
+
+def value(spec, source):
+    if spec[0] == "masked":
+        return masked(spec, source)
+    return finish(spec, inner_elements(spec, source), source)
+
+
+def inner_elements(spec, source):
+    return array(spec[1], source).reshape(-1) if spec[0] == "dense" else codes(spec[1], source)
+
+
+def finish(spec, elements, source):
+    if spec[0] == "dense":
+        return elements.reshape(spec[2])
+    _, _, step, zero, low, shape, dtype, granularity, axis, group_size = spec
+    step = array(step, source)
+    zero = np.zeros_like(step) if zero is None else array(zero, source)
+    q = elements.reshape(shape).astype(step.dtype) + step.dtype.type(low)
+    channels = 1 if granularity == "tensor" or len(shape) < 2 else shape[axis]
+    moved = q.reshape(-1, 1) if channels == 1 and len(shape) < 2 else np.moveaxis(q, axis, -1)
+    if granularity == "tensor":
+        step, zero = step.reshape(()), zero.reshape(())
+    elif granularity == "group":
+        row = np.arange(q.size // channels) // group_size
+        step, zero = (x[row].reshape(moved.shape) for x in (step, zero))
+    w = (moved - zero) * step
+    return (w.reshape(shape) if len(shape) < 2 else np.moveaxis(w, -1, axis)).astype(jnp.dtype(dtype))
+
+
+def masked(spec, source):
+    _, form, inner, shape, dtype = spec
+    if form is None:
+        symbols = codes(inner[1], source)
+        mask = symbols != 1 << inner[1][2]
+        kept = symbols[mask]
+    elif form[0] == "gaps":
+        mask, at = np.zeros(form[2] + 1, bool), -1
+        for run in array(form[1], source).tolist():
+            at += run if run == 255 else run + 1
+            mask[at] |= run != 255
+        mask, kept = mask[:-1], inner_elements(inner, source)
+    else:
+        mask = codes(form, source) == 1
+        kept = inner_elements(inner, source)
+    full = np.zeros(mask.size, kept.dtype)
+    full[mask] = kept
+    return np.where(mask.reshape(shape), finish(inner, full, source), 0).astype(jnp.dtype(dtype))

@@ -1,0 +1,78 @@
+"""A reader written from docs/format.md alone gets the same weights, bit for bit."""
+
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from page_reader import PAGE, read
+
+import modelzip_jax as mz
+from modelzip_jax.coding import sparse
+
+RNG = np.random.default_rng(7)
+KERNEL = RNG.standard_t(3, size=(48, 36)).astype(np.float32)
+LOSSLESS = {
+    "f32": KERNEL, "bf16": KERNEL.astype(jnp.bfloat16), "f16": KERNEL.astype(np.float16),
+    "f8": KERNEL.astype(jnp.float8_e4m3fn), "int": np.arange(-300, 300, dtype=np.int32), "none": None,
+    "wide": RNG.normal(size=9), "long": np.arange(9, dtype=np.int64) << 40, "bool": KERNEL[0] > 0,
+    "complex": (KERNEL[0] + 1j * KERNEL[1]).astype(np.complex64), "scalar": np.float32(-0.0),
+    "empty": np.zeros((0, 3), np.float32), "special": np.float32([np.nan, np.inf, -np.inf, -0.0]),
+}  # fmt: skip
+MASKS = {"bits": (0.5, 8), "gaps": (0.98, 8), "joint": (0.8, 3)}
+
+
+def both(path, packed):
+    mz.save(path, packed)
+    _, ours = read(path)
+    # Page order is file order, and a plain dict's is sorted: the same.
+    theirs = [np.asarray(p.unpack()) for p in packed.params.values() if p is not None]
+    assert len(ours) == len(theirs)
+    for mine, wanted in zip(ours, theirs, strict=True):
+        assert mine.dtype == wanted.dtype
+        assert mine.shape == wanted.shape
+        assert mine.tobytes() == np.ascontiguousarray(wanted).tobytes()
+
+
+def test_lossless_leaves_of_every_dtype(tmp_path):
+    both(tmp_path / "m.mz", mz.compress(dict(sorted(LOSSLESS.items())), mz.only("f32", mz.identity())))
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        mz.quantize(4, granularity="channel"),
+        mz.quantize(4, granularity="channel", axis=0),
+        mz.quantize(3, granularity="group", group_size=20, symmetric=False),
+        mz.quantize(8, granularity="tensor"),
+        mz.chain(mz.prune(sparsity=0.7), mz.quantize(3, granularity="group", group_size=64, symmetric=False)),
+        mz.prune(sparsity=0.9),
+    ],
+    ids=str,
+)
+def test_transforms(tmp_path, transform):
+    params = {"a": KERNEL[0], "b": KERNEL.reshape(4, 12, 36), "c": KERNEL.astype(jnp.bfloat16)}
+    both(tmp_path / "m.mz", mz.compress(params, transform))
+
+
+@pytest.mark.parametrize("form", MASKS)
+def test_each_form_of_a_mask(tmp_path, form):
+    sparsity, bits = MASKS[form]
+    packed = mz.compress({"w": KERNEL}, mz.chain(mz.prune(sparsity=sparsity), mz.quantize(bits)))
+    mask = sparse.stored(packed.params["w"]).mask
+    assert (mask.tag if mask is not None else "joint") == form
+    both(tmp_path / "m.mz", packed)
+
+
+def test_many_lanes_and_escapes(tmp_path):
+    params = {"w": RNG.laplace(size=(200, 700)).astype(np.float32)}
+    both(tmp_path / "m.mz", mz.compress(params, mz.quantize(8, granularity="tensor")))
+
+
+def test_the_example_on_the_page(tmp_path):
+    hexes = re.search(r"writes\n\n```\n(.*?)\n```", PAGE, re.S)[1]
+    path = tmp_path / "m.mz"
+    path.write_bytes(bytes.fromhex(hexes))
+    _, (ours,) = read(path)
+    assert ours.tolist() == [[1, -2], [3, 0]]
+    np.testing.assert_array_equal(mz.load(path).params["w"].unpack(), ours)

@@ -1,0 +1,88 @@
+"""Run by test_mesh.py in a process of its own, with eight CPU devices: what differs from one device."""
+
+import json
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import modelzip_jax as mz
+
+RNG = np.random.default_rng(0)
+TREE = {"w": RNG.normal(size=(128, 256)).astype("f4"), "v": RNG.normal(size=(256, 128)).astype("f4")}
+SPECS = {"w": P("data", "model"), "v": P("model", None)}
+GRADS = [{k: RNG.normal(size=x.shape).astype("f4") for k, x in TREE.items()} for _ in range(2)]
+
+
+def scheduled(allocation):
+    return mz.prune(sparsity=mz.schedules.cubic(0.8, 0, 3), every=1, allocation=allocation)
+
+
+TRANSFORMS = {
+    "uniform": scheduled("uniform"),
+    "global": scheduled("global"),
+    "tensor": mz.quantize(4, granularity="tensor"),
+    "channel": mz.chain(scheduled("uniform"), mz.quantize(4, learned=True, symmetric=False)),
+    "group": mz.quantize(4, granularity="group", group_size=32),
+}
+
+
+def run(transform, put):
+    tx = mz.wrap(optax.sgd(0.1), transform, extras_tx=optax.sgd(0.1))
+
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params, state = jax.jit(lambda p: mz.start(tx, p))(put(TREE))
+    step = jax.jit(step)
+    compiled = step.lower(params, state, put(GRADS[0])).compile()
+    for grads in GRADS:
+        params, state = step(params, state, put(grads))
+    return mz.params(state, params), state, compiled
+
+
+def gathers(compiled):
+    """All-gathers that put two or more shards of a weight together; samples are smaller."""
+    found = re.findall(r"= \(?(\w+)\[([\d,]*)\][^=]* all-gather(?:-start)?\(", compiled.as_text())
+    sizes = [(kind, int(np.prod([int(n) for n in dims.split(",") if n]))) for kind, dims in found]
+    return [f"{kind}[{size}]" for kind, size in sizes if size >= 2 * 128 * 256 // 8]
+
+
+def compare(name, axis_type):
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(axis_type,) * 2)
+    expected, _, _ = run(TRANSFORMS[name], lambda tree: jax.tree.map(jnp.asarray, tree))
+
+    def put(tree):
+        return {k: jax.device_put(x, NamedSharding(mesh, SPECS[k])) for k, x in tree.items()}
+
+    with jax.set_mesh(mesh):
+        got, state, compiled = run(TRANSFORMS[name], put)
+        metrics = {k: float(x) for k, x in mz.metrics(state).items()}
+    a, b = ([np.asarray(x) for x in jax.tree.leaves(t)] for t in (got, expected))
+    return {
+        "different": sum(int(np.sum(x != y)) for x, y in zip(a, b, strict=True)),
+        "largest": max(float(np.max(np.abs(x - y))) for x, y in zip(a, b, strict=True)),
+        "zeros": [sum(int(np.sum(x == 0)) for x in side) for side in (a, b)],
+        "sharded": [str(got[k].sharding.spec) for k in sorted(got)],
+        "gathers": gathers(compiled),
+        "metrics": metrics,
+    }
+
+
+def attempt(name, axis_type):
+    try:
+        return compare(name, axis_type)
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"[:2000]}
+
+
+if __name__ == "__main__":
+    cases = [(name, kind) for kind in ("Auto", "Explicit") for name in TRANSFORMS]
+    found = {f"{name} {kind}": attempt(name, getattr(AxisType, kind)) for name, kind in cases}
+    json.dump(found, sys.stdout)

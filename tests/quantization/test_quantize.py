@@ -1,0 +1,137 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import modelzip_jax as mz
+
+RNG = np.random.default_rng(0)
+
+
+def tree(dtype=jnp.float32):
+    return {
+        "kernel": jnp.asarray(RNG.normal(size=(10, 6)), dtype),
+        "bias": jnp.asarray(RNG.normal(size=6), dtype),
+        "scale": jnp.asarray(0.7, dtype),
+    }
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize(
+    ("granularity", "symmetric"), [("channel", True), ("group", False), ("tensor", True)]
+)
+def test_no_more_values_than_codes(bits, granularity, symmetric):
+    t = mz.quantize(bits, granularity=granularity, symmetric=symmetric, group_size=4)
+    got = np.asarray(mz.decoded({"w": RNG.normal(size=(16, 6)).astype("f4")}, t)["w"])
+    columns = {
+        "tensor": got.reshape(-1, 1),
+        "channel": got,
+        "group": got.reshape(4, 4, 6).swapaxes(0, 1)[:, 0],
+    }
+    assert all(len(np.unique(c)) <= 2**bits for c in columns[granularity].T)
+
+
+def test_one_symmetric_bit_is_the_sign_times_the_mean():
+    w = RNG.normal(size=(8, 3)).astype("f4")
+    got = mz.decoded({"w": w}, mz.quantize(1))["w"]
+    np.testing.assert_allclose(got, np.sign(w) * np.abs(w).mean(axis=0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_dtypes(dtype):
+    t = mz.quantize(4, symmetric=False, learned=True)
+    params = tree(dtype)
+    encoded = t.init(params)
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(encoded.values))
+    assert all(x.dtype == dtype for x in jax.tree.leaves(t.decode(*encoded)))
+    packed = mz.compress(params, t)
+    jax.tree.map(np.testing.assert_array_equal, mz.unpack(packed), t.decode(*encoded))
+
+
+def test_memory_is_bits_and_side_information():
+    w = RNG.normal(size=(64, 8)).astype("f4")
+    size = {"tensor": 1, "channel": 8, "group": 16}
+    for granularity, steps in size.items():
+        packed = mz.compress({"w": w}, mz.quantize(3, granularity=granularity, group_size=32))
+        assert packed.nbytes == 512 * 3 // 8 + 4 * steps
+        packed = mz.compress(
+            {"w": w}, mz.quantize(3, granularity=granularity, group_size=32, symmetric=False)
+        )
+        assert packed.nbytes == 512 * 3 // 8 + 8 * steps
+
+
+def test_learned_offsets_start_at_the_fixed_grid():
+    for symmetric in (True, False):
+        fixed, learned = (mz.quantize(3, symmetric=symmetric, learned=on) for on in (False, True))
+        params = tree()
+        jax.tree.map(np.testing.assert_array_equal, mz.decoded(params, fixed), mz.decoded(params, learned))
+        extras = learned.init(params).extras
+        assert all(not np.any(x) for x in jax.tree.leaves(extras))
+
+
+def test_a_step_stays_positive_and_a_zero_point_an_integer():
+    t = mz.quantize(4, symmetric=False, learned=True)
+    values, extras, state = t.init(tree())
+    far = jax.tree.map(lambda x: x - 5.3, extras)
+    decoded = t.decode(values, far, state)
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(decoded))
+    zero = jax.tree.map(lambda s: s.zero, state, is_leaf=lambda x: hasattr(x, "zero"))
+    assert all(np.all(z == np.round(z)) for z in jax.tree.leaves(zero))
+
+
+def regression():
+    x = jnp.asarray(RNG.normal(size=(256, 16)), jnp.float32)
+    w = jnp.asarray(RNG.standard_t(3, size=(16, 4)), jnp.float32)
+    y = x @ w + 0.01 * jnp.asarray(RNG.normal(size=(256, 4)), jnp.float32)
+    return w, lambda p: jnp.mean((x @ p["w"] - y) ** 2)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_learned_steps_beat_fixed_ones(symmetric):
+    w, loss = regression()
+    found = []
+    for learned in (False, True):
+        t = mz.quantize(2, granularity="tensor", symmetric=symmetric, learned=learned)
+        tx = mz.wrap(optax.adam(3e-3), t, extras_tx=optax.adam(3e-3))
+        params, state = mz.start(tx, {"w": w})
+
+        @jax.jit
+        def step(params, state, tx=tx):
+            updates, state = tx.update(jax.grad(loss)(params), state, params)
+            return optax.apply_updates(params, updates), state
+
+        first = float(loss(params))
+        for _ in range(150):
+            params, state = step(params, state)
+        found.append(float(loss(mz.params(state, params))))
+    assert found[1] < 0.97 * found[0]
+    assert found[1] < first
+
+
+def test_rate_follows_the_width():
+    rates = []
+    w = {"w": jnp.asarray(RNG.laplace(size=(128, 4)), jnp.float32)}
+    for bits in range(2, 9):
+        t = mz.quantize(bits)
+        rates.append(float(mz.rate(t, *t.init(w))) / 512)
+    assert np.all(np.diff(rates) > 0.5)
+    assert rates[-1] < 8.5
+    grads = jax.grad(lambda v: mz.rate(t, v, *t.init(w)[1:]))(w)
+    assert np.all(np.isfinite(grads["w"]))
+
+
+def test_refusals():
+    for bad in (0, 9, 2.0, True, "4"):
+        with pytest.raises(mz.errors.TransformError, match="bits must be an integer from 1 to 8"):
+            mz.quantize(bad)
+    with pytest.raises(mz.errors.TransformError, match=r"granularity must be one of .* not 'row'"):
+        mz.quantize(4, granularity="row")
+    with pytest.raises(mz.errors.TransformError, match=r"range must be one of .* not 'best'"):
+        mz.quantize(4, range="best")
+    with pytest.raises(mz.errors.TransformError, match="group_size must be at least 1, not 0"):
+        mz.quantize(4, granularity="group", group_size=0)
+    with pytest.raises(mz.errors.LeafError, match="leaf 'kernel' has 2 axes, so it has no channel axis 2"):
+        mz.compress(tree(), mz.quantize(4, axis=2))
+    with pytest.raises(mz.errors.LeafError, match="quantize cannot encode leaf 'ids' of dtype int32"):
+        mz.compress({"ids": jnp.arange(4)}, mz.quantize(4))

@@ -1,0 +1,83 @@
+"""Every transform of ours, alone and combined, over every kind of tree, obeys the laws."""
+
+import equinox as eqx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import modelzip_jax as mz
+
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape, dtype=np.float32):
+    return RNG.normal(size=shape).astype(dtype)
+
+
+def trees():
+    mlp = eqx.filter(eqx.nn.MLP(6, 4, 6, 1, key=jax.random.key(0)), eqx.is_array)
+    linen = nn.Dense(4).init(jax.random.key(0), jnp.ones((1, 6)))["params"]
+    state = nnx.state(nnx.Linear(6, 4, rngs=nnx.Rngs(0)), nnx.Param)
+    return {
+        "dict": {"layer": {"kernel": normal(6, 4), "bias": np.zeros(4, "f4")}, "scale": np.float32(0.3)},
+        "empty": {"kernel": normal(6, 4), "none": np.zeros((0, 4), "f4")},
+        "half": {
+            "kernel": jnp.asarray(normal(6, 4), jnp.bfloat16),
+            "bias": jnp.asarray(normal(4), jnp.float16),
+        },
+        "nested": [normal(6, 4), (normal(4), [normal(6, 4)])],
+        "linen": linen,
+        "nnx": state,
+        "equinox": mlp,
+    }
+
+
+TREES = trees()
+CUBIC = mz.schedules.cubic(0.75, begin=0, end=3)
+PRUNES = [
+    mz.prune(sparsity=0.5),
+    mz.prune(sparsity=0.3, allocation="global"),
+    mz.prune(sparsity=CUBIC, every=1),
+    mz.prune(sparsity=CUBIC, every=2, allocation="global"),
+]
+
+quantizers = st.builds(
+    mz.quantize,
+    st.integers(1, 8),
+    granularity=st.sampled_from(["tensor", "channel", "group"]),
+    group_size=st.sampled_from([4, 7]),
+    axis=st.sampled_from([-1, 0]),
+    symmetric=st.booleans(),
+    learned=st.booleans(),
+    range=st.sampled_from(["max", "mse"]),
+)
+links = st.sampled_from([*PRUNES, mz.identity()])
+ends = links | quantizers
+chains = st.builds(lambda first, last: mz.chain(*first, last), st.lists(links, max_size=2), ends)
+
+
+def combined(transform, tree, how):
+    names = [name for name, _ in mz.tree.named_leaves(tree)]
+    if how == "only":
+        return mz.only(names[0], transform)
+    if how == "matrices":
+        return mz.only("**", transform, min_ndim=2)
+    if how == "partition":
+        return mz.partition({"x": transform, "y": mz.quantize(2)}, {names[-1]: "y", "**": "x"})
+    return transform
+
+
+HOW = st.sampled_from(["alone", "only", "matrices", "partition"])
+
+
+@settings(
+    max_examples=10, deadline=None, derandomize=True, database=None,
+    suppress_health_check=list(HealthCheck),
+)  # fmt: skip
+@given(transform=chains, name=st.sampled_from(sorted(TREES)), how=HOW)
+def test_laws(transform, name, how):
+    mz.testing.check_laws(combined(transform, TREES[name], how), TREES[name], steps=2)
