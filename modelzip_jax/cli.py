@@ -325,3 +325,7 @@ def _bytes(size: int) -> str:
             return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.2f} GB"
+
+
+if __name__ == "__main__":
+    main()

@@ -172,17 +172,25 @@ def fit(counts: np.ndarray) -> np.ndarray:
     2**17 symbols on the finest one always wins and is the only one tried.
 
     Returns:
-        uint32[256] summing to `2**BITS`.
+        uint32[256] summing to `2**BITS`, read-only.
 
     >>> tiny = np.zeros(256, np.int64)
     >>> tiny[:8] = [1, 2, 6, 9, 8, 5, 2, 1]
     >>> len(encode_table(fit(tiny))) < len(encode_table(normalize(tiny)))
     True
     """
-    counts = np.asarray(counts)
+    return _fit(np.asarray(counts, np.int64).tobytes())
+
+
+@functools.lru_cache(maxsize=16)
+def _fit(counts_bytes: bytes) -> np.ndarray:
+    # Whether coding pays, whether escapes pay, and the table itself ask for the same counts in a row.
+    counts = np.frombuffer(counts_bytes, np.int64)
     symbols = max(int(np.count_nonzero(counts)), 1)
     coarsest = BITS if counts.sum() >= 1 << 17 else max((symbols - 1).bit_length(), 1)
     candidates = [
         normalize(counts, bits) << np.uint32(BITS - bits) for bits in range(BITS, coarsest - 1, -1)
     ]
-    return min(candidates, key=lambda f: len(encode_table(f)) * 8 + code_length(counts, f))
+    best = min(candidates, key=lambda f: len(encode_table(f)) * 8 + code_length(counts, f))
+    best.setflags(write=False)
+    return best

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -181,7 +182,9 @@ class Archive:
             stored = symbols.rebuild(self.header.specs[index], (self._stream(s) for s in range(first, last)))
             packed = sparse.in_memory(stored)
             packed.check()
-            shape = jax.eval_shape(_unpack, packed).shape
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # That JAX narrows 64 bits is for `unpack` to say.
+                shape = jax.eval_shape(_unpack, packed).shape
             if shape != packed.shape:
                 raise FormatError(f"it unpacks to the shape {shape}, not {packed.shape}")
         except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:

@@ -84,6 +84,8 @@ def stream_lengths(spec: Spec) -> list[int]:
     fields = dataclasses.fields(kind)  # type: ignore[arg-type]
     for field, item in zip(fields, _fields(spec, len(fields)), strict=True):
         if field.metadata.get("static") or item is None:
+            if field.name == "shape":
+                _shape(item)
             continue
         if _is_array(item):
             dtype, shape = _array(item)
@@ -160,10 +162,14 @@ def _is_array(item: Any) -> bool:
     return isinstance(item, list) and len(item) >= 2 and item[0] == 0
 
 
+def _shape(item: Any) -> tuple[int, ...]:
+    if not isinstance(item, list) or not all(map(_is_size, item)) or math.prod(item) > MAX_SIZE:
+        raise FormatError(f"an array of shape {str(item)[:80]}")
+    return tuple(item)
+
+
 def _array(item: Spec) -> tuple[np.dtype, tuple[int, ...]]:
-    shape = tuple(item[2:])
-    if not all(_is_size(n) for n in shape) or math.prod(shape) > MAX_SIZE:
-        raise FormatError(f"an array of shape {shape}")
+    shape = _shape(item[2:])
     try:
         dtype = np.dtype(jnp.dtype(item[1]))
         planes.split(np.empty(0, dtype))  # No planes would hold any number of elements.

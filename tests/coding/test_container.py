@@ -300,7 +300,13 @@ def test_the_format_does_not_change_silently(tmp_path):
 
 def test_x64_mode_changes_nothing(tmp_path):
     params = {**kernels(1), "wide": RNG.normal(size=5), "count": np.arange(4) << 40}
-    path, _, _ = file_of(tmp_path, params, mz.only("**/kernel", mz.quantize(4)))
+    jax.config.update("jax_enable_x64", True)
+    try:
+        params["latent"] = RNG.normal(size=(20, 30))
+        chosen = mz.chain(mz.prune(sparsity=0.5), mz.quantize(4))
+        path, _, _ = file_of(tmp_path, params, mz.only(("**/kernel", "latent"), chosen))
+    finally:
+        jax.config.update("jax_enable_x64", False)
     narrow = mz.load(path)
     data = path.read_bytes()
     jax.config.update("jax_enable_x64", True)

@@ -1,0 +1,134 @@
+"""The command line as a tired person would type it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import modelzip_jax as mz
+from modelzip_jax import checkpoints, cli
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    rng = np.random.default_rng(0)
+    params = {
+        "dense": {"kernel": rng.standard_normal((64, 32)).astype(np.float32), "bias": np.ones(32, np.float32)},
+        "steps": np.arange(6, dtype=np.int64).reshape(2, 3),
+    }
+    checkpoints.write(tmp_path / "model.safetensors", params)
+    return tmp_path / "model.safetensors", params
+
+
+def run(monkeypatch, capsys, *arguments):
+    """Exit code, standard output and standard error of a command, in this process."""
+    monkeypatch.setattr(sys, "argv", ["modelzip", *map(str, arguments)])
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".msgpack", ""])
+def test_compress_and_decompress_into_every_format(monkeypatch, capsys, tmp_path, checkpoint, suffix):
+    source, params = checkpoint
+    assert run(monkeypatch, capsys, "compress", source, tmp_path / "m.mz")[0] == 0
+    code, _, err = run(monkeypatch, capsys, "decompress", tmp_path / "m.mz", tmp_path / f"back{suffix}")
+    assert code == 0, err
+    back = checkpoints.read(tmp_path / f"back{suffix}")
+    expected = mz.decoded({"k": params["dense"]["kernel"]}, mz.quantize(6))["k"]
+    np.testing.assert_array_equal(back["dense"]["kernel"], expected)
+    np.testing.assert_array_equal(back["dense"]["bias"], params["dense"]["bias"])
+    assert back["steps"].dtype == np.int64
+    np.testing.assert_array_equal(back["steps"], params["steps"])
+
+
+def test_json_reports_every_size(monkeypatch, capsys, tmp_path, checkpoint):
+    source, _ = checkpoint
+    options = ("--bits", 4, "--sparsity", 0.5, "--only", "**/kernel", "--json")
+    code, out, _ = run(monkeypatch, capsys, "compress", source, tmp_path / "m.mz", *options)
+    report = json.loads(out)
+    assert code == 0
+    assert report["file_bytes"] == (tmp_path / "m.mz").stat().st_size == report["file"]["total"]
+    code, out, _ = run(monkeypatch, capsys, "inspect", tmp_path / "m.mz", "--json")
+    kernel = next(t for t in json.loads(out)["tensors"] if t["name"] == "dense/kernel")
+    assert kernel["sparsity"] == 0.5
+    assert kernel["form"].endswith("int4 channel")
+    code, out, _ = run(monkeypatch, capsys, "inspect", tmp_path / "m.mz")
+    assert code == 0
+    assert "dense/kernel" in out
+
+
+def test_a_recipe_can_be_taken_from_a_file(monkeypatch, capsys, tmp_path, checkpoint):
+    source, _ = checkpoint
+    run(monkeypatch, capsys, "compress", source, tmp_path / "a.mz", "--bits", 3, "--granularity", "group")
+    _, out, _ = run(monkeypatch, capsys, "inspect", tmp_path / "a.mz", "--json")
+    (tmp_path / "recipe.json").write_text(json.dumps(json.loads(out)["recipe"]))
+    options = ("--recipe", tmp_path / "recipe.json")
+    assert run(monkeypatch, capsys, "compress", source, tmp_path / "b.mz", *options)[0] == 0
+    assert (tmp_path / "a.mz").read_bytes() == (tmp_path / "b.mz").read_bytes()
+
+
+def test_evaluate_compares_with_the_checkpoint(monkeypatch, capsys, tmp_path, checkpoint):
+    source, _ = checkpoint
+    run(monkeypatch, capsys, "compress", source, tmp_path / "m.mz")
+    (tmp_path / "my_task.py").write_text("def norm(params): return {'norm': (params['dense']['kernel'] ** 2).sum()}")
+    monkeypatch.syspath_prepend(tmp_path)
+    arguments = ("--task", "my_task:norm", "--against", source, "--json")
+    code, out, _ = run(monkeypatch, capsys, "evaluate", tmp_path / "m.mz", *arguments)
+    ours, theirs = (r["norm"] for r in json.loads(out).values())
+    assert code == 0
+    assert ours == pytest.approx(theirs, rel=1e-2)
+
+
+WRONG = {
+    "no such file": ("compress", "{folder}/nothing.npz", "{folder}/x.mz"),
+    "unknown suffix": ("compress", "{folder}/readme.txt", "{folder}/x.mz"),
+    "too many bits": ("compress", "{model}", "{folder}/x.mz", "--bits", "9"),
+    "unknown granularity": ("compress", "{model}", "{folder}/x.mz", "--granularity", "chanel"),
+    "sparsity of one": ("compress", "{model}", "{folder}/x.mz", "--sparsity", "1.0"),
+    "pattern of nothing": ("compress", "{model}", "{folder}/x.mz", "--only", "**/weights"),
+    "integer leaf": ("compress", "{model}", "{folder}/x.mz", "--only", "steps"),
+    "no such folder": ("compress", "{model}", "{folder}/no/x.mz"),
+    "output exists": ("compress", "{model}", "{model}"),
+    "a checkpoint as output": ("compress", "{model}", "{folder}/x.npz"),
+    "no recipe": ("compress", "{model}", "{folder}/x.mz", "--recipe", "nothing:here"),
+    "half a recipe": ("compress", "{model}", "{folder}/x.mz", "--recipe", "nothing"),
+    "not a file of ours": ("inspect", "{model}"),
+    "unknown target": ("decompress", "{model}", "{folder}/x.foo"),
+    "no task": ("evaluate", "{model}", "--task", "json:nothing"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path, checkpoint, case):
+    source, _ = checkpoint
+    (tmp_path / "readme.txt").write_text("hello")
+    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    arguments = [a.format(folder=tmp_path, model=source) for a in WRONG[case]]
+    code, out, err = run(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert out == ""
+    assert err.count("\n") == 1, err
+    assert err.startswith("modelzip: ")
+    assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_nan_weights_leave_no_output(monkeypatch, capsys, tmp_path):
+    checkpoints.write(tmp_path / "bad.npz", {"layer": {"kernel": np.full((4, 4), np.nan, np.float32)}})
+    code, _, err = run(monkeypatch, capsys, "compress", tmp_path / "bad.npz", tmp_path / "m.mz")
+    assert code == 2
+    assert "layer/kernel" in err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.npz"]
+
+
+def test_the_command_itself_starts():
+    command = [sys.executable, "-m", "modelzip_jax.cli", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"}, check=True)
+    assert "decompress" in done.stdout
