@@ -103,7 +103,7 @@ def compress(
     if recipe is not None:
         transform = _recipe(recipe)
     else:
-        parts = [mz.prune(sparsity=sparsity, allocation=allocation)] if sparsity else []
+        parts: list[mz.Transform] = [mz.prune(sparsity=sparsity, allocation=allocation)] if sparsity else []
         if bits:
             parts.append(
                 mz.quantize(bits, granularity=granularity, group_size=group_size, axis=axis, range=step_range)
@@ -235,8 +235,8 @@ def evaluate(
         return
     table = Table(box=None)
     table.add_column("")
-    for path in results:
-        table.add_column(path, justify="right", overflow="fold")
+    for name in results:
+        table.add_column(name, justify="right", overflow="fold")
     for name in next(iter(results.values())):
         table.add_row(name, *(f"{scores.get(name, float('nan')):.4f}" for scores in results.values()))
     _out.print(table)

@@ -223,11 +223,8 @@ def _is_instance(kind: type, x: Any) -> bool:
 
 def is_array(leaf: Any) -> bool:
     """Whether a leaf is an array (or a NumPy or Python number) that arithmetic can read."""
-    if type(leaf).__name__.endswith("Ref") or not isinstance(
-        leaf, (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
-    ):
-        return False
-    return True
+    numbers = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
+    return isinstance(leaf, numbers) and not type(leaf).__name__.endswith("Ref")
 
 
 def check_arrays(tree: PyTree) -> None:

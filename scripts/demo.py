@@ -74,7 +74,21 @@ def main() -> None:
     console.print(f"Embedding {len(tokens):,} texts with the float model ...")
     reference, recall, mrr = measure(params)
     dense, weights = mz.tree.nbytes(params), sum(x.size for x in jax.tree.leaves(params))
-    rows = [["float32", _mb(dense), _mb(dense), "", "1.00", "32.00", "", "", "1.0000", f"{recall:.1%}", f"{mrr:.3f}"]]
+    rows = [
+        [
+            "float32",
+            _mb(dense),
+            _mb(dense),
+            "",
+            "1.00",
+            "32.00",
+            "",
+            "",
+            "1.0000",
+            f"{recall:.1%}",
+            f"{mrr:.3f}",
+        ]
+    ]
     with tempfile.TemporaryDirectory() as folder:
         for name, transform in track(
             OPERATING_POINTS.items(), "Compressing, reading back, embedding", console=console, transient=True

@@ -83,6 +83,7 @@ def attempt(name, axis_type):
 
 
 if __name__ == "__main__":
-    cases = [(name, kind) for kind in ("Auto", "Explicit") for name in TRANSFORMS]
+    cases = [(name, "Auto") for name in TRANSFORMS]
+    cases += [(name, "Explicit") for name in ("global", "channel", "group")]
     found = {f"{name} {kind}": attempt(name, getattr(AxisType, kind)) for name, kind in cases}
     json.dump(found, sys.stdout)

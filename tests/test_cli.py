@@ -16,7 +16,10 @@ from modelzip_jax import checkpoints, cli
 def checkpoint(tmp_path):
     rng = np.random.default_rng(0)
     params = {
-        "dense": {"kernel": rng.standard_normal((64, 32)).astype(np.float32), "bias": np.ones(32, np.float32)},
+        "dense": {
+            "kernel": rng.standard_normal((64, 32)).astype(np.float32),
+            "bias": np.ones(32, np.float32),
+        },
         "steps": np.arange(6, dtype=np.int64).reshape(2, 3),
     }
     checkpoints.write(tmp_path / "model.safetensors", params)
@@ -78,7 +81,9 @@ def test_a_recipe_can_be_taken_from_a_file(monkeypatch, capsys, tmp_path, checkp
 def test_evaluate_compares_with_the_checkpoint(monkeypatch, capsys, tmp_path, checkpoint):
     source, _ = checkpoint
     run(monkeypatch, capsys, "compress", source, tmp_path / "m.mz")
-    (tmp_path / "my_task.py").write_text("def norm(params): return {'norm': (params['dense']['kernel'] ** 2).sum()}")
+    (tmp_path / "my_task.py").write_text(
+        "def norm(params): return {'norm': (params['dense']['kernel'] ** 2).sum()}"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     arguments = ("--task", "my_task:norm", "--against", source, "--json")
     code, out, _ = run(monkeypatch, capsys, "evaluate", tmp_path / "m.mz", *arguments)
@@ -130,5 +135,7 @@ def test_nan_weights_leave_no_output(monkeypatch, capsys, tmp_path):
 
 def test_the_command_itself_starts():
     command = [sys.executable, "-m", "modelzip_jax.cli", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"}, check=True)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"}, check=True
+    )
     assert "decompress" in done.stdout

@@ -75,7 +75,7 @@ HOW = st.sampled_from(["alone", "only", "matrices", "partition"])
 
 
 @settings(
-    max_examples=10, deadline=None, derandomize=True, database=None,
+    max_examples=8, deadline=None, derandomize=True, database=None,
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 @given(transform=chains, name=st.sampled_from(sorted(TREES)), how=HOW)

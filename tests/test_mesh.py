@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-NAMES = ["uniform", "global", "tensor", "channel", "group"]
+CASES = [(name, "Auto") for name in ("uniform", "global", "tensor", "channel", "group")]
+CASES += [(name, "Explicit") for name in ("global", "channel", "group")]
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +21,7 @@ def results():
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "kind"), CASES)
 def test_sharded_weights_decode_as_on_one_device(results, name, kind):
     found = results[f"{name} {kind}"]
     assert "error" not in found, found["error"]

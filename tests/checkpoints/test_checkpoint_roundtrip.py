@@ -69,9 +69,7 @@ def test_device_arrays_and_odd_layouts(tmp_path, suffix):
         "fortran": np.asfortranarray(base),
     }
     checkpoints.write(tmp_path / f"m{suffix}", tree)
-    assert_same(
-        checkpoints.read(tmp_path / f"m{suffix}"), tree | {"big_endian": base.astype("<f4")}
-    )
+    assert_same(checkpoints.read(tmp_path / f"m{suffix}"), tree | {"big_endian": base.astype("<f4")})
 
 
 @pytest.mark.parametrize("suffix", FILES)
@@ -109,9 +107,7 @@ def test_large_arrays_in_pieces(tmp_path, monkeypatch):
     assert_same(checkpoints.read(tmp_path / "m.msgpack"), tree)
 
 
-segments = st.text(
-    st.characters(exclude_categories=["Cs"], exclude_characters="./\\\x00@"), max_size=8
-)
+segments = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="./\\\x00@"), max_size=8)
 trees = st.dictionaries(segments, st.integers(), min_size=1, max_size=4)
 trees = st.dictionaries(segments, st.one_of(st.integers(), trees), min_size=1, max_size=4)
 
@@ -140,9 +136,7 @@ def test_flat_dicts_keep_their_names(tmp_path, suffix):
     assert_same(checkpoints.read(tmp_path / f"m{suffix}"), expected)
 
 
-@pytest.mark.parametrize(
-    "tree", [{"a": 1, "a.b": 2}, {"a.b": 2, "a": {"b": 1}}, {"a.b": 1, "a": 2}]
-)
+@pytest.mark.parametrize("tree", [{"a": 1, "a.b": 2}, {"a.b": 2, "a": {"b": 1}}, {"a.b": 1, "a": 2}])
 def test_clashing_names_are_refused(tmp_path, tree):
     with pytest.raises(CheckpointError, match=r"a\.b"):
         checkpoints.write(tmp_path / "m.safetensors", tree)

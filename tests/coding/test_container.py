@@ -39,7 +39,8 @@ def file_of(tmp_path, params, transform, **save):
 
 def bits(tree):
     return [
-        (str(np.asarray(x).dtype), np.shape(x), np.ascontiguousarray(x).tobytes()) for x in jax.tree.leaves(tree)
+        (str(np.asarray(x).dtype), np.shape(x), np.ascontiguousarray(x).tobytes())
+        for x in jax.tree.leaves(tree)
     ]
 
 
@@ -185,7 +186,11 @@ def test_load_tensor_decodes_only_its_chunks(tmp_path, monkeypatch):
 
 
 def test_many_small_chunks(tmp_path, monkeypatch):
-    params = {**kernels(5), "raw": RNG.integers(0, 2**32, 700, np.uint32), "empty": np.zeros((0, 2), np.float32)}
+    params = {
+        **kernels(5),
+        "raw": RNG.integers(0, 2**32, 700, np.uint32),
+        "empty": np.zeros((0, 2), np.float32),
+    }
     transform = mz.only("**/kernel", mz.chain(mz.prune(sparsity=0.5), mz.quantize(8, granularity="tensor")))
     path, packed, _ = file_of(tmp_path, params, transform)
     for name, size in (("MAX_CHUNK", 300), ("MAX_SYMBOLS", 500), ("MAX_PIECES", 2)):

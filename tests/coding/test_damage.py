@@ -20,7 +20,10 @@ PLACE = re.compile(r"byte|chunk \d|tensor '|header|names|text that|packed kind")
 
 def model(kind):
     weights = RNG.standard_t(3, size=(60, 40)).astype(np.float32)
-    params = {"a": {"kernel": weights, "bias": weights[0]}, "b": (weights[:9].astype(jnp.bfloat16), np.int64(7))}
+    params = {
+        "a": {"kernel": weights, "bias": weights[0]},
+        "b": (weights[:9].astype(jnp.bfloat16), np.int64(7)),
+    }
     transform = {
         "int4": mz.quantize(4),
         "gaps": mz.chain(mz.prune(sparsity=0.97), mz.quantize(8, granularity="group", symmetric=False)),
@@ -165,7 +168,9 @@ RECIPE = {"type": "Identity", "fields": {}}
 
 def lie(spec, codings, chunks=(), lanes=0, table=b"", rest=b"", escapes=()):
     outline = {"params": {"w": None}, "variables": {}}
-    return forge([outline, RECIPE, 0, lanes, [spec], bytes(codings), list(escapes), list(chunks)], table, rest)
+    return forge(
+        [outline, RECIPE, 0, lanes, [spec], bytes(codings), list(escapes), list(chunks)], table, rest
+    )
 
 
 def states(lanes, groups=1):
@@ -198,7 +203,10 @@ def claims():
     yield "gaps", lie(["masked", gaps, inside, full, "float32"], [0] * 5, rest=chunk(b"\x05"))
     joint = ["quantized", ["joint", [0, "uint8", 1], 2**40], [0, "float32", 1, 1], None, 0, [1], "float32",
              "tensor", -1, 1]  # fmt: skip
-    yield "joint bits", lie(["masked", None, joint, [1], "float32"], [0] * 5, rest=chunk(b"\x05\x00\x00\x80\x3f"))
+    yield (
+        "joint bits",
+        lie(["masked", None, joint, [1], "float32"], [0] * 5, rest=chunk(b"\x05\x00\x00\x80\x3f")),
+    )
     rows = ("group", -1, 2**40)
     yield "group", lie(quantized(4, step=(2, 1), grid=rows), [0] * 5, rest=chunk(bytes(12)))
     yield "axis", lie(quantized(4, grid=("group", 2**40, 1)), [0] * 5, rest=chunk(bytes(8)))

@@ -15,9 +15,7 @@ quick = settings(deadline=None, max_examples=60)
 
 @st.composite
 def counts(draw):
-    values = draw(
-        st.dictionaries(st.integers(0, 255), st.integers(1, 10**12), min_size=1, max_size=256)
-    )
+    values = draw(st.dictionaries(st.integers(0, 255), st.integers(1, 10**12), min_size=1, max_size=256))
     result = np.zeros(256, np.int64)
     result[list(values)] = list(values.values())
     return result
@@ -64,9 +62,7 @@ def test_normalize_is_optimal_on_small_cases(occurrences):
         return histograms.code_length(padded[: len(occurrences)], np.array(frequencies))
 
     every = (
-        split
-        for split in itertools.product(range(1, total), repeat=len(occurrences))
-        if sum(split) == total
+        split for split in itertools.product(range(1, total), repeat=len(occurrences)) if sum(split) == total
     )
     found = histograms.normalize(padded, 4)[: len(occurrences)]
     assert cost(found) == pytest.approx(min(map(cost, every)), abs=1e-6)

@@ -98,9 +98,7 @@ def test_a_single_symbol_costs_nothing():
 
 def test_no_segments():
     assert len(round_trip([], [], tables_for([], []), 64)) == 4 * 64 + 4
-    assert (
-        rans.decode(rans.encode([], [], np.zeros((0, 256)), 1), [], [], np.zeros((0, 256)), 1) == []
-    )
+    assert rans.decode(rans.encode([], [], np.zeros((0, 256)), 1), [], [], np.zeros((0, 256)), 1) == []
 
 
 LANES = 64
