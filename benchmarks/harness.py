@@ -19,6 +19,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import time
@@ -28,7 +29,7 @@ from typing import Any
 
 import jax
 
-__all__ = ["Bar", "Report", "interleave", "median", "options", "ratios", "spread"]
+__all__ = ["Bar", "Report", "clock", "interleave", "median", "options", "ratios", "spread"]
 
 RESULTS = Path(__file__).parent / "results"
 VERSIONS = (
@@ -56,23 +57,34 @@ def options(description: str | None, repeats: int, cores: int = 0) -> argparse.N
     return chosen
 
 
+def clock() -> Callable[[], float]:
+    """CPU seconds where one core does all of the work, so that other programs do not count; else wall."""
+    alone = jax.default_backend() == "cpu" and len(os.sched_getaffinity(0)) == 1
+    return time.process_time if alone else time.perf_counter
+
+
 def interleave(cases: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 1) -> Times:
-    """Seconds of each call, by case. All cases take turns; each round begins one case later.
+    """Seconds by `clock` of each call, by case. All cases take turns, in a new order each round.
+
+    Shuffled, not rotated: a rotation keeps every case behind the same predecessor, and one that leaves
+    cold caches behind made the baseline 6 % slower than itself.
 
     A case must have finished its work when it returns (`jax.block_until_ready`).
     """
+    now = clock()
     for _ in range(warmup):
         for case in cases.values():
             case()
     names = list(cases)
     times: Times = {name: [] for name in names}
-    for turn in range(repeats):
+    order = random.Random(0)
+    for _ in range(repeats):
         gc.collect()
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            start = time.perf_counter()
+        order.shuffle(names)
+        for name in names:
+            start = now()
             cases[name]()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(now() - start)
     return times
 
 
@@ -182,6 +194,7 @@ def _machine(load_before: tuple[float, float, float]) -> dict[str, Any]:
         "device": f"{device.platform} ({device.device_kind})",
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)),
+        "clock": "CPU" if clock() is time.process_time else "wall",
         "load_before": round(load_before[0], 2),
         "load_after": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),

@@ -5,6 +5,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -74,10 +75,23 @@ def combined(transform, tree, how):
 HOW = st.sampled_from(["alone", "only", "matrices", "partition"])
 
 
-@settings(
-    max_examples=8, deadline=None, derandomize=True, database=None,
-    suppress_health_check=list(HealthCheck),
-)  # fmt: skip
-@given(transform=chains, name=st.sampled_from(sorted(TREES)), how=HOW)
+def any_case(examples):
+    def decorate(test):
+        given_case = given(transform=chains, name=st.sampled_from(sorted(TREES)), how=HOW)(test)
+        return settings(
+            max_examples=examples, deadline=None, derandomize=True, database=None,
+            suppress_health_check=list(HealthCheck),
+        )(given_case)  # fmt: skip
+
+    return decorate
+
+
+@any_case(5)
 def test_laws(transform, name, how):
     mz.testing.check_laws(combined(transform, TREES[name], how), TREES[name], steps=2)
+
+
+@pytest.mark.slow
+@any_case(60)
+def test_laws_at_length(transform, name, how):
+    mz.testing.check_laws(combined(transform, TREES[name], how), TREES[name], steps=3)

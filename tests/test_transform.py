@@ -13,7 +13,7 @@ TREE = {
     "a": {"kernel": RNG.normal(size=(8, 6)).astype("f4"), "bias": RNG.normal(size=6).astype("f4")},
     "b": RNG.normal(size=(4, 4)).astype("f4"),
 }
-SMALL = {"b": TREE["b"], "c": TREE["a"]["bias"]}
+SMALL = {"b": TREE["b"]}
 
 
 def test_the_base_class_is_the_identity():

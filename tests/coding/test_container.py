@@ -69,7 +69,7 @@ trees = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(trees, st.integers(0, 2**40))
 def test_any_tree_of_any_dtype(tmp_path_factory, tree, step):
     path = tmp_path_factory.mktemp("any") / "m.mz"

@@ -17,7 +17,7 @@ def tree(dtype=jnp.float32):
     }
 
 
-@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("bits", [1, 2, 3, 8])
 @pytest.mark.parametrize(
     ("granularity", "symmetric"), [("channel", True), ("group", False), ("tensor", True)]
 )
@@ -81,10 +81,10 @@ def test_a_step_stays_positive_and_a_zero_point_an_integer():
 
 
 def regression():
-    x = jnp.asarray(RNG.normal(size=(256, 16)), jnp.float32)
-    w = jnp.asarray(RNG.standard_t(3, size=(16, 4)), jnp.float32)
-    y = x @ w + 0.01 * jnp.asarray(RNG.normal(size=(256, 4)), jnp.float32)
-    return w, lambda p: jnp.mean((x @ p["w"] - y) ** 2)
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(256, 16)), jnp.float32)
+    w = jnp.asarray(rng.standard_t(3, size=(16, 4)), jnp.float32)
+    return w, lambda p: jnp.mean((x @ (p["w"] - w)) ** 2)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -96,16 +96,14 @@ def test_learned_steps_beat_fixed_ones(symmetric):
         tx = mz.wrap(optax.adam(3e-3), t, extras_tx=optax.adam(3e-3))
         params, state = mz.start(tx, {"w": w})
 
-        @jax.jit
-        def step(params, state, tx=tx):
-            updates, state = tx.update(jax.grad(loss)(params), state, params)
-            return optax.apply_updates(params, updates), state
+        def step(_, carry, tx=tx):
+            updates, state = tx.update(jax.grad(loss)(carry[0]), carry[1], carry[0])
+            return optax.apply_updates(carry[0], updates), state
 
         first = float(loss(params))
-        for _ in range(150):
-            params, state = step(params, state)
+        params, state = jax.jit(lambda *carry: jax.lax.fori_loop(0, 400, step, carry))(params, state)
         found.append(float(loss(mz.params(state, params))))
-    assert found[1] < 0.97 * found[0]
+    assert found[1] < 0.8 * found[0]
     assert found[1] < first
 
 

@@ -116,7 +116,10 @@ def test_the_searched_range_is_not_worse(granularity, symmetric, bits):
         assert errors[1].sum() < 0.9 * errors[0].sum()
 
 
-@pytest.mark.parametrize(("bits", "symmetric"), [(1, True), (2, False), (8, True)])
+@pytest.mark.parametrize(
+    ("bits", "symmetric", "granularity", "method"),
+    [(1, True, "channel", "max"), (2, False, "group", "mse"), (8, True, "tensor", "mse")],
+)
 @pytest.mark.parametrize(
     "leaf",
     [
@@ -126,17 +129,15 @@ def test_the_searched_range_is_not_worse(granularity, symmetric, bits):
     ],
     ids=lambda x: f"{np.shape(x)}{x.flat[:1] if np.size(x) else ''}",
 )  # fmt: skip
-def test_odd_leaves(leaf, bits, symmetric):
-    w = jnp.asarray(leaf, jnp.float32)
-    for granularity, method in [("tensor", "max"), ("channel", "mse"), ("group", "mse")]:
-        grid = Grid(granularity, -1, 2)
-        step, zero = choose_step(w, bits, symmetric, grid, method)
-        assert step.shape == zero.shape == grid.steps_shape(w.shape)
-        assert np.all(np.isfinite(step))
-        assert np.all(np.asarray(step) > 0)
-        got = np.asarray(fake_quantize_jit(w, step, zero, *code_range(bits, symmetric), grid))
-        assert got.shape == w.shape
-        assert np.all(np.isfinite(got)), (granularity, method, got)
+def test_odd_leaves(leaf, bits, symmetric, granularity, method):
+    w, grid = jnp.asarray(leaf, jnp.float32), Grid(granularity, -1, 2)
+    step, zero = choose_step(w, bits, symmetric, grid, method)
+    assert step.shape == zero.shape == grid.steps_shape(w.shape)
+    assert np.all(np.isfinite(step))
+    assert np.all(np.asarray(step) > 0)
+    got = np.asarray(fake_quantize_jit(w, step, zero, *code_range(bits, symmetric), grid))
+    assert got.shape == w.shape
+    assert np.all(np.isfinite(got))
 
 
 def test_a_code_of_zero_has_one_sign():
