@@ -51,7 +51,7 @@ def _section(record: dict[str, Any]) -> str:
         f"`python -m benchmarks.{record['name']} {' '.join(flags)}`, {machine['date']}, "
         f"commit {machine['commit']}. {machine['device']}, "
         f"{machine['cpu']}, {machine['cores']} core(s), load average {machine['load_before']} before and "
-        f"{machine['load_after']} after; repeated timings in {machine['clock']} time. "
+        f"{machine['load_after']} after; repeated timings in {machine.get('clock', 'wall')} time. "
         f"Python {machine['python']}, {versions}.\n",
     ]
     if record["bars"]:
