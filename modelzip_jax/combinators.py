@@ -164,7 +164,7 @@ def chain(*parts: Transform) -> Chain:
     Raises:
       TransformError: a transform follows one that makes symbols.
 
-    >>> import modelzip_jax as mz
+    >>> import jax.numpy as jnp, modelzip_jax as mz
     >>> t = mz.chain(mz.prune(sparsity=0.5), mz.quantize(bits=4))
     >>> t.decode(*t.init({"w": jnp.array([[0.1], [7.0], [-0.2], [3.0]])}))["w"].ravel()
     Array([0., 7., 0., 3.], dtype=float32)
@@ -347,7 +347,7 @@ def only(
     Raises (at `init`):
       PatternError: a pattern matches nothing; the message lists the paths.
 
-    >>> import modelzip_jax as mz
+    >>> import jax.numpy as jnp, modelzip_jax as mz
     >>> t = mz.only("**/kernel", mz.prune(sparsity=0.5))
     >>> t.decode(*t.init({"kernel": jnp.array([1.0, 2.0]), "bias": jnp.array([1.0, 2.0])}))
     {'bias': Array([1., 2.], dtype=float32), 'kernel': Array([0., 2.], dtype=float32)}
