@@ -338,3 +338,11 @@ def test_equinox():
     falls(losses, params, state)
     with pytest.raises(mz.errors.LeafError, match=r"eqx\.filter"):
         mz.compress(model, HALF)
+
+
+def test_leaves_that_jax_would_narrow_are_packed_whole():
+    params = {"w": jnp.arange(1.0, 5.0), "ids": np.arange(3) + 2**40}
+    t = mz.only("w", HALF)
+    packed = mz.pack(t, mz.wrap(optax.sgd(0.1), t).init(params), params)
+    np.testing.assert_array_equal(mz.unpack(packed)["ids"], params["ids"])
+    assert packed.dense_bytes == 16 + 24
