@@ -9,14 +9,15 @@ params = mz.unpack(mz.load("model.mz"))
 """
 
 from modelzip_jax import errors, testing, tree
+from modelzip_jax.chaining import chain
 from modelzip_jax.coding.reader import load, load_tensor
 from modelzip_jax.coding.writer import save
-from modelzip_jax.combinators import chain, only, partition
 from modelzip_jax.masking import schedules, scores
 from modelzip_jax.masking.prune import prune
 from modelzip_jax.model import Packed, compress, decoded, pack, resume, unpack
 from modelzip_jax.optimizer import metrics, params, start, wrap
 from modelzip_jax.packed import PackedArray, packed_kind
+from modelzip_jax.partitioning import only, partition
 from modelzip_jax.quantization.quantize import quantize
 from modelzip_jax.recipe import recordable
 from modelzip_jax.transform import Encoded, Transform, identity, rate

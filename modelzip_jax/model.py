@@ -55,6 +55,7 @@ def unpacked_bytes(packed: PackedArray) -> int:
 
 
 def assemble(transform: Transform, encoded: Encoded, params: PyTree, step: int) -> Packed:
+    """The packed model of what a transform has encoded; leaves it left alone come from `params`."""
     packed = trees.merge(params, transform.pack(*encoded, dense(encoded.values)))
     # A copy: the loop may donate its params while the packed model is kept.
     copied = lambda x: x if is_packed(x) else dense(x.copy() if hasattr(x, "copy") else x)  # noqa: E731

@@ -82,7 +82,9 @@ def wrap(
 
     def init(params: PyTree) -> WrapState:
         trees.check_arrays(params)
-        encoded = transform.init(selected(transform, params))
+        chosen = selected(transform, params)
+        trees.check_floating(chosen, "wrap()")
+        encoded = transform.init(chosen)
         # A copy, so that the loop may donate both the params and this state.
         values = jax.tree.map(lambda x: jnp.array(x, copy=True), encoded.values)
         return WrapState(

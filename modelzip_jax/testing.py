@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from modelzip_jax import combinators, model, optimizer
+from modelzip_jax import model, optimizer
 from modelzip_jax import tree as trees
+from modelzip_jax.chaining import chain
 from modelzip_jax.comparison import Case, host, spacing
 from modelzip_jax.packed import is_packed
+from modelzip_jax.partitioning import only, partition
 from modelzip_jax.recipe import from_plain, opaque_fields, to_plain
 from modelzip_jax.transform import Encoded, Transform, identity, rate, selected
 
@@ -255,7 +257,7 @@ def _variants(case: Case) -> Iterator[tuple[str, Transform, Callable[[Case, PyTr
             inside.same(4, {name: b}, {name: a}, "decodes otherwise than alone", case.ulp)
 
     def zeros(inside: Case, decoded: PyTree) -> None:
-        masked = combinators.only(chosen, half)
+        masked = only(chosen, half)
         first = masked.decode(*_init(masked, case.params))
         for (name, a), b in zip(trees.named_leaves(first), jax.tree.leaves(decoded), strict=True):
             if np.any(host(b)[host(a) == 0]):
@@ -263,12 +265,12 @@ def _variants(case: Case) -> Iterator[tuple[str, Transform, Callable[[Case, PyTr
 
     if not chosen:
         return
-    yield "only", combinators.only(chosen, t), equal
-    yield "partition", combinators.partition({"all": t}, dict.fromkeys(chosen, "all")), equal
-    yield "chain after identity", combinators.only(chosen, combinators.chain(identity(), t)), equal
+    yield "only", only(chosen, t), equal
+    yield "partition", partition({"all": t}, dict.fromkeys(chosen, "all")), equal
+    yield "chain after identity", only(chosen, chain(identity(), t)), equal
     if not any(t.ends(leaves)):
-        yield "chain before identity", combinators.only(chosen, combinators.chain(t, identity())), equal
-    yield "chain after prune", combinators.only(chosen, combinators.chain(half, t)), zeros
+        yield "chain before identity", only(chosen, chain(t, identity())), equal
+    yield "chain after prune", only(chosen, chain(half, t)), zeros
 
 
 def _check_vmap(*cases: Case) -> None:

@@ -53,7 +53,7 @@ class Encoded(NamedTuple):
 class Rate(NamedTuple):
     """Estimated stored size of one leaf.
 
-    elements: float32, the leaf's shape (or broadcastable to it): bits of each element.
+    elements: float32, the leaf's shape: bits of each element.
     side: float32 scalar: bits of side information.
     """
 

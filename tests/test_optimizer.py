@@ -8,6 +8,7 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 import modelzip_jax as mz
+from modelzip_jax.errors import LeafError
 
 RNG = np.random.default_rng(0)
 HALF = mz.prune(sparsity=0.5)
@@ -346,3 +347,9 @@ def test_leaves_that_jax_would_narrow_are_packed_whole():
     packed = mz.pack(t, mz.wrap(optax.sgd(0.1), t).init(params), params)
     np.testing.assert_array_equal(mz.unpack(packed)["ids"], params["ids"])
     assert packed.dense_bytes == 16 + 24
+
+
+def test_wrap_refuses_integer_leaves_by_name():
+    params = {"steps": jnp.arange(3), "w": jnp.ones(3)}
+    with pytest.raises(LeafError, match=r"wrap.*'steps'"):
+        mz.wrap(optax.sgd(0.1), mz.identity()).init(params)

@@ -56,12 +56,17 @@ class Capacity(NamedTuple):
 
 
 def round_capacity(rows: int, words: int, tables: int) -> Capacity:
-    """The next powers of two, so that similar files reuse a compilation.
+    """Rounded up to three significant bits, so that similar files reuse a compilation.
 
     >>> round_capacity(rows=1025, words=300_000, tables=3)
-    Capacity(rows=2048, words=524288, tables=4)
+    Capacity(rows=1280, words=327680, tables=3)
     """
-    return Capacity(*(1 << max(size - 1, 0).bit_length() for size in (rows, words, tables)))
+    return Capacity(*(_round_up(size) for size in (rows, words, tables)))
+
+
+def _round_up(size: int) -> int:
+    unit = 1 << max(size.bit_length() - 3, 0)
+    return -(-size // unit) * unit
 
 
 def rows_needed(lengths: Sequence[int], lanes: int) -> int:
@@ -211,7 +216,7 @@ def encode(
         raise ValueError("a segment holds a symbol to which its table gives no frequency")
     emitted = np.asarray(flags)
     sizes = np.count_nonzero(emitted, axis=1)[:-1]
-    stream = np.asarray(words).reshape(-1)[np.flatnonzero(emitted)]
+    stream = np.asarray(words)[emitted]
     parts = (np.asarray(states).astype("<u4"), sizes.astype("<u4"), stream.astype("<u2"))
     return b"".join(part.tobytes() for part in parts)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -77,7 +77,8 @@ def save(path: str | os.PathLike[str], packed: Packed, variables: PyTree = None)
     stored = [sparse.stored(leaf) for leaf in leaves]
     plans = [plan(stream) for leaf in stored for stream in symbols.streams(leaf)]
     lanes, target = _layout(plans)
-    chunks = _code(_segments(stored, plans), target, lanes)
+    cut = _cut((n for p in plans for n in p.lengths), target)
+    chunks = _code(_segments(stored, plans), cut, lanes)
     header = Header(
         outline(tree, is_packed), [symbols.describe(leaf) for leaf in stored], plans, lanes,
         [(count, len(data)) for count, data in chunks], to_plain(packed.transform), packed.step,
@@ -136,29 +137,50 @@ def _raw_chunks(stored: list[PackedArray], plans: list[Plan]) -> Iterator[bytes]
         yield bytes(pending)
 
 
+def _cut(lengths: Iterable[int], target: int) -> list[list[int]]:
+    """The lengths of the pieces of segments in each chunk of `target` symbols.
+
+    >>> _cut([5, 1, 4], target=4)
+    [[4], [1, 1, 2], [2]]
+    """
+    chunks: list[list[int]] = []
+    room = 0
+    for length in lengths:
+        while length:
+            if room == 0 or len(chunks[-1]) == MAX_PIECES:
+                chunks.append([])
+                room = target
+            chunks[-1].append(min(length, room))
+            length, room = length - chunks[-1][-1], room - chunks[-1][-1]
+    return chunks
+
+
 def _code(
-    segments: Iterator[tuple[np.ndarray, np.ndarray]], target: int, lanes: int
+    segments: Iterator[tuple[np.ndarray, np.ndarray]], chunks: list[list[int]], lanes: int
 ) -> list[tuple[int, bytes]]:
-    """`(symbols, coded bytes)` of each chunk."""
-    chunks: list[tuple[int, bytes]] = []
-    pieces: list[tuple[np.ndarray, np.ndarray]] = []
-    room = target
-    for stream, table in segments:
-        start = 0
-        while start < stream.size:
-            piece = stream[start : start + room]
-            pieces.append((piece, table))
-            start, room = start + piece.size, room - piece.size
-            if room == 0 or len(pieces) == MAX_PIECES:
-                chunks += _encode(pieces, lanes)
-                pieces, room = [], target
-    return chunks + (_encode(pieces, lanes) if pieces else [])
+    """`(symbols, coded bytes)` of each chunk, all by one compiled kernel."""
+    rows = max((rans.rows_needed(chunk, lanes) for chunk in chunks), default=1)
+    capacity = rans.round_capacity(rows, 1, max(map(len, chunks), default=1))
+    coded: list[tuple[int, bytes]] = []
+    stream, table = np.empty(0, np.uint8), np.empty(0)
+    for chunk in chunks:
+        pieces = []
+        for length in chunk:
+            while stream.size == 0:
+                stream, table = next(segments)
+            pieces.append((stream[:length], table))
+            stream = stream[length:]
+        coded += _encode(pieces, lanes, capacity)
+    return coded
 
 
-def _encode(pieces: list[tuple[np.ndarray, np.ndarray]], lanes: int) -> list[tuple[int, bytes]]:
+def _encode(
+    pieces: list[tuple[np.ndarray, np.ndarray]], lanes: int, capacity: rans.Capacity
+) -> list[tuple[int, bytes]]:
     """One chunk, or several if it turns out larger than a chunk may be."""
     tables = np.stack([table for _, table in pieces])
-    data = rans.encode([piece for piece, _ in pieces], list(range(len(pieces))), tables, lanes)
+    ids = list(range(len(pieces)))
+    data = rans.encode([piece for piece, _ in pieces], ids, tables, lanes, capacity)
     count = sum(piece.size for piece, _ in pieces)
     if len(data) <= MAX_CHUNK or count < 2:
         return [(count, data)]
@@ -168,4 +190,4 @@ def _encode(pieces: list[tuple[np.ndarray, np.ndarray]], lanes: int) -> list[tup
         second.append((piece[room:], table))
         room = max(room - piece.size, 0)
     halves = [[(p, t) for p, t in half if p.size] for half in (first, second)]
-    return _encode(halves[0], lanes) + _encode(halves[1], lanes)
+    return _encode(halves[0], lanes, capacity) + _encode(halves[1], lanes, capacity)

@@ -190,7 +190,8 @@ def quantize(
       symmetric: zero point 0; one bit takes ± the mean magnitude. Otherwise the grid spans each
         group's own minimum and maximum (0 included) with an integer zero point.
       learned: train the step sizes (and zero points) by the exact LSQ gradient, as relative offsets
-        with an optimizer of their own (`mz.wrap(..., extras_tx=)`).
+        with an optimizer of their own (`mz.wrap(..., extras_tx=)`). Advised below 4 bits, where
+        training at fixed steps often diverges.
       range: "max" covers every weight; "mse" clips outliers where that lowers the squared error.
 
     Raises:
