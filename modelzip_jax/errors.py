@@ -4,9 +4,12 @@ from __future__ import annotations
 
 __all__ = [
     "CheckpointError",
+    "ConfigError",
+    "DataError",
     "FormatError",
     "LeafError",
     "MissingExtraError",
+    "ModelError",
     "ModelzipError",
     "NonFiniteError",
     "PatternError",
@@ -55,6 +58,18 @@ class FormatError(ModelzipError, ValueError):
 
 class CheckpointError(ModelzipError, ValueError):
     """A checkpoint in another format cannot be read or written."""
+
+
+class ConfigError(ModelzipError, ValueError):
+    """A run is configured in a way that cannot work; the message names the field and what would."""
+
+
+class ModelError(ModelzipError, ValueError):
+    """A model is asked for by an unknown name or option, or called with inputs that it cannot take."""
+
+
+class DataError(ModelzipError, ValueError):
+    """A data set is not there, or cannot give what it is asked for; the message says how to get it."""
 
 
 class MissingExtraError(ModelzipError, ImportError):

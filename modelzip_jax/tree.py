@@ -29,6 +29,7 @@ __all__ = [
     "outlines",
     "plain",
     "require_matches",
+    "restructured",
     "select",
 ]
 
@@ -202,6 +203,33 @@ def merge(tree: PyTree, selected: PyTree) -> PyTree:
         ) from error
     pairs = zip(leaves, parts, strict=True)
     return treedef.unflatten([leaf if isinstance(part, Unselected) else part for leaf, part in pairs])
+
+
+def restructured(tree: PyTree, like: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> PyTree:
+    """The leaves of `tree` in the structure of `like`, matched by path.
+
+    Raises:
+      TreeError: `like` has other paths or shapes.
+
+    >>> restructured({"0": 1, "1": 2}, [0, 0])
+    [1, 2]
+    """
+    stored = {
+        leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+    }
+    wanted = named_leaves(like)
+    if len(dict(wanted)) < len(wanted):
+        raise TreeError("`like` has several leaves of one path")
+    missing = [name for name, _ in wanted if name not in stored]
+    extra = sorted(set(stored) - {name for name, _ in wanted})
+    if missing or extra:
+        raise TreeError(f"what was read lacks {missing[:5]} and has {extra[:5]} that `like` lacks")
+    for name, leaf in wanted:
+        if tuple(np.shape(leaf)) != tuple(np.shape(stored[name])):
+            raise TreeError(
+                f"{name!r} has the shape {np.shape(stored[name])}, `like` {tuple(np.shape(leaf))}"
+            )
+    return jax.tree.unflatten(jax.tree.structure(like), [stored[name] for name, _ in wanted])
 
 
 def plain(tree: PyTree) -> PyTree:

@@ -56,12 +56,12 @@ class Capacity(NamedTuple):
 
 
 def round_capacity(rows: int, words: int, tables: int) -> Capacity:
-    """Rounded up to three significant bits, so that similar files reuse a compilation.
+    """Rounded up to three significant bits, at least 1, so that similar files reuse a compilation.
 
     >>> round_capacity(rows=1025, words=300_000, tables=3)
     Capacity(rows=1280, words=327680, tables=3)
     """
-    return Capacity(*(_round_up(size) for size in (rows, words, tables)))
+    return Capacity(*(_round_up(max(size, 1)) for size in (rows, words, tables)))
 
 
 def _round_up(size: int) -> int:

@@ -17,7 +17,7 @@ from modelzip_jax.coding import escapes, rans, skeleton, sparse, symbols
 from modelzip_jax.coding.header import CHECKSUM, Header, checksum
 from modelzip_jax.coding.streams import ESCAPED, RAW
 from modelzip_jax.coding.writer import MAX_CHUNK, MAX_PIECES
-from modelzip_jax.errors import FormatError, PatternError, TreeError
+from modelzip_jax.errors import FormatError, PatternError
 from modelzip_jax.model import Packed
 from modelzip_jax.packed import PackedArray, is_packed
 from modelzip_jax.recipe import from_plain
@@ -247,27 +247,8 @@ def load(path: str | os.PathLike[str], like: PyTree = None) -> Packed:
     if not isinstance(tree, dict) or set(tree) != {"params", "variables"}:
         raise FormatError(f"{path}: it holds {list(tree)[:5]} instead of params and variables")
     variables = jax.tree.map(lambda p: np.asarray(p.unpack()), tree["variables"], is_leaf=is_packed)
-    params = tree["params"] if like is None else _like(tree["params"], like)
+    params = tree["params"] if like is None else trees.restructured(tree["params"], like, is_packed)
     return Packed(params, variables, from_plain(header.recipe), header.step)
-
-
-def _like(params: PyTree, like: PyTree) -> PyTree:
-    """The packed params in the structure of `like`, matched by leaf path."""
-    stored = {
-        trees.leaf_name(path): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_packed)
-    }
-    wanted = trees.named_leaves(like)
-    if len(dict(wanted)) < len(wanted):
-        raise TreeError("`like` has several leaves of one path; load without it")
-    missing = [name for name, _ in wanted if name not in stored]
-    extra = sorted(set(stored) - {name for name, _ in wanted})
-    if missing or extra:
-        raise TreeError(f"the file lacks {missing[:5]} and has {extra[:5]} that `like` lacks")
-    for name, leaf in wanted:
-        if tuple(np.shape(leaf)) != stored[name].shape:
-            raise TreeError(f"{name!r} has the shape {stored[name].shape}, `like` {tuple(np.shape(leaf))}")
-    return jax.tree.unflatten(jax.tree.structure(like), [stored[name] for name, _ in wanted])
 
 
 def load_tensor(path: str | os.PathLike[str], name: str) -> PackedArray:
