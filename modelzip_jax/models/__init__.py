@@ -1,1 +1,8 @@
-"""Networks to compress: reference architectures with conventional Linen parameter names."""
+"""Networks to compress: reference architectures with conventional Linen parameter names, some also in NNX.
+
+`create("resnet20")` gives one by its name; the architectures are imported when they are asked for.
+"""
+
+from modelzip_jax.models.registry import create, names
+
+__all__ = ["create", "names"]
