@@ -6,6 +6,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "EvaluationError",
     "FormatError",
     "LeafError",
     "MissingExtraError",
@@ -14,6 +15,7 @@ __all__ = [
     "NonFiniteError",
     "PatternError",
     "RecipeError",
+    "TraceError",
     "TransformError",
     "TreeError",
     "WrapError",
@@ -26,6 +28,10 @@ class ModelzipError(Exception):
 
 class TransformError(ModelzipError, ValueError):
     """A transform was given hyperparameters it cannot work with, or chained in a wrong order."""
+
+
+class TraceError(ModelzipError, ValueError):
+    """A model's jaxpr cannot be read or evaluated as asked; the message names the equation."""
 
 
 class TreeError(ModelzipError, ValueError):
@@ -62,6 +68,10 @@ class CheckpointError(ModelzipError, ValueError):
 
 class ConfigError(ModelzipError, ValueError):
     """A run is configured in a way that cannot work; the message names the field and what would."""
+
+
+class EvaluationError(ModelzipError, ValueError):
+    """Predictions, labels or embeddings do not fit each other, or are too few to measure anything."""
 
 
 class ModelError(ModelzipError, ValueError):
