@@ -1,0 +1,50 @@
+"""A part of a data set, with the classes in proportion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from modelzip_jax.errors import DataError
+
+__all__ = ["subset"]
+
+
+def subset(arrays: Mapping[str, np.ndarray], size: float | int, *, seed: int = 0) -> dict[str, np.ndarray]:
+    """Draws examples without replacement, each class in its share, in their old order.
+
+    arrays: by name, with the same number of examples; `"labels"` `(n,)` are the classes. Labels of text
+      `(n, length)` are no classes, and windows are drawn alike.
+    size: a float in (0, 1] is a fraction, an int a number of examples. Classes differ from their share
+      by less than one example.
+    seed: of the draw. A larger subset of one seed need not hold the smaller one.
+
+    Raises:
+      DataError: the size is not a fraction in (0, 1] nor a number of examples there are.
+
+    >>> arrays = {"inputs": np.arange(8), "labels": np.array([0, 0, 0, 0, 0, 0, 1, 1])}
+    >>> subset(arrays, 0.5)["labels"].tolist(), subset(arrays, 4)["labels"].tolist()
+    ([0, 0, 0, 1], [0, 0, 0, 1])
+    """
+    labels = np.asarray(arrays["labels"])
+    count = _count(size, len(labels))
+    classes = labels if labels.ndim == 1 else np.zeros(len(labels), np.int32)
+    rng = np.random.default_rng(seed)
+    shuffled = rng.permutation(len(classes))
+    # Example k of a class of m stands at (k + 1/2) / m: the first `count` positions hold all classes alike.
+    order = shuffled[np.argsort(classes[shuffled], kind="stable")]
+    sizes = np.unique(classes, return_counts=True)[1]
+    place = np.concatenate([(np.arange(m) + 0.5) / m for m in sizes])
+    chosen = np.sort(order[np.argsort(place, kind="stable")[:count]])
+    return {name: array[chosen] for name, array in arrays.items()}
+
+
+def _count(size: float | int, examples: int) -> int:
+    if isinstance(size, float) and 0 < size <= 1:
+        return max(1, round(size * examples))
+    if isinstance(size, (int, np.integer)) and not isinstance(size, bool) and 1 <= size <= examples:
+        return int(size)
+    raise DataError(
+        f"size={size!r} must be a fraction in (0, 1] or a number of examples from 1 to {examples:,}"
+    )
