@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import chex
@@ -10,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from filled import fill
 
 from modelzip_jax import models
 from modelzip_jax.errors import ModelError
@@ -47,11 +47,10 @@ def shapes(model, input_shape):
     return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *input_shape)))
 
 
-@functools.cache
-def initialised(index):
+def filled(index):
     model, input_shape = SMALL[index]
-    x = jax.random.normal(jax.random.key(1), (4, *input_shape))
-    return model, jax.jit(model.init)(jax.random.key(0), x), x
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(4, *input_shape)), jnp.float32)
+    return model, fill(model, x), x
 
 
 @pytest.mark.parametrize(("name", "options", "input_shape", "count"), COUNTS)
@@ -62,7 +61,7 @@ def test_parameter_counts_are_the_published_ones(name, options, input_shape, cou
 
 @pytest.mark.parametrize("index", range(len(SMALL)))
 def test_forward_and_gradients_are_finite_and_trace_once(index):
-    model, variables, x = initialised(index)
+    model, variables, x = filled(index)
     traces = []
 
     @jax.jit
@@ -96,30 +95,39 @@ def test_half_precision_keeps_logits_and_statistics_in_float32(name, dtype):
 
 
 def test_batch_statistics_move_in_train_mode_only():
-    model, variables, x = initialised(3)
-    apply = jax.jit(functools.partial(model.apply, mutable=["batch_stats"]), static_argnames="train")
-    _, evaluated = apply(variables, x)
-    _, trained = apply(variables, x, train=True)
+    model, variables, x = filled(3)
+
+    @jax.jit
+    def both(variables, x):
+        return [model.apply(variables, x, train=t, mutable=["batch_stats"])[1] for t in (False, True)]
+
+    evaluated, trained = both(variables, x)
     chex.assert_trees_all_equal(evaluated["batch_stats"], variables["batch_stats"])
     before, after = (jax.tree.leaves(v["batch_stats"]) for v in (variables, trained))
     assert all(np.any(a != b) for a, b in zip(after, before, strict=True))
 
 
-def test_batch_norm_has_momentum_0_9():
-    model, variables, x = initialised(3)
-    _, trained = model.apply(variables, x, train=True, mutable=["batch_stats"])
-    kernel = variables["params"]["Conv_0"]["kernel"]
-    y = np.asarray(jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
-    ), np.float64)  # fmt: skip
-    stats = trained["batch_stats"]["BatchNorm_0"]
-    np.testing.assert_allclose(stats["mean"], 0.1 * y.mean((0, 1, 2)), atol=1e-6)
-    np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * y.var((0, 1, 2)), rtol=1e-5)
+def test_batch_norm_has_momentum_0_9_and_epsilon_1e_5():
+    model, x = VGG((1, 0, 0, 0, 0), width=1 / 64), jnp.full((2, 32, 32, 1), 0.003).at[1].set(-0.003)
+    variables = fill(model, x)
+    kernel = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1)
+    variables["params"]["Conv_0"]["kernel"] = kernel  # the identity, so that the block is norm and ReLU
+    logits, trained = jax.jit(lambda v, x: model.apply(v, x, True, mutable=["batch_stats"]))(variables, x)
+    p, s = variables["params"], variables["batch_stats"]["BatchNorm_0"]
+    images = np.asarray(x, np.float64)
+    mean, var = images.mean(), images.var()
+    np.testing.assert_allclose(
+        trained["batch_stats"]["BatchNorm_0"]["mean"], 0.9 * s["mean"] + 0.1 * mean, 1e-6
+    )
+    np.testing.assert_allclose(trained["batch_stats"]["BatchNorm_0"]["var"], 0.9 * s["var"] + 0.1 * var, 1e-6)
+    y = (images[:, 0, 0] - mean) / (var + 1e-5) ** 0.5
+    y = np.maximum(y * p["BatchNorm_0"]["scale"] + p["BatchNorm_0"]["bias"], 0)
+    np.testing.assert_allclose(logits, y @ p["Dense_0"]["kernel"] + p["Dense_0"]["bias"], rtol=1e-5)
 
 
 def test_lenet5_is_the_caffe_network():
     """Against a float64 computation with explicit windows: no ReLU after the convolutions."""
-    model, variables, x = initialised(1)
+    model, variables, x = filled(1)
     p, h = jax.tree.map(lambda a: np.asarray(a, np.float64), variables["params"]), np.asarray(x, np.float64)
     for name in ("Conv_0", "Conv_1"):
         windows = np.lib.stride_tricks.sliding_window_view(h, (5, 5), (1, 2))
@@ -128,7 +136,7 @@ def test_lenet5_is_the_caffe_network():
         h = h.reshape(n, rows // 2, 2, columns // 2, 2, c).max((2, 4))
     h = np.maximum(h.reshape(len(h), -1) @ p["Dense_0"]["kernel"] + p["Dense_0"]["bias"], 0)
     expected = h @ p["Dense_1"]["kernel"] + p["Dense_1"]["bias"]
-    np.testing.assert_allclose(model.apply(variables, x), expected, atol=1e-5)
+    np.testing.assert_allclose(model.apply(variables, x), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_pad_shortcut_subsamples_and_appends_zeros():
@@ -141,14 +149,16 @@ def test_pad_shortcut_subsamples_and_appends_zeros():
 
 @pytest.mark.parametrize("block", [BasicBlock(4), Bottleneck(1)])
 def test_a_block_of_zero_kernels_is_its_shortcut(block):
-    x = jnp.abs(jax.random.normal(jax.random.key(0), (2, 4, 4, 4)))
-    variables = jax.tree.map(jnp.zeros_like, jax.jit(block.init)(jax.random.key(1), x))
+    x = jnp.arange(128.0).reshape(2, 4, 4, 4)
+    variables = jax.tree.map(jnp.zeros_like, fill(block, x))
     np.testing.assert_array_equal(jax.jit(block.apply)(variables, x), x)
 
 
-def test_he_initialisation_keeps_the_variance():
-    kernel = jax.jit(models.create("mlp", widths=(500,)).init)(jax.random.key(0), jnp.zeros((1, 400)))
-    assert np.std(kernel["params"]["Dense_0"]["kernel"]) == pytest.approx((2 / 400) ** 0.5, rel=0.02)
+def test_initial_kernels_have_the_variance_of_their_papers():
+    """He et al. 2015 before a ReLU, 2/fan-in; LeCun's before the logits, 1/fan-in."""
+    params = jax.jit(MLP((400,), 300).init)(jax.random.key(0), jnp.zeros((1, 200)))["params"]
+    assert np.std(params["Dense_0"]["kernel"]) == pytest.approx((2 / 200) ** 0.5, rel=0.02)
+    assert np.std(params["Dense_1"]["kernel"]) == pytest.approx((1 / 400) ** 0.5, rel=0.02)
 
 
 @pytest.mark.parametrize(
