@@ -1,1 +1,27 @@
-"""Read-only views of a model through its jaxpr: uses, statistics, cost, couplings, Fisher information."""
+"""Read-only views of a model through its jaxpr: uses, statistics, cost, couplings, Fisher information.
+
+from modelzip_jax import trace
+
+trace.uses(apply_fn, params, x)          # which activation each parameter meets, where, along which axes
+trace.cost(apply_fn, params, x)          # FLOPs and bytes
+trace.statistics(apply_fn, params, batches)
+trace.couplings(apply_fn, params, x)     # what must be removed together
+trace.fisher(apply_fn, params, batches)
+"""
+
+from modelzip_jax.trace.cost import Cost, EquationCost, cost
+from modelzip_jax.trace.moments import Channels
+from modelzip_jax.trace.statistics import Measured, UseStatistics, statistics
+from modelzip_jax.trace.uses import Use, uses
+
+__all__ = [
+    "Channels",
+    "Cost",
+    "EquationCost",
+    "Measured",
+    "Use",
+    "UseStatistics",
+    "cost",
+    "statistics",
+    "uses",
+]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from modelzip_jax.trace.interpret import Domain, interpret
+from modelzip_jax.trace.interpret import Visit
 from modelzip_jax.trace.primitives import ELEMENTWISE, REDUCTIONS
 from modelzip_jax.trace.program import Equation, Program, program
 from modelzip_jax.trace.uses import uses_of
@@ -118,35 +118,22 @@ def cost_of(traced: Program) -> Cost:
     met: dict[str, dict[int, list[str]]] = collections.defaultdict(lambda: collections.defaultdict(list))
     for use in uses_of(traced):
         met[use.path][use.operand].append(use.leaf)
-    domain = _Costs(met)
-    interpret(domain, traced, [None] * len(traced.jaxpr.jaxpr.invars))
-    return Cost(tuple(_dearest_branches(domain.found)))
+    costs = _Costs(met)
+    costs.over(traced)
+    return Cost(tuple(_dearest_branches(costs.found)))
 
 
-class _Costs(Domain[None]):
-    """Knows nothing of variables, and counts equations once each."""
+class _Costs(Visit):
+    """Counts each equation once."""
 
     def __init__(self, met: dict[str, dict[int, list[str]]]):
         self.met = met
         self.found: list[EquationCost] = []
 
-    def constant(self, shape: tuple[int, ...]) -> None:
-        return None
-
-    def join(self, old: None, new: None, equation: Equation) -> None:
-        return None
-
-    def layer(self, value: None, equation: Equation) -> None:
-        return None
-
-    def stack(self, value: None, length: int, equation: Equation) -> None:
-        return None
-
-    def primitive(self, equation: Equation, values: list[None]) -> list[None]:
+    def visit(self, equation: Equation) -> None:
         made = _cost(equation, self.met.get(equation.path, {}))
         if made.flops or made.elementwise:
             self.found.append(made)
-        return [None] * len(equation.eqn.outvars)
 
 
 def _cost(equation: Equation, met: dict[int, list[str]]) -> EquationCost:

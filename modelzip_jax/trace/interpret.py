@@ -22,7 +22,7 @@ from modelzip_jax.trace.program import (
     is_literal,
 )
 
-__all__ = ["Domain", "interpret"]
+__all__ = ["Domain", "Visit", "equations_at", "interpret"]
 
 V = TypeVar("V")
 
@@ -65,6 +65,46 @@ class Domain(Generic[V]):
 def interpret(domain: Domain[V], program: Program, arguments: Sequence[V]) -> list[V]:
     """The values of a program's outputs, given those of its inputs."""
     return _Walk(domain).closed(program.jaxpr, arguments, "", 1)
+
+
+class Visit(Domain[None]):
+    """Knows nothing of variables: subclasses see each equation once, in `visit`."""
+
+    def visit(self, equation: Equation) -> None:
+        raise TypeError(f"{type(self).__name__} defines no visit()")
+
+    def primitive(self, equation: Equation, values: list[None]) -> list[None]:
+        self.visit(equation)
+        return [None] * len(equation.eqn.outvars)
+
+    def constant(self, shape: tuple[int, ...]) -> None:
+        return None
+
+    def join(self, old: None, new: None, equation: Equation) -> None:
+        return None
+
+    def layer(self, value: None, equation: Equation) -> None:
+        return None
+
+    def stack(self, value: None, length: int, equation: Equation) -> None:
+        return None
+
+    def over(self, program: Program) -> None:
+        """Visits every equation of a program."""
+        interpret(self, program, [None] * len(program.jaxpr.jaxpr.invars))
+
+
+def equations_at(program: Program, paths: set[str]) -> dict[str, Equation]:
+    """The equations at these paths."""
+    found: dict[str, Equation] = {}
+
+    class Find(Visit):
+        def visit(self, equation: Equation) -> None:
+            if equation.path in paths:
+                found[equation.path] = equation
+
+    Find().over(program)
+    return found
 
 
 class _Walk(Generic[V]):
