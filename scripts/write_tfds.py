@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from offline_datasets import check
+from offline_datasets import SourceError, check
 from PIL import Image
 
 # Published by MXNet (gluon.data.vision.CIFAR10) for the files of cifar-10-binary.tar.gz.
@@ -81,4 +81,7 @@ def main(name: str, files: Path, data_dir: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    try:
+        main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    except SourceError as error:
+        sys.exit(str(error))

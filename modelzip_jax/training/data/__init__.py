@@ -10,6 +10,7 @@ Sets come through tfds and are read without TensorFlow; what memory cannot hold 
 from modelzip_jax.training.data.augment import normalize, random_crop, random_flip
 from modelzip_jax.training.data.batches import Batches
 from modelzip_jax.training.data.sets import DataSpec, load, names, spec
+from modelzip_jax.training.data.streaming import stream
 from modelzip_jax.training.data.subsets import subset
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "random_crop",
     "random_flip",
     "spec",
+    "stream",
     "subset",
 ]

@@ -50,7 +50,7 @@ def source(name: str, split: str, data_dir: str | os.PathLike[str] | None) -> Re
 
     Raises:
       DataError: the set is not prepared, is prepared in a format that cannot be read by number, or
-        cannot be downloaded.
+        cannot be downloaded; or it has no such split.
       MissingExtraError: tfds or array_record is not installed.
     """
     tfds = _tfds()
@@ -62,22 +62,19 @@ def source(name: str, split: str, data_dir: str | os.PathLike[str] | None) -> Re
         return tfds.data_source(name, split=split, data_dir=root, decoders=decoders, download=False)
     except NotImplementedError as error:  # prepared as tfrecord
         raise missing(name, data_dir, why=" as array_record") from error
+    except ValueError as error:  # no such split, or an empty part of one
+        raise DataError(f"{name} has no examples in the split {split!r}: {error}") from error
 
 
 def read(name: str, split: str, data_dir: str | os.PathLike[str] | None) -> dict[str, np.ndarray]:
     """All images of a split, uint8 `(n, height, width, channels)`, and labels, int32 `(n,)`."""
     records = source(name, split, data_dir)
-    inputs: np.ndarray | None = None
+    inputs = np.empty((len(records), *decode_image(records[0]["image"]).shape), np.uint8)
     labels = np.empty(len(records), np.int32)
     for start in range(0, len(records), CHUNK):
         numbers = range(start, min(start + CHUNK, len(records)))
         for number, record in zip(numbers, records.__getitems__(numbers), strict=True):
-            image = decode_image(record["image"])
-            if inputs is None:
-                inputs = np.empty((len(records), *image.shape), np.uint8)
-            inputs[number], labels[number] = image, record["label"]
-    if inputs is None:
-        raise DataError(f"the split {split!r} of {name} holds no examples")
+            inputs[number], labels[number] = decode_image(record["image"]), record["label"]
     return {"inputs": inputs, "labels": labels}
 
 
