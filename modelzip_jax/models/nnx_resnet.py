@@ -20,7 +20,7 @@ class BasicBlock(nnx.Module):
 
     See `modelzip_jax.models.resnet.BasicBlock`.
 
-    >>> BasicBlock(4, 8, stride=2, rngs=nnx.Rngs(0))(jnp.ones((1, 4, 4, 4))).shape
+    >>> nnx.eval_shape(lambda x: BasicBlock(4, 8, stride=2, rngs=nnx.Rngs(0))(x), jnp.ones((1, 4, 4, 4))).shape
     (1, 2, 2, 8)
     """
 
