@@ -11,6 +11,7 @@ trace.fisher(apply_fn, params, batches)
 
 from modelzip_jax.trace.cost import Cost, EquationCost, cost
 from modelzip_jax.trace.moments import Channels
+from modelzip_jax.trace.sparsity import LayerSparsity, Sparsity, activation_sparsity
 from modelzip_jax.trace.statistics import Measured, UseStatistics, statistics
 from modelzip_jax.trace.uses import Use, uses
 
@@ -18,9 +19,12 @@ __all__ = [
     "Channels",
     "Cost",
     "EquationCost",
+    "LayerSparsity",
     "Measured",
+    "Sparsity",
     "Use",
     "UseStatistics",
+    "activation_sparsity",
     "cost",
     "statistics",
     "uses",

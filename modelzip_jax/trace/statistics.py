@@ -63,7 +63,7 @@ def statistics(
     params: PyTree,
     batches: Iterable[Any],
     kinds: Sequence[str] = ("mean_abs", "second_moment", "zeros", "range"),
-    places: Sequence[Place] = ("inputs", "outputs"),
+    places: Sequence[Place] = ("inputs",),
     only: str | Sequence[str] = "**",
     percentiles: Sequence[float] = (0.1, 1.0, 50.0, 99.0, 99.9),
 ) -> PyTree:
