@@ -1,4 +1,4 @@
-"""The `modelzip` command: compress, decompress, inspect and evaluate checkpoints."""
+"""The `modelzip` command: compress, decompress, inspect and evaluate checkpoints; train networks."""
 
 from __future__ import annotations
 
@@ -240,6 +240,43 @@ def evaluate(
     for name in next(iter(results.values())):
         table.add_row(name, *(f"{scores.get(name, float('nan')):.4f}" for scores in results.values()))
     _out.print(table)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def train(
+    context: typer.Context,
+    config: Annotated[Path, typer.Option(help="A file with get_config(), such as configs/digits_mlp.py.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder; default runs/NAME. A run there goes on.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Trains what a config describes; --config.field=value changes one of its fields."""
+    from modelzip_jax.training import config as configs
+    from modelzip_jax.training import experiment
+
+    chosen = configs.override(configs.load(config), context.args)
+    transform = _recipe(chosen.recipe) if chosen.recipe else None
+    folder = out or Path("runs") / config.stem
+    result = experiment.run(chosen, folder, transform, quiet=as_json)
+    if as_json:
+        print(json.dumps(result))
+        return
+    table = Table(title=str(folder / "model.mz"), box=None, title_justify="left")
+    for column in ("", "loss", "accuracy"):
+        table.add_column(column, justify="right")
+    for name in ("train", "validation", "test"):
+        numbers = result[name]
+        table.add_row(
+            name, f"{numbers['loss']:.4f} ± {numbers['loss_se']:.4f}",
+            f"{numbers['accuracy']:.2%} ± {numbers['accuracy_se']:.2%}",
+        )  # fmt: skip
+    _out.print(table)
+    _out.print(
+        f"{result['steps']:,} steps; {_bytes(result['dense_bytes'])} of weights, "
+        f"{_bytes(result['file_bytes'])} in the file",
+        soft_wrap=True,
+    )
 
 
 def _weights(path: Path) -> Any:

@@ -1,0 +1,69 @@
+"""The numbers that a run watches, on a whole set of arrays in one compiled call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from modelzip_jax.training.distributed import Placement
+from modelzip_jax.training.frameworks import Network
+
+__all__ = ["make_evaluate"]
+
+PyTree = Any
+
+
+def make_evaluate(
+    network: Network,
+    arrays: dict[str, np.ndarray],
+    batch_size: int,
+    place: Placement,
+    prepare: Callable[..., Any],
+) -> Callable[[PyTree, PyTree], dict[str, float]]:
+    """A function `(params, variables) -> numbers` about the arrays.
+
+    Numbers: "loss", mean cross-entropy in nats of each label, with its standard error "loss_se" over the
+    examples; "accuracy" with the standard error "accuracy_se". An example of several labels (a
+    sequence) counts as their mean.
+
+    Args:
+      arrays: "inputs" and "labels" of n examples; they are kept on the devices.
+      batch_size: examples at a time; the last batch is filled up with examples that do not count.
+    """
+    count = len(arrays["labels"])
+    batches = math.ceil(count / batch_size)
+    order = np.arange(batches * batch_size, dtype=np.int32)
+    counted = (order < count).astype(np.float32).reshape(batches, batch_size)
+    share = slice(jax.process_index() * batch_size // jax.process_count(),
+                  (jax.process_index() + 1) * batch_size // jax.process_count())  # fmt: skip
+    items = place.split(
+        (np.minimum(order, count - 1).reshape(batches, batch_size)[:, share], counted[:, share])
+    )
+    data = place.replicate(arrays)
+
+    def sums(params: PyTree, variables: PyTree, data: PyTree, item: Any) -> jax.Array:
+        indices, weights = item
+        batch = prepare(jax.tree.map(lambda array: array[indices], data), None)
+        logits = network.predict(params, variables, batch["inputs"]).astype(jnp.float32)
+        labels = batch["labels"]
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        correct = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+        a, b = (x.reshape(x.shape[0], -1).mean(axis=1) for x in (losses, correct))
+        return jnp.stack([jnp.sum(weights * x) for x in (a, a * a, b, b * b)])
+
+    @jax.jit
+    def total(params: PyTree, variables: PyTree, data: PyTree, items: PyTree) -> jax.Array:
+        return jax.lax.map(lambda item: sums(params, variables, data, item), items).sum(axis=0)
+
+    def evaluate(params: PyTree, variables: PyTree) -> dict[str, float]:
+        means = np.asarray(total(params, variables, data, items), np.float64) / count
+        errors = [math.sqrt(max(means[i + 1] - means[i] ** 2, 0.0) / count) for i in (0, 2)]
+        return {"loss": means[0], "loss_se": errors[0], "accuracy": means[2], "accuracy_se": errors[1]}
+
+    return evaluate

@@ -1,0 +1,35 @@
+"""Unknown names, answered with the nearest known one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from modelzip_jax.errors import ConfigError
+
+__all__ = ["choose", "nearest"]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Half a sentence for an error message: the nearest known name, or all of them.
+
+    >>> nearest("lerning_rate", ["learning_rate", "steps"])
+    "did you mean 'learning_rate'?"
+    >>> nearest("x", ["learning_rate", "steps"])
+    'known are learning_rate, steps'
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+
+
+def choose(field: str, name: str, known: Iterable[str]) -> str:
+    """`name` if it is known.
+
+    Raises:
+      ConfigError: it is not; the message names the field and the nearest known name.
+    """
+    known = list(known)
+    if name not in known:
+        raise ConfigError(f"{field} is {name!r}; {nearest(name, known)}")
+    return name

@@ -1,0 +1,207 @@
+"""Whole runs: killed and resumed, on several devices, in several processes, stopped early."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import modelzip_jax as mz
+from modelzip_jax.errors import CheckpointError, ConfigError
+from modelzip_jax.training import config as configs
+from modelzip_jax.training import experiment, records
+
+SCRIPT = Path(__file__).with_name("run_script.py")
+pytest.importorskip("sklearn")
+
+
+def command(folder, *arguments):
+    return [sys.executable, str(SCRIPT), str(folder), *arguments]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_once(tmp_path_factory):
+    """Processes share what they compile."""
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    yield
+    del os.environ["JAX_COMPILATION_CACHE_DIR"], os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"]
+
+
+def finish(folder, *arguments, devices=""):
+    environment = {**os.environ, "TEST_DEVICES": str(devices)}
+    done = subprocess.run(
+        command(folder, *arguments), capture_output=True, text=True, timeout=300, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def losses(folder):
+    return [r["loss"] for r in records.read(folder / "log.jsonl") if "loss" in r]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return finish(tmp_path_factory.mktemp("whole") / "run")
+
+
+def kill_once(folder, moment, rng):
+    """Starts the run and kills it at a random time, or as soon as a checkpoint is being written."""
+    process = subprocess.Popen(command(folder, "--config.save_every=4"), stderr=subprocess.DEVNULL)
+    log = folder / "log.jsonl"
+    begun = len(records.read(log))
+    while process.poll() is None:
+        writing = any("tmp" in path.name for path in (folder / "checkpoints").glob("*"))
+        if (moment == "writing" and writing) or (moment == "any" and len(records.read(log)) > begun):
+            break
+        time.sleep(0.005)
+    time.sleep(rng.random() * 0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def check_kills(tmp_path, kills, seed):
+    rng = random.Random(seed)
+    folder = tmp_path / "run"
+    for index in range(kills):
+        kill_once(folder, ("writing", "any")[index % 2], rng)
+    finish(folder, "--config.save_every=4")
+    whole = finish(tmp_path / "whole", "--config.save_every=4")
+    assert (folder / "model.mz").read_bytes() == (whole / "model.mz").read_bytes()
+    assert losses(folder) == losses(whole)
+    assert json.loads((folder / "result.json").read_text()) == json.loads((whole / "result.json").read_text())
+
+
+def test_a_killed_run_ends_bit_for_bit_as_an_uninterrupted_one(tmp_path):
+    check_kills(tmp_path, 2, seed=0)
+
+
+@pytest.mark.slow
+def test_twenty_kills(tmp_path):
+    check_kills(tmp_path, 20, seed=1)
+
+
+def test_what_a_run_leaves(uninterrupted):
+    result = json.loads((uninterrupted / "result.json").read_text())
+    packed = mz.load(uninterrupted / "model.mz")
+    assert result["file_bytes"] == (uninterrupted / "model.mz").stat().st_size
+    assert result["test"]["accuracy"] > 0.8
+    assert result["gap"] == result["train"]["accuracy"] - result["test"]["accuracy"]
+    kernel = np.asarray(mz.unpack(packed)["Dense_0"]["kernel"])
+    assert np.mean(kernel == 0) == pytest.approx(0.8, abs=0.05)
+    assert [r["step"] for r in records.read(uninterrupted / "log.jsonl") if "loss" in r][:3] == [4, 8, 12]
+
+
+@pytest.mark.parametrize("devices", [8])
+def test_eight_devices_train_as_one_does(tmp_path, uninterrupted, devices):
+    folder = finish(tmp_path / "run", devices=devices)
+    np.testing.assert_allclose(losses(folder), losses(uninterrupted), atol=1e-5)
+
+
+def test_two_processes_train_as_one_does(tmp_path, uninterrupted):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = [
+        subprocess.Popen(
+            command(
+                tmp_path / "run", f"--config.distributed.coordinator=localhost:{port}",
+                "--config.distributed.processes=2", f"--config.distributed.process={index}",
+            ),
+            stderr=subprocess.PIPE, text=True,
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert [p.returncode for p in processes] == [0, 0], errors
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(uninterrupted), atol=1e-5)
+
+
+def small(**more):
+    config = configs.base()
+    config.model.options = {"widths": (16,)}
+    config.epochs, config.block, config.record_every = 6.0, 9, 9
+    config.update(more)
+    return config
+
+
+@pytest.mark.parametrize("framework", ["linen", "nnx"])
+def test_one_line_switches_the_framework(tmp_path, framework):
+    config = small()
+    config.model.framework = framework
+    config.optimizer.schedule.peak = 1e-2
+    assert experiment.run(config, tmp_path, quiet=True)["test"]["accuracy"] > 0.8
+
+
+def test_early_stopping_keeps_the_best(tmp_path):
+    config = small(epochs=40.0, patience=2, min_delta=0.05)
+    config.optimizer.schedule.peak = 0.05
+    result = experiment.run(config, tmp_path, quiet=True)
+    evaluations = {
+        r["step"]: r["validation_loss"]
+        for r in records.read(tmp_path / "log.jsonl")
+        if "validation_loss" in r
+    }
+    assert max(evaluations) < 40 * 9
+    assert result["steps"] == min(evaluations, key=evaluations.get)
+    assert result["validation"]["loss"] == pytest.approx(min(evaluations.values()), abs=1e-6)
+
+
+def test_accumulated_batches_are_one_step(tmp_path):
+    """Two batches of 64, accumulated, are one of 128: the same examples, since neither is shuffled anew."""
+    config = small(epochs=2.0)
+    config.optimizer.accumulate = 2
+    result = experiment.run(config, tmp_path / "a", quiet=True)
+    assert result["steps"] == 18
+
+
+def test_fine_tuning_from_the_file(tmp_path, uninterrupted):
+    config = small(epochs=1.0, start=str(uninterrupted / "model.mz"))
+    config.model.options = {"widths": (32,)}
+    config.optimizer.schedule.peak = 1e-4
+    transform = mz.load(uninterrupted / "model.mz").transform
+    result = experiment.run(config, tmp_path, transform, quiet=True)
+    before = mz.unpack(mz.load(uninterrupted / "model.mz"))["Dense_0"]["kernel"]
+    after = mz.unpack(mz.load(tmp_path / "model.mz"))["Dense_0"]["kernel"]
+    np.testing.assert_array_equal(np.asarray(before) == 0, np.asarray(after) == 0)
+    assert result["test"]["accuracy"] > 0.8
+
+
+def test_another_config_in_the_same_folder_is_refused(tmp_path):
+    experiment.run(small(epochs=1.0), tmp_path, quiet=True)
+    with pytest.raises(ConfigError, match="another config: epochs, seed differ"):
+        experiment.run(small(epochs=2.0, seed=1), tmp_path, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": {"batch_size": 5000}}, "5000, but there are 1257"),
+        ({"data": {"name": "digit"}}, "digits"),
+        ({"model": {"name": "mpl"}}, "did you mean 'mlp'"),
+        ({"model": {"options": {"widhts": (3,)}}}, "did you mean 'widths'"),
+        ({"start": "nowhere.mz"}, "nowhere.mz"),
+    ],
+)
+def test_a_config_that_cannot_work_is_named(tmp_path, change, message):
+    config = small()
+    config.update(change)
+    with pytest.raises((mz.errors.ModelzipError, OSError), match=message):
+        experiment.run(config, tmp_path, quiet=True)
+
+
+def test_a_damaged_checkpoint_stops_the_run_and_is_named(tmp_path):
+    experiment.run(small(epochs=1.0), tmp_path, quiet=True)
+    for path in (tmp_path / "checkpoints").rglob("*"):
+        if path.is_file() and "state" in path.parts:
+            os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(CheckpointError, match="checkpoints/9"):
+        experiment.run(small(epochs=1.0), tmp_path, quiet=True)
