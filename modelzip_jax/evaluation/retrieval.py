@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from modelzip_jax.errors import PatternError
+from modelzip_jax.evaluation.ranking import first_relevant_ranks, relevance_blocks
 
 __all__ = [
     "DEFAULT_MODULES",
@@ -232,8 +233,7 @@ def mean_cosine(a: ArrayLike, b: ArrayLike) -> float:
 
 def _ranks(queries: ArrayLike, documents: ArrayLike) -> np.ndarray:
     queries, documents = _same_shape(queries, documents)
-    scores = queries @ documents.T
-    return np.sum(scores >= np.diag(scores)[:, None], axis=1)
+    return first_relevant_ranks(relevance_blocks(queries, np.arange(len(queries)), documents))
 
 
 def _same_shape(a: ArrayLike, b: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
