@@ -10,6 +10,7 @@ trace.fisher(apply_fn, params, batches)
 """
 
 from modelzip_jax.trace.cost import Cost, EquationCost, cost
+from modelzip_jax.trace.couplings import Couplings, Frozen, Group, Member, Reason, couplings
 from modelzip_jax.trace.moments import Channels
 from modelzip_jax.trace.sparsity import LayerSparsity, Sparsity, activation_sparsity
 from modelzip_jax.trace.statistics import Measured, UseStatistics, statistics
@@ -18,14 +19,20 @@ from modelzip_jax.trace.uses import Use, uses
 __all__ = [
     "Channels",
     "Cost",
+    "Couplings",
     "EquationCost",
+    "Frozen",
+    "Group",
     "LayerSparsity",
     "Measured",
+    "Member",
+    "Reason",
     "Sparsity",
     "Use",
     "UseStatistics",
     "activation_sparsity",
     "cost",
+    "couplings",
     "statistics",
     "uses",
 ]
