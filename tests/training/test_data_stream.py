@@ -6,7 +6,7 @@ import pytest
 from modelzip_jax.errors import DataError
 from modelzip_jax.training import data
 
-TRAIN = data.spec("digits").sizes["train"]
+TRAIN = data.spec("digits").sizes.train
 
 
 def rows(batch):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
-from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,20 +17,27 @@ __all__ = ["DataSpec", "load", "names", "spec"]
 SPLITS = ("train", "validation", "test", "train+validation")
 
 
+class Sizes(NamedTuple):
+    """Examples of each split; for text, bytes."""
+
+    train: int
+    validation: int
+    test: int
+
+
 @dataclasses.dataclass(frozen=True)
 class DataSpec:
     """What a named set holds.
 
     kind: "images" or "text". shape: of one input, without the batch; for text, whatever length is
     asked for, None. classes: labels are `0 .. classes - 1`. mean, std: of the training images' levels
-    (0 to 255, for digits 0 to 16), one number a channel, for `normalize`. sizes: examples a split; for
-    text, bytes.
+    (0 to 255, for digits 0 to 16), one number a channel, for `normalize`.
     """
 
     kind: str
     shape: tuple[int | None, ...]
     classes: int
-    sizes: Mapping[str, int]
+    sizes: Sizes
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
@@ -39,19 +45,15 @@ class DataSpec:
 def _images(
     shape: tuple[int, ...], sizes: tuple[int, int, int], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> DataSpec:
-    return DataSpec("images", shape, 10, _sizes(*sizes), mean, std)
-
-
-def _sizes(train: int, validation: int, test: int) -> Mapping[str, int]:
-    return MappingProxyType({"train": train, "validation": validation, "test": test})
+    return DataSpec("images", shape, 10, Sizes(*sizes), mean, std)
 
 
 SPECS = {
     "digits": _images((8, 8, 1), (1_257, 180, 360), (4.892,), (6.019,)),
-    "mnist": _images((28, 28, 1), (55_000, 5_000, 10_000), (33.32,), (78.57,)),
-    "fashion_mnist": _images((28, 28, 1), (55_000, 5_000, 10_000), (72.94,), (90.02,)),
+    "mnist": _images((28, 28, 1), (55_000, 5_000, 10_000), (33.33,), (78.58,)),
+    "fashion_mnist": _images((28, 28, 1), (55_000, 5_000, 10_000), (72.97,), (90.02,)),
     "cifar10": _images((32, 32, 3), (45_000, 5_000, 10_000), (125.4, 123.0, 113.9), (63.0, 62.1, 66.7)),
-    "kjv": DataSpec("text", (None,), 256, _sizes(3_959_189, 222_944, 222_279)),
+    "kjv": DataSpec("text", (None,), 256, Sizes(3_959_189, 222_944, 222_279)),
 }
 
 
@@ -70,7 +72,7 @@ def spec(name: str) -> DataSpec:
     Raises:
       DataError: no set has this name; the message lists those there are.
 
-    >>> spec("cifar10").shape, spec("cifar10").sizes["train"]
+    >>> spec("cifar10").shape, spec("cifar10").sizes.train
     ((32, 32, 3), 45000)
     """
     if name not in SPECS:
@@ -125,7 +127,7 @@ def tfds_split(name: str, split: str) -> str:
     >>> tfds_split("mnist", "train"), tfds_split("mnist", "validation")
     ('train[:55000]', 'train[55000:]')
     """
-    first = spec(name).sizes["train"]
+    first = spec(name).sizes.train
     return {
         "train": f"train[:{first}]",
         "validation": f"train[{first}:]",
@@ -141,7 +143,7 @@ def _digits(split: str) -> dict[str, np.ndarray]:
         raise MissingExtraError("digits come with scikit-learn: pip install 'modelzip_jax[data]'") from error
     digits = load_digits()
     order = epoch_order(seed=0, epoch=0, examples=len(digits.target))
-    train, validation, test = np.split(order, np.cumsum(list(spec("digits").sizes.values()))[:-1])
+    train, validation, test = np.split(order, np.cumsum(spec("digits").sizes)[:-1])
     chosen = {
         "train": train,
         "validation": validation,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from modelzip_jax.errors import DataError
+from modelzip_jax.training.data.batches import epoch_order
 
 __all__ = ["subset"]
 
@@ -30,8 +31,7 @@ def subset(arrays: Mapping[str, np.ndarray], size: float | int, *, seed: int = 0
     labels = np.asarray(arrays["labels"])
     count = _count(size, len(labels))
     classes = labels if labels.ndim == 1 else np.zeros(len(labels), np.int32)
-    rng = np.random.default_rng(seed)
-    shuffled = rng.permutation(len(classes))
+    shuffled = epoch_order(seed, 0, len(classes))
     # Example k of a class of m stands at (k + 1/2) / m: the first `count` positions hold all classes alike.
     order = shuffled[np.argsort(classes[shuffled], kind="stable")]
     sizes = np.unique(classes, return_counts=True)[1]
