@@ -11,6 +11,8 @@ trace.fisher(apply_fn, params, batches)
 
 from modelzip_jax.trace.cost import Cost, EquationCost, cost
 from modelzip_jax.trace.couplings import Couplings, Frozen, Group, Member, Reason, couplings
+from modelzip_jax.trace.fisher import Fisher, fisher
+from modelzip_jax.trace.kronecker import Factors
 from modelzip_jax.trace.moments import Channels
 from modelzip_jax.trace.sparsity import LayerSparsity, Sparsity, activation_sparsity
 from modelzip_jax.trace.statistics import Measured, UseStatistics, statistics
@@ -21,6 +23,8 @@ __all__ = [
     "Cost",
     "Couplings",
     "EquationCost",
+    "Factors",
+    "Fisher",
     "Frozen",
     "Group",
     "LayerSparsity",
@@ -33,6 +37,7 @@ __all__ = [
     "activation_sparsity",
     "cost",
     "couplings",
+    "fisher",
     "statistics",
     "uses",
 ]

@@ -183,7 +183,9 @@ class Labels:
         """What each defined class is a combination of; None if that taught new facts."""
         links, held_before = len(self._links), len(self._frozen)
         first = np.unique(of, return_index=True)[1]
-        self._unify(of)
+        self._unify(of, frozen)
+        if len(self._links) > links:
+            return None
         found: dict[int, tuple[int, ...]] = {}
         self._defined, definitions = [], self._defined
         for labels, parts in definitions:
@@ -200,14 +202,15 @@ class Labels:
         changed = any(x.size for x in self._links[links:]) or len(self._frozen) > held_before
         return None if changed else found
 
-    def _unify(self, of: np.ndarray) -> None:
+    def _unify(self, of: np.ndarray, frozen: np.ndarray) -> None:
         """Links the parts of what is defined in several ways with equally many parts."""
         known: dict[tuple[int, int], np.ndarray] = {}
         for labels, parts in self._defined:
             for label, row in zip(of[labels].tolist(), parts, strict=True):
                 other = known.setdefault((label, row.size), row)
-                both = (other >= 0) & (row >= 0)
-                if np.any(of[other[both]] != of[row[both]]) or np.any((other < 0) != (row < 0)):
+                held = _is_frozen(np.stack([other, row]), of, frozen)
+                free = ~held.any(axis=0)
+                if np.any(held[0] != held[1]) or np.any(of[other[free]] != of[row[free]]):
                     self._link(other, row)
 
     def _simplify(

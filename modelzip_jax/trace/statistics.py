@@ -22,7 +22,7 @@ from modelzip_jax.trace.taps import PLACES, Place, Tap, tap
 from modelzip_jax.trace.uses import Use, uses_of
 from modelzip_jax.trace.views import Layer
 
-__all__ = ["Measured", "UseStatistics", "statistics"]
+__all__ = ["Measured", "UseStatistics", "by_layer", "scans_around", "statistics"]
 
 PyTree = Any
 _ROWS_A_BATCH, _ROWS = 512, 4096
@@ -163,7 +163,7 @@ class _Pass:
         evaluate = Evaluator({p: self._visitor(list(taps)) for p, taps in at.items()}, _merge_all, _empty_all)
         _, collected = evaluate(self.traced, arguments)
         return [
-            _by_layer(collected[each.path][at[each.path][each]], path, layers)
+            by_layer(collected[each.path][at[each.path][each]], path, layers)
             for each, path, layers in dict.fromkeys(self.taps.values())
         ]
 
@@ -180,11 +180,11 @@ class _Pass:
         return measure(t.arrange(x), t.ndim, self.kinds, t.rows(x, equation) if gram else None, _ROWS_A_BATCH)
 
 
-def _by_layer(found: Channels, path: str, layers: tuple[Layer, ...]) -> Channels:
+def by_layer(found: Channels, path: str, layers: tuple[Layer, ...]) -> Channels:
     """Without the axes of scans that did not take this leaf apart: their iterations share its weights."""
     taken = {layer.scan: layer for layer in layers}
     axis = 0
-    for scan in _scans(path):
+    for scan in scans_around(path):
         if scan in taken:
             found = _own_layers(found, axis, taken[scan])
             axis += 1
@@ -207,7 +207,7 @@ def _own_layers(found: Channels, axis: int, layer: Layer) -> Channels:
     )
 
 
-def _scans(path: str) -> list[str]:
+def scans_around(path: str) -> list[str]:
     """Paths of the scans around an equation, outermost first."""
     steps = path.split("/")
     return ["/".join(steps[: i + 1]) for i, step in enumerate(steps[:-1]) if step.endswith(":scan")]

@@ -38,9 +38,19 @@ class Tap:
     channels: tuple[tuple[int, Axis], ...]
 
     @property
+    def kept_shape(self) -> list[int]:
+        """Sizes of the kept axes, arranged."""
+        return _arranged_shape(self.kept)
+
+    @property
+    def channel_shape(self) -> list[int]:
+        """Sizes of the channels' axes, arranged."""
+        return _arranged_shape(self.channels)
+
+    @property
     def ndim(self) -> int:
         """The number of axes of the arranged channels, kept ones included."""
-        return sum(len(_arranged_shape(group)) for group in (self.kept, self.channels))
+        return len(self.kept_shape) + len(self.channel_shape)
 
     def arrange(self, x: jax.Array) -> jax.Array:
         """The value as `(..., *kept, *channels)`, channels in the order of the leaf's axes."""
@@ -70,9 +80,12 @@ class Tap:
         """What one output sums over, as `(*kept, rows, n)`: for a convolution its patches."""
         if equation.primitive == "conv_general_dilated":
             return _patches(x, equation)
+        return self.matrix(x)
+
+    def matrix(self, x: jax.Array) -> jax.Array:
+        """The arranged value as `(*kept, rows, n)`."""
         x = self.arrange(x)
-        kept, channels = (_arranged_shape(group) for group in (self.kept, self.channels))
-        x = x.reshape(-1, *kept, math.prod(channels))
+        x = x.reshape(-1, *self.kept_shape, math.prod(self.channel_shape))
         return jnp.moveaxis(x, 0, -2)
 
 
