@@ -92,12 +92,17 @@ def test_dtypes(tied):
     assert ("lm_head" in variables["params"]) is not tied
 
 
-def test_initial_loss_is_that_of_a_uniform_guess():
-    model = small()
-    params = jax.jit(model.init)(jax.random.key(0), TOKENS)["params"]
-    assert float(nll(model, params)) == pytest.approx(math.log(11), abs=0.05)
-    kernels = params["blocks"]["mlp_out"]["kernel"]
-    assert np.std(kernels) == pytest.approx(0.02 / 2, rel=0.2)
+def test_initial_standard_deviations_are_those_of_gpt_2():
+    model = small(embed_dim=64, num_layers=2)
+
+    @jax.jit
+    def initial(key):  # compiles only the leaves that it returns
+        params = model.init(key, TOKENS)["params"]
+        return params["token_embedding"]["embedding"], params["blocks"]["mlp_out"]["kernel"]
+
+    embedding, kernels = initial(jax.random.key(0))
+    assert np.std(embedding) == pytest.approx(0.02, rel=0.1)
+    assert np.std(kernels) == pytest.approx(0.02 / (2 * 2) ** 0.5, rel=0.02)
     assert np.any(kernels[0] != kernels[1])
 
 
@@ -125,20 +130,17 @@ def test_generation_is_determined_by_its_key():
 
 
 def test_temperature_zero_is_greedy_and_compiles_nothing_new():
-    model = small()
-    variables, traces = fill(model, TOKENS), []
+    table, traces = jnp.asarray(np.random.default_rng(0).normal(size=(11, 11)), jnp.float32), []
 
-    def apply(variables, tokens):
+    def bigram(table, tokens):
         traces.append(1)
-        return model.apply(variables, tokens)
+        return table[tokens]
 
-    generate(apply, variables, TOKENS[:, :2], 3, jax.random.key(0))
+    generate(bigram, table, TOKENS, 3, jax.random.key(0))
     count = len(traces)
-    tokens = generate(apply, variables, TOKENS[:, :2], 3, jax.random.key(1), temperature=0.0)
+    tokens = np.asarray(generate(bigram, table, TOKENS, 3, jax.random.key(1), temperature=0.0))
     assert len(traces) == count
-    for i in range(2, 5):
-        logits = jax.jit(model.apply)(variables, tokens)[:, i - 1]
-        np.testing.assert_array_equal(tokens[:, i], np.argmax(logits, -1))
+    np.testing.assert_array_equal(tokens[:, 6:], np.argmax(table, -1)[tokens[:, 5:-1]])
 
 
 def test_draws_follow_the_logits():

@@ -97,7 +97,7 @@ def test_half_precision_keeps_logits_and_statistics_in_float32(name):
 
 
 def test_a_training_step_traces_once_and_its_gradients_are_finite():
-    model, traces = nnx_mlp.MLP((6,), (8,), rngs=nnx.Rngs(0)), []
+    model, traces = nnx_mlp.MLP((6,), (8,), 8, rngs=nnx.Rngs(0)), []
 
     @nnx.jit
     def gradient(model, x):
@@ -114,6 +114,5 @@ def test_a_training_step_traces_once_and_its_gradients_are_finite():
 def test_unknown_shortcut_and_integers_are_refused():
     with pytest.raises(ModelError, match="'pad' or 'projection', not 'conv'"):
         abstract(nnx_resnet.CifarResNet, (8, 8, 3), shortcut="conv")
-    model = nnx_mlp.MLP((4,), rngs=nnx.Rngs(0))
     with pytest.raises(ModelError, match="takes floats"):
-        model(jnp.zeros((1, 4), jnp.uint8))
+        abstract(nnx_mlp.MLP, (4,))(jnp.zeros((1, 4), jnp.uint8))

@@ -38,7 +38,7 @@ COUNTS = [
 SMALL = [
     (MLP((16,)), (4, 4, 1)),
     (LeNet5(), (16, 16, 1)),
-    (VGG((1, 1, 1, 1, 1), width=1 / 32), CIFAR),
+    (VGG((1, 0, 0, 1, 0), width=1 / 32), CIFAR),
     (CifarResNet(blocks=1), (8, 8, 3)),
 ]
 
