@@ -121,7 +121,8 @@ def _ranked(block: Block) -> tuple[np.ndarray, np.ndarray]:
 def _sorted_relevance(block: Block) -> np.ndarray:
     """Relevance in falling order of score, bool (b, n), what is relevant last among equal scores."""
     # Integers of the score with the relevance as lowest bit sort so, ties included, as fast as argsort
-    # sorts the scores alone (10,000 of them in 0.3 ms). Adding zero turns -0.0 into 0.0, which it equals but whose bits differ.
+    # sorts the scores alone (10,000 of them in 0.3 ms). Adding zero turns -0.0 into 0.0: equal to it,
+    # but of other bits.
     bits = (block.scores.astype(np.float32) + np.float32(0)).view(np.int32)
     rising = np.where(bits < 0, ~bits, bits ^ np.int32(-(2**31))).view(np.uint32)
     keys = ((~rising).astype(np.uint64) << np.uint64(1)) | block.relevant
