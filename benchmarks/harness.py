@@ -192,6 +192,7 @@ def _machine(load_before: tuple[float, float, float]) -> dict[str, Any]:
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": f"{device.platform} ({device.device_kind})",
+        "device_peak_bytes": (device.memory_stats() or {}).get("peak_bytes_in_use"),
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)),
         "clock": "CPU" if clock() is time.process_time else "wall",

@@ -122,3 +122,38 @@ except CheckpointError as error:
     assert "refused: checkpoint" in done.stdout
     with Checkpoints(tmp_path) as keep:
         same(keep.restore(state(0))[0], state(1))
+
+
+def test_a_sharded_state_is_restored_onto_another_mesh(tmp_path):
+    """In a process with eight devices: saved from a mesh of 8, restored onto meshes of 2 by 4 and of 1."""
+    script = f"""
+import os, sys
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+sys.path[:0] = {[os.path.dirname(__file__), os.getcwd()]!r}
+import jax, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from test_checkpoints import Checkpoints, same, state
+
+def placed(s, mesh, kernel):
+    def put(path, x):
+        spec = kernel if "kernel" in str(path) and x.ndim == 2 and x.dtype == np.float32 else P()
+        return jax.device_put(x, NamedSharding(mesh, spec))
+    return jax.tree_util.tree_map_with_path(put, s)
+
+devices = np.asarray(jax.devices())
+eight = placed(state(4, width=16), Mesh(devices, ("a",)), P(None, "a"))
+with Checkpoints({str(tmp_path)!r}) as keep:
+    keep.save(eight, {{}}, {{}})
+for shape, spec in (((2, 4), P(None, "b")), ((1, 1), P())):
+    mesh = Mesh(devices[: np.prod(shape)].reshape(shape), ("a", "b"))
+    like = placed(state(0, width=16), mesh, spec)
+    with Checkpoints({str(tmp_path)!r}) as keep:
+        restored, _ = keep.restore(like)
+    same(restored, eight)
+    assert restored.params["dense"]["kernel"].sharding == like.params["dense"]["kernel"].sharding
+print("restored")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout.strip() == "restored", done.stderr[-3000:]

@@ -88,7 +88,7 @@ def test_a_run_is_the_same_in_any_blocks(block):
 
 
 def test_it_is_the_loop_one_would_write_by_hand():
-    network, tx = NETWORKS["linen"], optax.adam(1e-2)
+    network, tx = NETWORKS["linen"], SGD
     step, state = parts()
     params, variables, opt_state, key = jax.tree.map(
         jnp.array, (state.params, state.variables, state.opt_state, state.key)

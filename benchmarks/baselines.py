@@ -1,0 +1,71 @@
+"""Float baselines: what the configs reach without compression, over several seeds.
+
+    python -m benchmarks.baselines [--repeats 3] [--quick]
+
+A repeat is a seed. Runs live in `runs/baselines` and go on where they stand, so that a benchmark that
+was interrupted costs only what is missing. Choices (epochs, rates, decay) were made on the validation
+split; the figures are of the test split, after training on the training split alone.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import harness
+from modelzip_jax.training import config as configs
+from modelzip_jax.training import experiment
+
+ROOT = Path(__file__).parents[1]
+RUNS = ROOT / "runs" / "baselines"
+
+CASES: list[tuple[str, str, dict[str, Any], float, bool]] = [
+    # title, config, fields, limit of the error in %, whether a quick run has it
+    ("digits, MLP 300-100", "digits_mlp", {}, math.inf, True),
+    ("MNIST, LeNet-300-100", "lenet_300_100", {}, 1.7, False),
+    ("MNIST, LeNet-5", "lenet5", {}, 0.75, False),
+    ("Fashion-MNIST, LeNet-5", "lenet5", {"data.name": "fashion_mnist"}, 8.5, False),
+]
+
+
+def main() -> None:
+    chosen = harness.options(__doc__, repeats=3)
+    report = harness.Report("baselines", "Float baselines", chosen)
+    rows = []
+    for title, name, fields, limit, quick in CASES:
+        if chosen.quick and not quick:
+            continue
+        results, seconds = [], []
+        for seed in range(chosen.repeats):
+            changes = [f"--config.{field}={value}" for field, value in {**fields, "seed": seed}.items()]
+            config = configs.override(configs.load(ROOT / "configs" / f"{name}.py"), changes)
+            start = time.perf_counter()
+            folder = RUNS / f"{title.lower().replace(', ', '-').replace(' ', '-')}-{seed}"
+            results.append(experiment.run(config, folder))
+            seconds.append(time.perf_counter() - start)
+            print(title, seed, f"{results[-1]['test']['accuracy']:.4f}", f"{seconds[-1]:.0f} s", flush=True)
+        errors = [100 * (1 - r["test"]["accuracy"]) for r in results]
+        mean = sum(errors) / len(errors)
+        spread = math.sqrt(sum((e - mean) ** 2 for e in errors) / max(len(errors) - 1, 1))
+        rows.append([
+            title, " / ".join(f"{e:.2f}" for e in errors), mean, spread / math.sqrt(len(errors)),
+            100 * sum(1 - r["validation"]["accuracy"] for r in results) / len(results),
+            100 * sum(r["gap"] for r in results) / len(results), results[0]["steps"], harness.median(seconds),
+        ])  # fmt: skip
+        if math.isfinite(limit):
+            report.bar(
+                f"{title}: test error, mean of {len(errors)} seeds", limit, mean, unit="%",
+                remark=f"± {rows[-1][3]:.2f}; each seed ± {100 * results[0]['test']['accuracy_se']:.2f}",
+            )  # fmt: skip
+    columns = [
+        "run", "test error, %", "mean, %", "± standard error", "validation error, %", "train − test accuracy, %",
+        "steps", "seconds a seed",
+    ]  # fmt: skip
+    report.table("Test error by seed", columns, rows)
+    report.finish()
+
+
+if __name__ == "__main__":
+    main()
