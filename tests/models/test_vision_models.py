@@ -122,7 +122,9 @@ def test_batch_norm_has_momentum_0_9_and_epsilon_1e_5():
     np.testing.assert_allclose(trained["batch_stats"]["BatchNorm_0"]["var"], 0.9 * s["var"] + 0.1 * var, 1e-6)
     y = (images[:, 0, 0] - mean) / (var + 1e-5) ** 0.5
     y = np.maximum(y * p["BatchNorm_0"]["scale"] + p["BatchNorm_0"]["bias"], 0)
-    np.testing.assert_allclose(logits, y @ p["Dense_0"]["kernel"] + p["Dense_0"]["bias"], rtol=1e-5)
+    np.testing.assert_allclose(
+        logits, y @ p["Dense_0"]["kernel"] + p["Dense_0"]["bias"], rtol=1e-5, atol=1e-6
+    )
 
 
 def test_lenet5_is_the_caffe_network():
