@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import inspect
@@ -10,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from modelzip_jax.errors import ModelError
+from modelzip_jax.naming import nearest
 
 __all__ = ["create", "names"]
 
@@ -67,7 +67,7 @@ def create(name: str, *, framework: str = "linen", **options: Any) -> Any:
     (32,)
     >>> create("resnet21")
     Traceback (most recent call last):
-    modelzip_jax.errors.ModelError: no model is called 'resnet21'; did you mean 'resnet20'? There are ...
+    modelzip_jax.errors.ModelError: no model is called 'resnet21'; did you mean 'resnet20'?
     """
     models = _known("framework", framework, _CONSTRUCTORS)
     others = [other for other in _CONSTRUCTORS if other != framework and name in _CONSTRUCTORS[other]]
@@ -91,6 +91,4 @@ def _known(kind: str, name: str, known: dict[str, Any]) -> Any:
     """`known[name]`, or an error that names the nearest neighbour."""
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ModelError(f"no {kind} is called {name!r}; {hint}There are {', '.join(sorted(known))}")
+    raise ModelError(f"no {kind} is called {name!r}; {nearest(name, known)}")

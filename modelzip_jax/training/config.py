@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modelzip_jax.errors import ConfigError, MissingExtraError
-from modelzip_jax.training.naming import nearest
+from modelzip_jax.naming import nearest
 
 __all__ = ["base", "load", "override"]
 

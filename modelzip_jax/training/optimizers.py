@@ -10,7 +10,7 @@ import optax
 
 from modelzip_jax.errors import ConfigError
 from modelzip_jax.training.averaging import with_average
-from modelzip_jax.training.naming import choose
+from modelzip_jax.naming import choose
 
 __all__ = ["learning_rate", "optimizer", "sgdr"]
 

@@ -27,9 +27,9 @@ def test_options_are_the_fields():
     [
         ("resnt20", {}, "did you mean 'resnet20'"),
         ("lenet", {}, "did you mean 'lenet5'"),
-        ("zzz", {}, "no model is called 'zzz'; There are language_model, lenet5"),
+        ("zzz", {}, "no model is called 'zzz'; known are language_model, lenet5"),
         ("vgg19", {"widht": 0.5}, "no option of vgg19 is called 'widht'; did you mean 'width'"),
-        ("mlp", {"framework": "torch"}, "no framework is called 'torch'; There are linen, nnx"),
+        ("mlp", {"framework": "torch"}, "no framework is called 'torch'; known are linen, nnx"),
         (
             "vgg19",
             {"framework": "nnx"},
