@@ -13,12 +13,15 @@ from modelzip_jax.trace.cost import Cost, EquationCost, cost
 from modelzip_jax.trace.couplings import Couplings, Frozen, Group, Member, Reason, couplings
 from modelzip_jax.trace.fisher import Fisher, fisher
 from modelzip_jax.trace.kronecker import Factors
-from modelzip_jax.trace.moments import Channels
+from modelzip_jax.trace.moments import KINDS, Channels
 from modelzip_jax.trace.sparsity import LayerSparsity, Sparsity, activation_sparsity
 from modelzip_jax.trace.statistics import Measured, UseStatistics, statistics
+from modelzip_jax.trace.taps import PLACES
 from modelzip_jax.trace.uses import Use, uses
 
 __all__ = [
+    "KINDS",
+    "PLACES",
     "Channels",
     "Cost",
     "Couplings",

@@ -53,7 +53,7 @@ def program(apply_fn: Callable[..., Any], params: PyTree, *inputs: Any) -> Progr
       TraceError: two leaves of the parameters have the same name.
     """
     names = tuple(name for name, _ in trees.named_leaves(params))
-    for name, leaf in trees.named_leaves((params, *inputs)):
+    for name, leaf in (*trees.named_leaves(params), *trees.named_leaves(inputs)):
         if not (trees.is_array(leaf) or hasattr(leaf, "shape") or isinstance(leaf, jax.core.Tracer)):
             raise LeafError(
                 f"leaf {name!r} is a {type(leaf).__name__}, not an array; pass arrays or jax.ShapeDtypeStruct, "

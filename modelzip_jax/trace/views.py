@@ -292,5 +292,5 @@ def whole(leaf: str, shape: Sequence[int]) -> View:
     >>> whole("w", (2, 6)).reshape((2, 2, 3)).axes_of([1, 2])
     (1,)
     """
-    axes = tuple(Axis(size, 0, _tidy([Factor(i, size, 1)])) for i, size in enumerate(shape))
+    axes = tuple(Axis(size, 0, (Factor(i, size, 1),)) for i, size in enumerate(shape))
     return View(leaf, tuple(shape), axes, (0,) * len(shape))
