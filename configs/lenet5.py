@@ -8,7 +8,7 @@ def get_config():
     config = base()
     config.model.name = "lenet5"
     config.data.name = "mnist"
-    config.epochs = 10.0
+    config.epochs = 8.0
     config.optimizer.schedule.peak = 1e-3
     config.optimizer.weight_decay = 1e-2
     return config

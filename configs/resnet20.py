@@ -8,7 +8,7 @@ def get_config():
     config = base()
     config.model.name = "resnet20"
     config.data.name = "cifar10"
-    config.data.augment = True
+    config.data.augment = "crop+flip"
     config.epochs = 200.0
     config.optimizer.name = "sgd"
     config.optimizer.weight_decay = 1e-4

@@ -9,7 +9,7 @@ def get_config():
     config.model.name = "vgg19"
     config.model.options = {"width": 1.0}
     config.data.name = "cifar10"
-    config.data.augment = True
+    config.data.augment = "crop+flip"
     config.epochs = 160.0
     config.optimizer.name = "sgd"
     config.optimizer.nesterov = True

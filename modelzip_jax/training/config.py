@@ -30,7 +30,7 @@ def base() -> Any:
     seed: of everything random. epochs: over the training set; or steps: batches, if not 0.
     model: name, framework ("linen" or "nnx") and options of `models.create`.
     data: name and options of `training.data.load`; batch_size: global; subset: share of the training set;
-    augment: random crops and flips; final: train on the validation split, too.
+    augment: "none", "crop" (random shifts) or "crop+flip"; final: train on the validation split, too.
     optimizer: see `training.optimizers`; clip: of the global gradient norm; average: decay of the moving
     average of the weights, which is then what is evaluated and shipped; accumulate: batches a step.
     schedule: peak rate; warmup and first in steps; floor as a share of the peak; drops as shares of the
@@ -51,7 +51,7 @@ def base() -> Any:
             "steps": 0,
             "model": {"name": "mlp", "framework": "linen", "options": {}},
             "data": {
-                "name": "digits", "dir": "", "options": {}, "batch_size": 128, "subset": 1.0, "augment": False,
+                "name": "digits", "dir": "", "options": {}, "batch_size": 128, "subset": 1.0, "augment": "none",
                 "final": False,
             },
             "optimizer": {

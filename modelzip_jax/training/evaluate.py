@@ -1,4 +1,4 @@
-"""The numbers that a run watches, on a whole set of arrays in one compiled call."""
+"""The numbers that a run watches, on a whole set of arrays."""
 
 from __future__ import annotations
 
@@ -38,17 +38,18 @@ def make_evaluate(
     """
     count = len(arrays["labels"])
     batches = math.ceil(count / batch_size)
-    order = np.arange(batches * batch_size, dtype=np.int32)
-    counted = (order < count).astype(np.float32).reshape(batches, batch_size)
-    share = slice(jax.process_index() * batch_size // jax.process_count(),
-                  (jax.process_index() + 1) * batch_size // jax.process_count())  # fmt: skip
-    items = place.split(
-        (np.minimum(order, count - 1).reshape(batches, batch_size)[:, share], counted[:, share])
-    )
+    order = np.arange(batches * batch_size, dtype=np.int32).reshape(batches, 1, batch_size)
+    local = batch_size // jax.process_count()
+    share = slice(jax.process_index() * local, (jax.process_index() + 1) * local)
+    items = [
+        place.split((np.minimum(rows, count - 1), (rows < count).astype(np.float32)))
+        for rows in order[:, :, share]
+    ]
     data = place.replicate(arrays)
 
+    @jax.jit
     def sums(params: PyTree, variables: PyTree, data: PyTree, item: Any) -> jax.Array:
-        indices, weights = item
+        indices, weights = (x[0] for x in item)
         batch = prepare(jax.tree.map(lambda array: array[indices], data), None)
         logits = network.predict(params, variables, batch["inputs"]).astype(jnp.float32)
         labels = batch["labels"]
@@ -57,13 +58,12 @@ def make_evaluate(
         a, b = (x.reshape(x.shape[0], -1).mean(axis=1) for x in (losses, correct))
         return jnp.stack([jnp.sum(weights * x) for x in (a, a * a, b, b * b)])
 
-    @jax.jit
-    def total(params: PyTree, variables: PyTree, data: PyTree, items: PyTree) -> jax.Array:
-        return jax.lax.map(lambda item: sums(params, variables, data, item), items).sum(axis=0)
-
     def evaluate(params: PyTree, variables: PyTree) -> dict[str, float]:
-        means = np.asarray(total(params, variables, data, items), np.float64) / count
+        # Not a scan: see `loop.make_block`.
+        totals = [sums(params, variables, data, item) for item in items]
+        means = np.sum([np.asarray(x, np.float64) for x in totals], axis=0) / count
         errors = [math.sqrt(max(means[i + 1] - means[i] ** 2, 0.0) / count) for i in (0, 2)]
-        return {"loss": means[0], "loss_se": errors[0], "accuracy": means[2], "accuracy_se": errors[1]}
+        numbers = {"loss": means[0], "loss_se": errors[0], "accuracy": means[2], "accuracy_se": errors[1]}
+        return {name: float(x) for name, x in numbers.items()}
 
     return evaluate

@@ -23,6 +23,7 @@ from modelzip_jax.atomic import atomic_file
 from modelzip_jax.coding.reader import load
 from modelzip_jax.coding.writer import save
 from modelzip_jax.errors import ConfigError
+from modelzip_jax.naming import choose
 from modelzip_jax.training import data, frameworks, loop, objectives, optimizers, records
 from modelzip_jax.training.averaging import adopt, averaged
 from modelzip_jax.training.checkpoints import Checkpoints
@@ -35,6 +36,7 @@ __all__ = ["Experiment", "build", "run"]
 
 PyTree = Any
 Arrays = dict[str, np.ndarray]
+AUGMENTATIONS = ("none", "crop", "crop+flip")
 
 
 class Experiment(NamedTuple):
@@ -96,17 +98,20 @@ def _network(config: Any, train: Arrays) -> frameworks.Network:
     return frameworks.from_linen(created)
 
 
-def _preparation(spec: data.DataSpec, augment: bool) -> Callable[[PyTree, jax.Array | None], PyTree]:
+def _preparation(spec: data.DataSpec, augment: str) -> Callable[[PyTree, jax.Array | None], PyTree]:
     """Standardises images by the training set's mean and deviation in each channel; tokens pass."""
+    choose("data.augment", augment, AUGMENTATIONS)
     if spec.kind != "images":
         return lambda batch, key: batch
 
     def prepare(batch: PyTree, key: jax.Array | None) -> PyTree:
         images = batch["inputs"]
-        if augment and key is not None:
+        if key is not None and augment != "none":
             crop_key, flip_key = jax.random.split(key)
-            images = data.random_crop(crop_key, images, fill=tuple(round(m) for m in spec.mean))
-            images = data.random_flip(flip_key, images)
+            # The paper's 4 of 32 pixels (He et al. 2016, §4.2), for any size.
+            padding, fill = images.shape[1] // 8, tuple(round(m) for m in spec.mean)
+            images = data.random_crop(crop_key, images, padding, fill)
+            images = data.random_flip(flip_key, images) if augment == "crop+flip" else images
         return {**batch, "inputs": data.normalize(images, spec.mean, spec.std)}
 
     return prepare

@@ -18,11 +18,11 @@ def test_every_config_loads_and_has_only_the_fields_of_base(path):
 def test_values_take_the_fields_type():
     config = configs.override(
         configs.base(),
-        ["--config.optimizer.schedule.peak=1", "--config.data.augment=true", "--config.model.name=lenet5",
+        ["--config.optimizer.schedule.peak=1", "--config.tensorboard=true", "--config.model.name=lenet5",
          "--config.model.options.widths=(64,)", "--config.optimizer.schedule.drops=0.5", "--config.steps=7"],
     )  # fmt: skip
     assert isinstance(config.optimizer.schedule.peak, float)
-    assert config.data.augment is True
+    assert config.tensorboard is True
     assert config.model.options.widths == (64,)
     assert config.optimizer.schedule.drops == (0.5,)
     assert config.steps == 7
