@@ -189,7 +189,7 @@ def _diagonal_step(
     def step(leaves: list[Any], inputs: Any, labels: Any, key: jax.Array) -> list[jax.Array]:
         examples = jax.tree.leaves(inputs)[0].shape[0]
         size = next(n for n in range(min(at_once, examples), 0, -1) if examples % n == 0)
-        batch = (inputs, labels, jax.random.split(key, examples))
+        batch = (inputs, labels, jax.random.split(key, examples) if labels is None else None)
         chunks = jax.tree.map(lambda x: x.reshape(examples // size, size, *x.shape[1:]), batch)
 
         def add(total: list[jax.Array], chunk: Any) -> tuple[list[jax.Array], None]:

@@ -58,6 +58,9 @@ class Domain(Generic[V]):
         """The whole of what every shard has a part of."""
         return value
 
+    def enter(self, equation: Equation) -> None:
+        """An equation that the interpreter looks into."""
+
     def restart(self, path: str) -> None:
         """Forget what was recorded below a path: a loop's body is interpreted again, knowing more."""
 
@@ -103,6 +106,8 @@ def equations_at(program: Program, paths: set[str]) -> dict[str, Equation]:
             if equation.path in paths:
                 found[equation.path] = equation
 
+        enter = visit
+
     Find().over(program)
     return found
 
@@ -130,9 +135,13 @@ class _Walk(Generic[V]):
     def equation(self, equation: Equation, values: list[V]) -> list[V]:
         inner = inner_jaxpr(equation.eqn)
         if inner is not None and len(inner.invars) == len(values):
+            self.domain.enter(equation)
             return self.closed(inner, values, equation.path, equation.trips)
         visit: Callable[[Equation, list[V]], list[V]] | None = getattr(self, f"_{equation.primitive}", None)
-        return (visit or self.domain.primitive)(equation, values)
+        if visit is None:
+            return self.domain.primitive(equation, values)
+        self.domain.enter(equation)
+        return visit(equation, values)
 
     def _scan(self, equation: Equation, values: list[V]) -> list[V]:
         scan, domain = Scan.of(equation.eqn), self.domain

@@ -28,18 +28,17 @@ def log_loss(p, x, label):
 
 def test_the_diagonal_is_the_mean_of_squared_gradients():
     gradients = jax.vmap(jax.grad(log_loss), (None, 0, 0))(PARAMS, X, LABELS)
-    batches = [(X[:4], LABELS[:4]), (X[4:], LABELS[4:])]
-    for at_once in (1, 3):
-        found = fisher(mlp, PARAMS, batches, labels="given", examples_at_once=at_once)
-        for name, g in gradients.items():
-            np.testing.assert_allclose(found[name].diagonal, (g**2).mean(0), rtol=1e-4, atol=1e-7)
+    batches = [(X[:3], LABELS[:3]), (X[3:], LABELS[3:])]
+    found = fisher(mlp, PARAMS, batches, labels="given", examples_at_once=2)
+    for name, g in gradients.items():
+        np.testing.assert_allclose(found[name].diagonal, (g**2).mean(0), rtol=1e-4, atol=1e-7)
 
 
 def test_kronecker_factors_are_second_moments():
     hidden = jnp.tanh(X @ PARAMS["a"] + PARAMS["bias"])
     delta = jax.nn.softmax(mlp(PARAMS, X)) - jax.nn.one_hot(LABELS, 3)
     back = (delta @ PARAMS["b"].T) * (1 - hidden**2)
-    batches = [(X[:4], LABELS[:4]), (X[4:], LABELS[4:])]
+    batches = [(X[:3], LABELS[:3]), (X[3:], LABELS[3:])]
     found = fisher(mlp, PARAMS, batches, BOTH, labels="given")
     for name, a, g in (("a", X, back), ("b", hidden, delta)):
         (factors,) = found[name].factors
@@ -67,7 +66,9 @@ def test_sampled_labels_give_the_expectation_over_the_model():
 
 def test_the_gaussian_pseudo_loss_gives_gauss_newton():
     w, x = normal(2, 3), normal(1, 2, seed=2)
-    found = fisher(lambda p, x: x @ p, w, [jnp.tile(x, (4000, 1))], likelihood="gaussian", examples_at_once=4000)
+    found = fisher(
+        lambda p, x: x @ p, w, [jnp.tile(x, (4000, 1))], likelihood="gaussian", examples_at_once=4000
+    )
     np.testing.assert_allclose(found.diagonal, jnp.broadcast_to(x.T**2, (2, 3)), rtol=0.1, atol=0.01)
 
 
