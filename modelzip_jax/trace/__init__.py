@@ -16,7 +16,7 @@ from modelzip_jax.trace.kronecker import Factors
 from modelzip_jax.trace.moments import KINDS, Channels
 from modelzip_jax.trace.sparsity import LayerSparsity, Sparsity, activation_sparsity
 from modelzip_jax.trace.statistics import Measured, UseStatistics, statistics
-from modelzip_jax.trace.taps import PLACES
+from modelzip_jax.trace.taps import PLACES, Place
 from modelzip_jax.trace.uses import Use, uses
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "LayerSparsity",
     "Measured",
     "Member",
+    "Place",
     "Reason",
     "Sparsity",
     "Use",

@@ -163,7 +163,7 @@ def _groups(
             if label >= 0 and not solution.frozen[which] and not alone:
                 for each in expand(solution.combined, which):
                     touched[each][leaf, axis].append(index)
-    sources = _sources(labels, solution)
+    sources = _sources(labels, solution, list(touched))
     kinds: dict[Any, list[dict[tuple[str, int], list[int]]]] = collections.defaultdict(list)
     for each, places in touched.items():
         counts = tuple((place, len(indices)) for place, indices in places.items())
@@ -172,11 +172,12 @@ def _groups(
     return tuple(_named(made))
 
 
-def _sources(labels: Labels, solution: Solution) -> dict[int, frozenset[int]]:
+def _sources(labels: Labels, solution: Solution, classes: list[int]) -> dict[int, frozenset[int]]:
     """Which axes of variables the labels of each class were made for."""
     starts = np.array([first for first, _ in labels.sources])
-    number = np.searchsorted(starts, np.arange(labels.count), side="right") - 1
-    pairs = np.unique(np.stack([solution.of, number]), axis=1).T
+    wanted = np.flatnonzero(np.isin(solution.of, classes))
+    number = np.searchsorted(starts, wanted, side="right") - 1
+    pairs = np.unique(np.stack([solution.of[wanted], number]), axis=1).T
     found: dict[int, set[int]] = collections.defaultdict(set)
     for each, source in pairs.tolist():
         found[each].add(source)

@@ -205,8 +205,10 @@ class Labels:
     def _unify(self, of: np.ndarray, frozen: np.ndarray) -> None:
         """Links the parts of what is defined in several ways with equally many parts."""
         known: dict[tuple[int, int], np.ndarray] = {}
+        times = np.bincount(of[np.concatenate([np.zeros(0, int), *(labels for labels, _ in self._defined)])])
         for labels, parts in self._defined:
-            for label, row in zip(of[labels].tolist(), parts, strict=True):
+            twice = times[of[labels]] > 1
+            for label, row in zip(of[labels[twice]].tolist(), parts[twice], strict=True):
                 other = known.setdefault((label, row.size), row)
                 held = _is_frozen(np.stack([other, row]), of, frozen)
                 free = ~held.any(axis=0)

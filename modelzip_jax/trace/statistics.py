@@ -22,7 +22,7 @@ from modelzip_jax.trace.taps import PLACES, Place, Tap, tap
 from modelzip_jax.trace.uses import Use, uses_of
 from modelzip_jax.trace.views import Layer
 
-__all__ = ["Measured", "UseStatistics", "by_layer", "scans_around", "statistics"]
+__all__ = ["Measured", "UseStatistics", "by_layer", "scans_around", "statistics", "statistics_pass"]
 
 PyTree = Any
 _ROWS_A_BATCH, _ROWS = 512, 4096
@@ -117,6 +117,21 @@ def statistics(
     if found is None:
         raise TraceError("statistics need at least one batch: the iterable of batches was empty")
     return found.tree(percentiles)
+
+
+def statistics_pass(
+    apply_fn: Callable[..., Any],
+    params: PyTree,
+    *inputs: Any,
+    kinds: Sequence[str] = ("mean_abs", "second_moment", "zeros", "range"),
+    places: Sequence[Place] = ("inputs",),
+) -> Callable[..., dict[tuple[str, int, Place], Channels]]:
+    """The jitted pass that `statistics` makes over batches of one shape.
+
+    It takes params and inputs, and gives `Channels` by leaf, number of its use, and place, of one batch.
+    Uses that share a tap share its arrays. Percentiles are still the sampled rows.
+    """
+    return _Pass(program(apply_fn, params, *inputs), frozenset(kinds), places, ["**"])
 
 
 def _check(asked: Sequence[str], known: Sequence[str], what: str) -> None:
