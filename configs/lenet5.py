@@ -4,10 +4,11 @@ from modelzip_jax.training.config import base
 
 
 def get_config():
-    """Adamw with a cosine schedule; `--config.data.name=fashion_mnist` for the other set."""
+    """Adamw with a cosine schedule, random shifts; `--config.data.name=fashion_mnist` is the other set."""
     config = base()
     config.model.name = "lenet5"
     config.data.name = "mnist"
+    config.data.augment = "crop"
     config.epochs = 8.0
     config.optimizer.schedule.peak = 1e-3
     config.optimizer.weight_decay = 1e-2

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -80,10 +81,6 @@ def check_kills(tmp_path, kills, seed):
     assert json.loads((folder / "result.json").read_text()) == json.loads((whole / "result.json").read_text())
 
 
-def test_a_killed_run_ends_bit_for_bit_as_an_uninterrupted_one(tmp_path):
-    check_kills(tmp_path, 1, seed=0)
-
-
 @pytest.mark.slow
 def test_twenty_kills(tmp_path):
     check_kills(tmp_path, 20, seed=1)
@@ -155,29 +152,60 @@ def test_early_stopping_keeps_the_best(tmp_path):
     assert result["validation"]["loss"] == pytest.approx(min(evaluations.values()), abs=1e-6)
 
 
-def test_accumulation_counts_batches(tmp_path):
-    config = small(epochs=2.0)
+INT4 = mz.only("**/kernel", mz.quantize(bits=4))
+
+
+def accumulating():
+    config = small(epochs=3.0)
     config.optimizer.accumulate = 2
-    result = experiment.run(config, tmp_path / "a", quiet=True)
-    assert result["steps"] == 18
+    config.optimizer.schedule.peak = 1e-2
+    return config
 
 
-def test_fine_tuning_from_the_file(tmp_path, uninterrupted):
-    config = small(epochs=1.0, start=str(uninterrupted / "model.mz"))
-    config.model.options = {"widths": (32,)}
-    config.optimizer.schedule.peak = 1e-4
-    transform = mz.load(uninterrupted / "model.mz").transform
-    result = experiment.run(config, tmp_path, transform, quiet=True)
-    before = mz.unpack(mz.load(uninterrupted / "model.mz"))["Dense_0"]["kernel"]
-    after = mz.unpack(mz.load(tmp_path / "model.mz"))["Dense_0"]["kernel"]
-    np.testing.assert_array_equal(np.asarray(before) == 0, np.asarray(after) == 0)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A small run of 27 batches, two of them a step."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert experiment.run(accumulating(), folder, INT4, quiet=True)["steps"] == 27
+    return folder
+
+
+def test_an_interrupted_run_ends_bit_for_bit_as_an_uninterrupted_one(tmp_path, finished, monkeypatch):
+    def interrupted(self, record, write=records.JsonLines.__call__):
+        write(self, record)
+        if record["step"] == 18 and "loss" in record:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records.JsonLines, "__call__", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            experiment.run(accumulating(), tmp_path, INT4, quiet=True)
+    experiment.run(accumulating(), tmp_path, INT4, quiet=True)
+    assert (tmp_path / "model.mz").read_bytes() == (finished / "model.mz").read_bytes()
+    assert losses(tmp_path) == losses(finished)
+
+
+def test_fine_tuning_from_the_file(tmp_path, finished):
+    config = small(epochs=1.0, start=str(finished / "model.mz"))
+    config.optimizer.schedule.peak = 1e-9
+    result = experiment.run(config, tmp_path, INT4, quiet=True)
+    before, after = (mz.unpack(mz.load(folder / "model.mz")) for folder in (finished, tmp_path))
+    np.testing.assert_array_equal(before["Dense_0"]["kernel"], after["Dense_0"]["kernel"])
     assert result["test"]["accuracy"] > 0.8
 
 
-def test_another_config_in_the_same_folder_is_refused(tmp_path):
-    experiment.run(small(epochs=1.0), tmp_path, quiet=True)
-    with pytest.raises(ConfigError, match="another config: epochs, seed differ"):
-        experiment.run(small(epochs=2.0, seed=1), tmp_path, quiet=True)
+def test_another_config_in_the_same_folder_is_refused(finished):
+    with pytest.raises(ConfigError, match="another config: epochs, optimizer, seed differ"):
+        experiment.run(small(epochs=2.0, seed=1), finished, quiet=True)
+
+
+def test_a_damaged_checkpoint_stops_the_run_and_is_named(tmp_path, finished):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    for path in (tmp_path / "checkpoints").rglob("*"):
+        if path.is_file() and "state" in path.parts:
+            os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(CheckpointError, match="checkpoints/27"):
+        experiment.run(accumulating(), tmp_path, INT4, quiet=True)
 
 
 @pytest.mark.parametrize(
@@ -195,12 +223,3 @@ def test_a_config_that_cannot_work_is_named(tmp_path, change, message):
     config.update(change)
     with pytest.raises((mz.errors.ModelzipError, OSError), match=message):
         experiment.run(config, tmp_path, quiet=True)
-
-
-def test_a_damaged_checkpoint_stops_the_run_and_is_named(tmp_path):
-    experiment.run(small(epochs=1.0), tmp_path, quiet=True)
-    for path in (tmp_path / "checkpoints").rglob("*"):
-        if path.is_file() and "state" in path.parts:
-            os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(CheckpointError, match="checkpoints/9"):
-        experiment.run(small(epochs=1.0), tmp_path, quiet=True)
