@@ -74,6 +74,11 @@ class _Activations(Domain[_Value]):
         self.last[equation.path] = equation.path
         return [_Value(False, equation.path, equation.path)]
 
+    def mutable(self, equation: Equation, values: list[_Value]) -> list[_Value]:
+        for value in values:
+            self.read(value)
+        return [_OTHER]
+
     def join(self, old: _Value, new: _Value, equation: Equation) -> _Value:
         if old == new or (new.fixed and not old.fixed):
             return old

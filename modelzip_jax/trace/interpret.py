@@ -20,6 +20,7 @@ from modelzip_jax.trace.program import (
     equation_path,
     inner_jaxpr,
     is_literal,
+    writes_refs,
 )
 
 __all__ = ["Domain", "Visit", "equations_at", "interpret"]
@@ -58,6 +59,10 @@ class Domain(Generic[V]):
         """The whole of what every shard has a part of."""
         return value
 
+    def mutable(self, equation: Equation, values: list[V]) -> list[V]:
+        """A new `Ref` that is written to later: it may come to hold anything."""
+        return self.primitive(equation, values)
+
     def enter(self, equation: Equation) -> None:
         """An equation that the interpreter looks into."""
 
@@ -67,7 +72,7 @@ class Domain(Generic[V]):
 
 def interpret(domain: Domain[V], program: Program, arguments: Sequence[V]) -> list[V]:
     """The values of a program's outputs, given those of its inputs."""
-    return _Walk(domain).closed(program.jaxpr, arguments, "", 1)
+    return _Walk(domain, writes_refs(program.jaxpr)).closed(program.jaxpr, arguments, "", 1)
 
 
 class Visit(Domain[None]):
@@ -113,8 +118,8 @@ def equations_at(program: Program, paths: set[str]) -> dict[str, Equation]:
 
 
 class _Walk(Generic[V]):
-    def __init__(self, domain: Domain[V]):
-        self.domain = domain
+    def __init__(self, domain: Domain[V], writes: bool):
+        self.domain, self.writes = domain, writes
 
     def closed(self, jaxpr: Jaxpr, arguments: Sequence[V], path: str, trips: int | None) -> list[V]:
         """The results of a jaxpr that stands at `path` and runs `trips` times."""
@@ -191,6 +196,13 @@ class _Walk(Generic[V]):
             more = self.closed(branch, values[1:], equation.inside(str(i)), equation.trips)
             results = [self.domain.join(a, b, equation) for a, b in zip(results, more, strict=True)]
         return results
+
+    def _new_ref(self, equation: Equation, values: list[V]) -> list[V]:
+        return self.domain.mutable(equation, values) if self.writes else values
+
+    def _get(self, equation: Equation, values: list[V]) -> list[V]:
+        whole = len(values) == 1 and not self.writes
+        return values if whole else self.domain.primitive(equation, values)
 
     def _shard_map(self, equation: Equation, values: list[V]) -> list[V]:
         p, domain = equation.params, self.domain

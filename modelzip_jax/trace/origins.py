@@ -74,6 +74,12 @@ class _Origins(Domain[Origin]):
             return values
         return [ACTIVATION] * len(equation.eqn.outvars)
 
+    def mutable(self, equation: Equation, values: list[Origin]) -> list[Origin]:
+        met = [Meeting(equation, i, v) for i, v in enumerate(values) if isinstance(v, Weight)]
+        if met:
+            self.found[equation.path] = met
+        return [ACTIVATION]
+
     def join(self, old: Origin, new: Origin, equation: Equation) -> Origin:
         if old == new or new is CONSTANT:
             return old

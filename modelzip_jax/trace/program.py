@@ -13,7 +13,7 @@ from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, TraceError
 from modelzip_jax.trace.primitives import CALLS
 
-__all__ = ["Equation", "Program", "Scan", "While", "inner_jaxpr", "program"]
+__all__ = ["Equation", "Program", "Scan", "While", "inner_jaxpr", "program", "writes_refs"]
 
 PyTree = Any
 Jaxpr = Any
@@ -54,7 +54,8 @@ def program(apply_fn: Callable[..., Any], params: PyTree, *inputs: Any) -> Progr
     """
     names = tuple(name for name, _ in trees.named_leaves(params))
     for name, leaf in (*trees.named_leaves(params), *trees.named_leaves(inputs)):
-        if not (trees.is_array(leaf) or hasattr(leaf, "shape") or isinstance(leaf, jax.core.Tracer)):
+        known = trees.is_array(leaf) or hasattr(leaf, "shape") or isinstance(leaf, jax.core.Tracer)
+        if not known or type(leaf).__name__.endswith("Ref"):
             raise LeafError(
                 f"leaf {name!r} is a {type(leaf).__name__}, not an array; pass arrays or jax.ShapeDtypeStruct, "
                 "and bind other arguments with functools.partial"
@@ -154,6 +155,18 @@ class While(NamedTuple):
         """Reads an equation."""
         p = eqn.params
         return While(p["cond_jaxpr"], p["body_jaxpr"], p["cond_nconsts"], p["body_nconsts"])
+
+
+def writes_refs(jaxpr: Jaxpr) -> bool:
+    """Whether anything but `get` is done to a `Ref` anywhere in it: then what it holds changes."""
+    for eqn in jaxpr.eqns:
+        inner = list(jex.jaxprs_in_params(eqn.params))
+        if any(map(writes_refs, inner)):
+            return True
+        touched = any(type(v.aval).__name__ == "AbstractRef" for v in eqn.invars)
+        if touched and not inner and eqn.primitive.name != "get":
+            return True
+    return False
 
 
 def is_literal(atom: Any) -> bool:

@@ -175,6 +175,21 @@ def test_fused_qkv_by_slices_and_by_reshape():
     check(reshaped, p, normal(2, 5, 6), groups=[3])
 
 
+def test_grouped_queries_lose_keys_with_all_of_their_queries():
+    p = {"q": normal(6, 16), "k": normal(6, 8, seed=2), "v": normal(6, 8, seed=3), "o": normal(16, 6, seed=4)}
+
+    def model(p, x):
+        k = (x @ p["k"]).reshape(*x.shape[:-1], -1, 4)
+        v = (x @ p["v"]).reshape(*k.shape[:-1], -1)
+        q = (x @ p["q"]).reshape(*x.shape[:-1], -1, 4)
+        k, v = (jnp.repeat(t, q.shape[-2] // t.shape[-2], axis=-2) for t in (k, v))
+        weights = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k))
+        return jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(*x.shape[:-1], -1) @ p["o"]
+
+    found = check(model, p, normal(2, 5, 6), groups=[2, 2, 4])
+    assert {"".join(sorted(g.leaves)) for g in found.groups} == {"koqv", "oq", "ov"}
+
+
 def layer_norm(x, scale):
     x = x - x.mean(-1, keepdims=True)
     return x * lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6) * scale

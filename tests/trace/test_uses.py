@@ -18,7 +18,7 @@ from modelzip_jax import tree
 from modelzip_jax.errors import LeafError, TraceError
 from modelzip_jax.models import language_model, lenet, nnx_mlp, resnet, vgg
 from modelzip_jax.models.bert import SentenceEncoder, SentenceEncoderConfig
-from modelzip_jax.trace import uses
+from modelzip_jax.trace import couplings, uses
 
 
 def of(found, leaf):
@@ -178,6 +178,26 @@ def test_what_has_no_rule_is_opaque_and_named():
     assert (use.kind, use.primitive) == ("opaque", "scatter-add")
     (use,) = uses(lambda p, x: lax.conv(p, x, (1, 1), "SAME"), jnp.ones((1, 1, 4, 4)), jnp.ones((1, 1, 3, 3)))
     assert (use.kind, use.primitive, use.operand) == ("opaque", "conv_general_dilated", 0)
+
+
+def test_refs_that_are_only_read_are_transparent():
+    def model(p, x):
+        return x @ jax.ref.new_ref(p)[...]
+
+    (use,) = uses(model, jnp.ones((4, 4)), jnp.ones((4, 4)))
+    assert (use.kind, use.derived, use.contracted) == ("dot", False, (0,))
+
+
+def test_refs_that_are_written_to_may_hold_anything():
+    def model(p, x):
+        weight, state = jax.ref.new_ref(p), jax.ref.new_ref(jnp.zeros((4, 4)))
+        state[...] = x
+        weight[...] += 1.0
+        return state[...] @ p + x @ weight[...]
+
+    found = uses(model, jnp.ones((4, 4)), jnp.ones((4, 4)))
+    assert [(u.kind, u.primitive) for u in found] == [("opaque", "new_ref"), ("dot", "dot_general")]
+    assert not couplings(lambda p, x: model(x @ p, x) @ p, jnp.ones((4, 4)), jnp.ones((4, 4))).groups
 
 
 def test_an_output_is_a_use():

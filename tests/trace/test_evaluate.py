@@ -1,0 +1,88 @@
+"""The evaluator rebuilds what stands around a visited equation, and leaves the rest as it is."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+from trace_models import normal
+
+from modelzip_jax.errors import TraceError
+from modelzip_jax.trace import statistics, uses
+from modelzip_jax.trace.evaluate import Evaluator, bind
+from modelzip_jax.trace.program import program
+
+
+@jax.custom_vjp
+def straight_through(x):
+    return jnp.round(x)
+
+
+straight_through.defvjp(lambda x: (jnp.round(x), None), lambda _, g: (g,))
+
+
+def model(p, x):
+    def layer(c, w):
+        return straight_through(4 * jnp.tanh(c @ w)) / 4, None
+
+    x = lax.scan(jax.checkpoint(layer), x, p["layers"])[0]
+    return lax.cond(x.sum() > 1e9, lambda x: x @ p["out"], lambda x: x @ p["out"] + 1, x)
+
+
+PARAMS = {"layers": normal(3, 4, 4), "out": normal(4, 2)}
+X = normal(5, 4, seed=2)
+
+
+def evaluated(visitors):
+    traced = program(model, PARAMS, X)
+
+    def run(params, x):
+        return Evaluator(visitors, empty=lambda s: jnp.zeros(s.shape))(traced, jax.tree.leaves((params, x)))
+
+    return run
+
+
+def test_without_visitors_it_is_the_model_with_its_gradients():
+    run = evaluated({})
+    np.testing.assert_array_equal(run(PARAMS, X)[0][0], model(PARAMS, X))
+    ours = jax.grad(lambda p: run(p, X)[0][0].sum())(PARAMS)
+    theirs = jax.grad(lambda p: model(p, X).sum())(PARAMS)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), ours, theirs)
+    assert np.any(ours["layers"])
+
+
+def test_a_visitor_replaces_results_and_collects():
+    def half(equation, operands, feed):
+        (y,) = bind(equation.eqn, operands)
+        return [0.5 * y], y.sum()
+
+    found = uses(model, PARAMS, X)
+    run = jax.jit(evaluated({u.path: half for u in found if u.leaf in PARAMS and u.kind == "dot"}))
+    (got,), collected = run(PARAMS, X)
+    smaller = jax.tree.map(lambda w: w / 2, PARAMS)
+    np.testing.assert_allclose(got, model(smaller, X), rtol=1e-6)
+    assert sorted(np.shape(v) for v in collected.values()) == [(), (), (3,)]
+    text = jax.make_jaxpr(run)(PARAMS, X).pretty_print()
+    assert text.count("scan[") == 1
+    gradient = jax.grad(lambda p: run(p, X)[0][0].sum())(PARAMS)
+    want = jax.grad(lambda p: model(jax.tree.map(lambda w: w / 2, p), X).sum())(PARAMS)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), gradient, want)
+
+
+def test_what_cannot_be_evaluated_apart_is_named():
+    mesh = jax.make_mesh((1,), ("d",), axis_types=(AxisType.Auto,))
+
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P("d"), P()), out_specs=P("d"))
+    def product(x, w):
+        return x @ w
+
+    with pytest.raises(TraceError, match=r"inside \d+:shard_map"):
+        statistics(lambda p, x: product(x, p), normal(4, 4), [X])
+    with pytest.raises(TraceError, match="condition of the while loop"):
+        statistics(
+            lambda p, x: lax.while_loop(lambda c: (c @ p).sum() > 1e9, lambda c: c + 1, x), normal(4, 4), [X]
+        )
