@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import lax
-from trace_models import normal
+from trace_models import normal, variables
 
 from modelzip_jax import tree
 from modelzip_jax.models import language_model, nnx_resnet, resnet, vgg
@@ -291,7 +291,20 @@ def test_what_has_no_rule_freezes_and_is_listed():
     assert [r.primitive for r in found.uncovered] == ["fft"]
     why = {(f.leaf, f.axis): f.reasons[0].why for f in found.frozen}
     assert why["a", 1] == why["b", 0] == "no rule for this primitive"
-    assert why["unused", 0] == "nothing else shrinks with it"
+    assert why["unused", 0] == "not used"
+
+
+def test_channels_that_are_shuffled_into_their_residual_only_go_together():
+    p = {"a": normal(3, 12), "b": normal(12, 2)}
+
+    def model(p, x):
+        h = x @ p["a"]
+        return (h + h.reshape(-1, 3, 4).swapaxes(1, 2).reshape(-1, 12)) @ p["b"]
+
+    found = couplings(model, p, normal(5, 3))
+    assert not found.groups
+    why = {(f.leaf, f.axis): f.reasons[0].why for f in found.frozen}
+    assert why["a", 1] == why["b", 0] == "could only go as a whole"
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -305,6 +318,23 @@ def test_reductions_freeze(axis):
     ):
         found = couplings(lambda p, x, mix=mix: mix(x @ p["a"], axis=axis) @ p["b"], p, normal(4, 3))
         assert len(found.groups) == (axis == 0)
+
+
+def test_half_of_a_model_is_the_model_of_half_the_width():
+    """Flax checks every shape of the smaller model."""
+    images, tokens = normal(2, 32, 32, 3), jnp.arange(16).reshape(2, 8)
+    vgg_of = functools.partial(vgg.VGG, (1, 1, 1, 1, 1))
+    decoder = functools.partial(language_model.LanguageModel, 50, 2, 2, 8, max_length=8, remat=True)
+    for large, half, x, only in (
+        (vgg_of(width=0.125), vgg_of(width=0.0625), images, ""),
+        (decoder(mlp_ratio=4), decoder(mlp_ratio=2), tokens, "mlp_in"),
+    ):
+        params = variables(large, x)
+        found = couplings(large.apply, params, x)
+        groups = tuple(g for g in found.groups if only in g.name)
+        zeroed, small = removed(params, type(found)(groups, found.frozen, found.uncovered))
+        want, got = jax.jit(large.apply)(zeroed, x), jax.jit(half.apply)(small, x)
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
 TOKENS = shape(2, 8, dtype=jnp.int32)

@@ -173,6 +173,36 @@ def test_iterations_that_share_a_weight_are_pooled():
     check(stats["h"][0].inputs, states.reshape(-1, 4))
 
 
+def test_scans_within_scans():
+    """Layers outside, time inside; and layers within layers."""
+    w, x = normal(2, 4, 4), normal(3, 5, 4, seed=2)
+
+    def stacked_recurrent(p, x):
+        def layer(x, w):
+            return lax.scan(lambda c, x: (jnp.tanh(c @ w + x),) * 2, jnp.zeros((5, 4)), x)[1], None
+
+        return lax.scan(layer, x, p)[0]
+
+    stats = trace.statistics(stacked_recurrent, w, [x], KINDS)[0]
+    assert (stats.use.layers, stats.use.trips) == ((0,), 6)
+    states = x
+    for i in range(2):
+        carried = [jnp.zeros((5, 4))]
+        for t in range(3):
+            carried.append(jnp.tanh(carried[-1] @ w[i] + states[t]))
+        check(jax.tree.map(lambda v, i=i: v[i], stats.inputs), np.concatenate(carried[:3]))
+        states = jnp.stack(carried[1:])
+    nested = normal(2, 3, 4, 4)
+
+    def model(p, x):
+        step = lambda c, w: (jnp.tanh(c @ w), None)  # noqa: E731
+        return lax.scan(lambda c, w: (lax.scan(step, c, w)[0], None), x, p)[0]
+
+    stats = trace.statistics(model, nested, [x[0]], KINDS)[0]
+    assert stats.use.layers == (0, 1)
+    check(jax.tree.map(lambda v: v[0, 1], stats.inputs), np.tanh(x[0] @ nested[0, 0]))
+
+
 def test_while_and_cond_count_what_ran():
     p = {"w": normal(4, 4), "a": normal(4, 4, seed=2), "b": normal(4, 4, seed=3)}
 
