@@ -227,5 +227,6 @@ def _reasons(own: np.ndarray, solution: Solution, reasons: list[Reason]) -> tupl
     classes = solution.of[own[own >= 0]]
     numbers = solution.reasons[np.isin(solution.reasons[:, 0], classes), 1]
     known = [reasons[i] for i in np.unique(np.concatenate([numbers, -1 - own[own < 0]])).tolist()]
-    used = np.isin(solution.of, classes).sum() > np.unique(classes).size
+    shared = np.isin(solution.of, classes).sum() > np.unique(classes).size
+    used = shared or any(c in solution.combined for c in classes.tolist())
     return tuple(known[:3]) or (Reason("", "", "could only go as a whole" if used else "not used"),)
