@@ -14,10 +14,12 @@ from modelzip_jax.coding.reader import load, load_tensor
 from modelzip_jax.coding.writer import save
 from modelzip_jax.masking import schedules, scores
 from modelzip_jax.masking.prune import prune
+from modelzip_jax.masking.shrink import shrink
 from modelzip_jax.model import Packed, compress, decoded, pack, resume, unpack
 from modelzip_jax.optimizer import metrics, params, start, wrap
 from modelzip_jax.packed import PackedArray, packed_kind
 from modelzip_jax.partitioning import only, partition
+from modelzip_jax.quantization.activations import quantize_activations
 from modelzip_jax.quantization.quantize import quantize
 from modelzip_jax.recipe import recordable
 from modelzip_jax.transform import Encoded, Transform, identity, rate
@@ -44,12 +46,14 @@ __all__ = [
     "partition",
     "prune",
     "quantize",
+    "quantize_activations",
     "rate",
     "recordable",
     "resume",
     "save",
     "schedules",
     "scores",
+    "shrink",
     "start",
     "testing",
     "tree",

@@ -16,8 +16,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 __all__ = ["Axis", "Labels", "Reason", "Solution", "expand"]
 
@@ -172,6 +170,10 @@ class Labels:
 
     def _classes(self) -> tuple[np.ndarray, np.ndarray]:
         a, b = np.concatenate([np.zeros((2, 0), int), *self._links], axis=1)
+        # A third of a second of imports, that only couplings need.
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
         graph = coo_array((np.ones(a.size, np.int8), (a, b)), shape=(self.count, self.count))
         number, of = connected_components(graph, directed=False)
         frozen = np.zeros(number, bool)
