@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from rich.table import Table
 
 from modelzip_jax.errors import MissingExtraError
 from modelzip_jax.trace.moments import Channels
 from modelzip_jax.trace.statistics import Measured, statistics
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 __all__ = ["LayerSparsity", "Sparsity", "activation_sparsity"]
 
@@ -61,6 +63,8 @@ class Sparsity:
 
     def table(self) -> Table:
         """A table for the terminal: a row a layer, and one for the whole model."""
+        from rich.table import Table  # As long to import as all of this room.
+
         table = Table(title="Activation sparsity")
         table.add_column("layer")
         for column in ("neurons", "dead", "zeros", "Σ|a| a neuron: least", "median", "most"):

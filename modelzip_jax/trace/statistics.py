@@ -142,8 +142,8 @@ def _check(asked: Sequence[str], known: Sequence[str], what: str) -> None:
 
 _Key = tuple[str, int, Place]
 """Leaf, index of the use, place."""
-_Layered = tuple[Tap, str, tuple[Layer, ...]]
-"""A tap, the path of the use, and the scans that took the leaf apart."""
+_Layered = tuple[Tap, tuple[Layer, ...]]
+"""A tap, and the scans that took the leaf apart."""
 
 
 class _Pass:
@@ -158,7 +158,7 @@ class _Pass:
         self.equations = equations_at(traced, {u.path for u in self.uses})
         after = activation_paths(traced) if "activations" in places else {}
         self.taps: dict[_Key, _Layered] = {
-            (u.leaf, u.index, place): (tap(u, place, self.equations[u.path], after), u.path, u.view.layers)
+            (u.leaf, u.index, place): (tap(u, place, self.equations[u.path], after), u.view.layers)
             for u in self.uses
             for place in places
         }
@@ -173,13 +173,13 @@ class _Pass:
     def _run(self, arguments: list[Any]) -> list[Channels]:
         """One `Channels` for each distinct tap: uses that share one share its measurement."""
         at: dict[str, dict[Tap, int]] = collections.defaultdict(dict)
-        for each, _, _ in self.taps.values():
+        for each, _ in self.taps.values():
             at[each.path].setdefault(each, len(at[each.path]))
         evaluate = Evaluator({p: self._visitor(list(taps)) for p, taps in at.items()}, _merge_all, _empty_all)
         _, collected = evaluate(self.traced, arguments)
         return [
-            by_layer(collected[each.path][at[each.path][each]], path, layers)
-            for each, path, layers in dict.fromkeys(self.taps.values())
+            by_layer(collected[each.path][at[each.path][each]], each.path, layers)
+            for each, layers in dict.fromkeys(self.taps.values())
         ]
 
     def _visitor(self, taps: list[Tap]) -> Visitor:

@@ -203,6 +203,18 @@ def test_scans_within_scans():
     check(jax.tree.map(lambda v: v[0, 1], stats.inputs), np.tanh(x[0] @ nested[0, 0]))
 
 
+def test_an_activation_made_inside_a_loop_is_pooled():
+    w, x = normal(4, 4), normal(5, 4, seed=2)
+
+    def model(p, x):
+        y = x @ p
+        return lax.scan(lambda c, s: (c + jnp.tanh(s * y).sum(), None), 0.0, jnp.ones(3))[0]
+
+    stats = trace.statistics(model, w, [x], KINDS, trace.PLACES)[0]
+    check(stats.outputs, x @ w)
+    assert stats.activations.mean.shape == (4,)
+
+
 def test_while_and_cond_count_what_ran():
     p = {"w": normal(4, 4), "a": normal(4, 4, seed=2), "b": normal(4, 4, seed=3)}
 
