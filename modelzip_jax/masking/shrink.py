@@ -40,6 +40,7 @@ def shrink(
       TransformError: units that the group does not have, or all of them.
       LeafError: a leaf of a group is missing, or has another size than it had when it was traced.
 
+    >>> import jax
     >>> from modelzip_jax import trace
     >>> params = {"up": jnp.ones((3, 8)), "bias": jnp.ones(8), "down": jnp.ones((8, 2))}
     >>> model = lambda p, x: jax.nn.relu(x @ p["up"] + p["bias"]) @ p["down"]
@@ -80,6 +81,7 @@ def shrink_nnx(module: Any, removals: Removals) -> None:
 def silence(variables: PyTree, removals: Removals) -> PyTree:
     """The variables with everything that `shrink` would remove set to zero.
 
+    >>> import jax
     >>> from modelzip_jax import trace
     >>> params = {"up": jnp.ones((3, 2)), "down": jnp.ones((2, 1))}
     >>> (group,) = trace.couplings(lambda p, x: x @ p["up"] @ p["down"], params, jnp.ones((1, 3))).groups

@@ -61,17 +61,20 @@ class CausalSelfAttention(nn.Module):
     residual_stddev: float = 0.02
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    head_dim: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Floats (n, length, embed_dim) to the same shape."""
-        heads = (*x.shape[:-1], self.num_heads, x.shape[-1] // self.num_heads)
-        dense = functools.partial(_dense, x.shape[-1], dtype=self.dtype, param_dtype=self.param_dtype)
-        q, k, v = (dense(name=name)(x).reshape(heads) for name in ("query", "key", "value"))
+        head_dim = self.head_dim or x.shape[-1] // self.num_heads
+        heads = (*x.shape[:-1], self.num_heads, head_dim)
+        dense = functools.partial(_dense, dtype=self.dtype, param_dtype=self.param_dtype)
+        names = ("query", "key", "value")
+        q, k, v = (dense(self.num_heads * head_dim, name=name)(x).reshape(heads) for name in names)
         if self.rope:
             q, k = rotary(q), rotary(k)
-        mixed = jax.nn.dot_product_attention(q, k, v, is_causal=True).reshape(x.shape)
-        return dense(stddev=self.residual_stddev, name="output")(mixed)
+        mixed = jax.nn.dot_product_attention(q, k, v, is_causal=True).reshape(*x.shape[:-1], -1)
+        return dense(x.shape[-1], stddev=self.residual_stddev, name="output")(mixed)
 
 
 class Block(nn.Module):
@@ -91,17 +94,26 @@ class Block(nn.Module):
     residual_stddev: float = 0.02
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    head_dim: int | None = None
+    mlp_dim: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Floats (n, length, embed_dim) to the same shape."""
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         attention = CausalSelfAttention(
-            self.num_heads, self.rope, self.residual_stddev, **dtypes, name="attention"
+            self.num_heads,
+            self.rope,
+            self.residual_stddev,
+            **dtypes,
+            head_dim=self.head_dim,
+            name="attention",
         )
         x = x + attention(nn.LayerNorm(**dtypes, name="attention_norm")(x))
         hidden = nn.LayerNorm(**dtypes, name="mlp_norm")(x)
-        hidden = nn.gelu(_dense(self.mlp_ratio * x.shape[-1], name="mlp_in", **dtypes)(hidden))
+        hidden = nn.gelu(
+            _dense(self.mlp_dim or self.mlp_ratio * x.shape[-1], name="mlp_in", **dtypes)(hidden)
+        )
         return x + _dense(x.shape[-1], self.residual_stddev, name="mlp_out", **dtypes)(hidden)
 
 
@@ -130,6 +142,8 @@ class LanguageModel(nn.Module):
       remat: whether a block's activations are computed again in the backward pass instead of kept.
       dtype: of the matrix products; softmax, norm statistics and logits are float32 whatever it is.
       param_dtype: of the parameters.
+      head_dim: width of a head, instead of embed_dim / num_heads.
+      mlp_dim: hidden units of a block's MLP, instead of mlp_ratio × embed_dim.
 
     Raises:
       ModelError: tokens that are not integer (n, length ≤ max_length); sizes that do not divide; unknown
@@ -153,6 +167,8 @@ class LanguageModel(nn.Module):
     remat: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    head_dim: int | None = None
+    mlp_dim: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -178,7 +194,7 @@ class LanguageModel(nn.Module):
         block = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
         block = functools.partial(
             block, self.num_heads, self.mlp_ratio, self.positions == "rope",
-            0.02 * (2 * self.num_layers) ** -0.5, self.dtype, self.param_dtype,
+            0.02 * (2 * self.num_layers) ** -0.5, self.dtype, self.param_dtype, self.head_dim, self.mlp_dim,
         )  # fmt: skip
         if not self.scan:
             for i in range(self.num_layers):
@@ -193,7 +209,9 @@ class LanguageModel(nn.Module):
     def _check(self) -> None:
         if self.positions not in ("learned", "rope"):
             raise ModelError(f"positions must be 'learned' or 'rope', not {self.positions!r}")
-        if self.embed_dim % (self.num_heads * (2 if self.positions == "rope" else 1)):
+        if self.head_dim is None and self.embed_dim % (
+            self.num_heads * (2 if self.positions == "rope" else 1)
+        ):
             even = " into even sizes, as rope needs" if self.positions == "rope" else ""
             raise ModelError(
                 f"embed_dim={self.embed_dim} does not divide among num_heads={self.num_heads}{even}"

@@ -8,6 +8,7 @@ latter in Caffe's variant, which Han et al. 2015 (https://arxiv.org/abs/1506.026
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -40,6 +41,7 @@ class LeNet5(nn.Module):
       num_classes: logits.
       dtype: of the convolutions and products; the logits are float32 whatever it is.
       param_dtype: of the parameters.
+      widths: channels of the convolutions, and units of the first dense layer.
 
     Raises:
       ModelError: the inputs are integers, not of rank 4, or smaller than 16×16.
@@ -52,6 +54,7 @@ class LeNet5(nn.Module):
     num_classes: int = 10
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    widths: Sequence[int] = (20, 50, 500)
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -61,7 +64,7 @@ class LeNet5(nn.Module):
         init = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         init["kernel_init"] = nn.initializers.lecun_uniform()
         conv = functools.partial(nn.Conv, kernel_size=(5, 5), padding="VALID", **init)
-        for features in (20, 50):
+        for features in self.widths[:2]:
             x = nn.max_pool(conv(features)(x), (2, 2), strides=(2, 2))
-        x = nn.relu(nn.Dense(500, **init)(x.reshape(x.shape[0], -1)))
+        x = nn.relu(nn.Dense(self.widths[2], **init)(x.reshape(x.shape[0], -1)))
         return nn.Dense(self.num_classes, **init)(x).astype(jnp.float32)

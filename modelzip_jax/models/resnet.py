@@ -31,7 +31,8 @@ class BasicBlock(nn.Module):
     """Two 3×3 convolutions beside a shortcut, (n, h, w, c) to (n, h/stride, w/stride, features).
 
     Where the shape changes, the shortcut is `pad_shortcut` (`shortcut="pad"`, option A of the paper) or
-    a strided 1×1 convolution with batch normalisation (`shortcut="projection"`, option B).
+    a strided 1×1 convolution with batch normalisation (`shortcut="projection"`, option B). `inner`: channels
+    between the two convolutions, `features` by default.
 
     >>> block, x = BasicBlock(features=8, stride=2), jnp.ones((1, 4, 4, 4))
     >>> sorted(jax.eval_shape(block.init, jax.random.key(0), x)["params"])
@@ -43,12 +44,14 @@ class BasicBlock(nn.Module):
     shortcut: str = "pad"
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    inner: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Images (n, h, w, c) to (n, h/stride, w/stride, features)."""
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        y = nn.relu(_norm(train, **dtypes)(_conv(self.features, 3, self.stride, **dtypes)(x)))
+        inner = self.features if self.inner is None else self.inner
+        y = nn.relu(_norm(train, **dtypes)(_conv(inner, 3, self.stride, **dtypes)(x)))
         y = _norm(train, **dtypes)(_conv(self.features, 3, **dtypes)(y))
         if x.shape != y.shape:
             if self.shortcut == "projection":
@@ -100,6 +103,8 @@ class CifarResNet(nn.Module):
       shortcut: "pad" (no parameters, as in the paper) or "projection", where the shape changes.
       dtype: of the convolutions; batch statistics and logits are float32 whatever it is.
       param_dtype: of the parameters.
+      stages: channels of each stage.
+      inner: channels between the two convolutions of each block, instead of its stage's.
 
     Raises:
       ModelError: an unknown shortcut; inputs that are integers, not of rank 4, or under 4×4 pixels.
@@ -114,6 +119,8 @@ class CifarResNet(nn.Module):
     shortcut: str = "pad"
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    stages: Sequence[int] = (16, 32, 64)
+    inner: Sequence[int] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -121,11 +128,14 @@ class CifarResNet(nn.Module):
         check_images(x, "CifarResNet", smallest=4)
         check_shortcut(self.shortcut)
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        x = nn.relu(_norm(train, **dtypes)(_conv(16, 3, **dtypes)(x)))
-        for stage in range(3):
+        x = nn.relu(_norm(train, **dtypes)(_conv(self.stages[0], 3, **dtypes)(x)))
+        inner = iter(self.inner or [n for n in self.stages for _ in range(self.blocks)])
+        for stage, features in enumerate(self.stages):
             for block in range(self.blocks):
                 stride = 2 if stage and not block else 1
-                x = BasicBlock(16 * 2**stage, stride, shortcut=self.shortcut, **dtypes)(x, train)
+                x = BasicBlock(features, stride, shortcut=self.shortcut, inner=next(inner), **dtypes)(
+                    x, train
+                )
         return nn.Dense(self.num_classes, **dtypes)(x.mean((1, 2))).astype(jnp.float32)
 
 

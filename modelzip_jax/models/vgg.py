@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from modelzip_jax.errors import ModelError
 from modelzip_jax.models.inputs import check_images
 
 __all__ = ["VGG", "vgg16", "vgg19"]
@@ -33,9 +34,10 @@ class VGG(nn.Module):
       width: multiplies the channels, which are rounded to at least one; parameters go with its square.
       dtype: of the convolutions; batch statistics and logits are float32 whatever it is.
       param_dtype: of the parameters.
+      channels: of each convolution, instead of those that `width` gives.
 
     Raises:
-      ModelError: the inputs are integers, not of rank 4, or smaller than 32×32.
+      ModelError: the inputs are integers, not of rank 4, or smaller than 32×32; too few channels.
 
     >>> model = VGG(depths=(1, 1, 1, 1, 1), width=0.25)
     >>> params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
@@ -48,20 +50,30 @@ class VGG(nn.Module):
     width: float = 1.0
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    channels: Sequence[int] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Logits float32 (n, num_classes) of images; `train` normalises by the batch's own statistics."""
         check_images(x, "VGG", smallest=32)
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        for depth, channels in zip(self.depths, (64, 128, 256, 512, 512), strict=True):
-            features = max(1, round(channels * self.width))
+        channels = iter(self._channels())
+        for depth in self.depths:
             for _ in range(depth):
+                features = next(channels)
                 init = nn.initializers.he_normal()
                 x = nn.Conv(features, (3, 3), padding=1, use_bias=False, kernel_init=init, **dtypes)(x)
                 x = nn.relu(nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, **dtypes)(x))
             x = nn.max_pool(x, (2, 2), strides=(2, 2))
         return nn.Dense(self.num_classes, **dtypes)(x.mean((1, 2))).astype(jnp.float32)
+
+    def _channels(self) -> list[int]:
+        if self.channels is None:
+            widths = zip(self.depths, (64, 128, 256, 512, 512), strict=True)
+            return [max(1, round(n * self.width)) for depth, n in widths for _ in range(depth)]
+        if len(self.channels) != sum(self.depths):
+            raise ModelError(f"{sum(self.depths)} convolutions need as many channels, not {self.channels}")
+        return list(self.channels)
 
 
 def vgg16(
