@@ -33,6 +33,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.coding
 	$(BIN)/python -m benchmarks.step_overhead
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.trace
 	$(BIN)/python -m benchmarks.report
 
 # The tables in docs/benchmarks.md, from the recorded results.

@@ -11,13 +11,22 @@ from typing import Any
 import numpy as np
 
 from modelzip_jax.trace.interpret import Visit
-from modelzip_jax.trace.primitives import ELEMENTWISE, REDUCTIONS
+from modelzip_jax.trace.primitives import (
+    CUMULATIVE,
+    ELEMENTWISE,
+    IDENTITY,
+    MOVES,
+    REDUCTIONS,
+    WINDOWS,
+)
 from modelzip_jax.trace.program import Equation, Program, program
 from modelzip_jax.trace.uses import uses_of
 
 __all__ = ["Cost", "EquationCost", "cost"]
 
 PyTree = Any
+_PRODUCTS = frozenset(["dot_general", "conv_general_dilated"])
+_COUNTED = _PRODUCTS | ELEMENTWISE | REDUCTIONS | IDENTITY | MOVES | CUMULATIVE | WINDOWS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +54,13 @@ class EquationCost:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """The cost of a model, equation by equation. See `cost`."""
+    """The cost of a model, equation by equation. See `cost`.
+
+    unknown: paths of equations whose FLOPs nothing here can count, such as a `pallas_call` or an `fft`.
+    """
 
     equations: tuple[EquationCost, ...]
+    unknown: tuple[str, ...] = ()
 
     @property
     def flops(self) -> int:
@@ -96,7 +109,8 @@ def cost(apply_fn: Callable[..., Any], params: PyTree, *inputs: Any) -> Cost:
 
     Products (`dot_general`, `conv_general_dilated`) are counted as XLA's cost analysis counts them, but the
     body of a `scan` as often as it runs. Of a `cond`'s branches the most expensive one is counted, and a
-    `while` once, as nobody knows how often it runs: `Cost.uncounted` lists what is in one.
+    `while` once, as nobody knows how often it runs: `Cost.uncounted` lists what is in one. Pooling and
+    cumulative sums are not counted; what cannot be is in `Cost.unknown`.
 
     Args:
       apply_fn, params, *inputs: as for `uses`; shapes suffice.
@@ -120,7 +134,7 @@ def cost_of(traced: Program) -> Cost:
         met[use.path][use.operand].append(use.leaf)
     costs = _Costs(met)
     costs.over(traced)
-    return Cost(tuple(_dearest_branches(costs.found)))
+    return Cost(tuple(_dearest_branches(costs.found)), tuple(costs.unknown))
 
 
 class _Costs(Visit):
@@ -129,8 +143,11 @@ class _Costs(Visit):
     def __init__(self, met: dict[str, dict[int, list[str]]]):
         self.met = met
         self.found: list[EquationCost] = []
+        self.unknown: list[str] = []
 
     def visit(self, equation: Equation) -> None:
+        if equation.primitive not in _COUNTED:
+            self.unknown.append(equation.path)
         made = _cost(equation, self.met.get(equation.path, {}))
         if made.flops or made.elementwise:
             self.found.append(made)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CALLS", "COMPARISONS", "CUMULATIVE", "ELEMENTWISE", "IDENTITY", "REDUCTIONS", "WINDOWS"]
+__all__ = ["CALLS", "COMPARISONS", "CUMULATIVE", "ELEMENTWISE", "IDENTITY", "MOVES", "REDUCTIONS", "WINDOWS"]
 
 
 def _set(names: str) -> frozenset[str]:
@@ -43,6 +43,15 @@ CUMULATIVE = _set("cumsum cumprod cummax cummin cumlogsumexp sort")
 
 WINDOWS = _set("reduce_window reduce_window_sum reduce_window_max reduce_window_min select_and_gather_add")
 """Pooling: axes whose window is 1 are kept as they are."""
+
+MOVES = _set(
+    """
+    reshape transpose squeeze broadcast_in_dim slice split rev concatenate stack unstack pad dynamic_slice
+    dynamic_update_slice gather scatter iota new_ref get swap bitcast_convert_type random_seed random_wrap
+    random_unwrap random_bits random_fold_in platform_index axis_index create_token after_all
+    """
+)
+"""Move elements, make indices or random bits: no arithmetic that a count of FLOPs would have."""
 
 CALLS = _set(
     """

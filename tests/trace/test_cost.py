@@ -51,6 +51,7 @@ def test_flops_are_those_of_xla(name):
     found = cost(model.apply, params, *inputs)
     theirs = jax.jit(model.apply).lower(params, *inputs).cost_analysis()["flops"]
     assert found.flops + found.elementwise == pytest.approx(theirs, rel=0.02)
+    assert not found.unknown
 
 
 def test_a_scan_counts_its_body_as_often_as_it_runs():
@@ -93,3 +94,10 @@ def test_branches_and_loops():
     assert found.flops == 3 * 2 * 8**3
     assert any("while/body" in path for path in found.uncounted)
     assert {e.trips for e in found.equations if ":cond/" in e.path} == {1}
+
+
+def test_what_cannot_be_counted_is_listed():
+    found = cost(lambda p, x: jnp.fft.fft(x @ p), jnp.ones((8, 8)), jnp.ones((8, 8)))
+    assert found.flops == 2 * 8**3
+    (path,) = found.unknown
+    assert path.endswith(":fft")
