@@ -20,10 +20,15 @@ Axes = Sequence[Axis]
 
 
 class Labelled(NamedTuple):
-    """A variable: the labels of each of its axes, and whether it is made of parameters and constants only."""
+    """A variable.
+
+    axes: the labels of each axis. fixed: whether it is made of parameters and constants only. vanishes:
+    for each axis, whether its elements are zero once the slices of all leaves with their labels are.
+    """
 
     axes: tuple[Axis, ...]
     fixed: bool
+    vanishes: tuple[bool, ...]
 
 
 class Context(NamedTuple):

@@ -69,11 +69,13 @@ def _dot_general(r: Context) -> list[Axes]:
     (contract_a, contract_b), (batch_a, batch_b) = r.equation.params["dimension_numbers"]
     a, b = r.values
     for i, j in zip(contract_a, contract_b, strict=True):
-        if a.fixed or b.fixed:
+        if (a.fixed and a.vanishes[i]) or (b.fixed and b.vanishes[j]):
             r.same(a.axes[i], b.axes[j])
-        else:
-            r.hold(a.axes[i], "contracted between two activations")
-            r.hold(b.axes[j], "contracted between two activations")
+            continue
+        both = "contracted between two activations"
+        why = "summed with a weight that is not zero where its leaves are" if a.fixed or b.fixed else both
+        r.hold(a.axes[i], why)
+        r.hold(b.axes[j], why)
     batch = [r.same(a.axes[i], b.axes[j]) for i, j in zip(batch_a, batch_b, strict=True)]
     free_a = [x for i, x in enumerate(a.axes) if i not in contract_a and i not in batch_a]
     free_b = [x for i, x in enumerate(b.axes) if i not in contract_b and i not in batch_b]
@@ -84,9 +86,10 @@ def _conv(r: Context) -> list[Axes] | None:
     p = r.equation.params
     numbers, groups = p["dimension_numbers"], p["feature_group_count"]
     left, right = r.values
-    if p["batch_group_count"] != 1 or not (left.fixed or right.fixed):
-        return None
     lhs, rhs, out = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
+    alone = right.axes[rhs[1]].shape[0] == 1
+    if p["batch_group_count"] != 1 or not right.fixed or not (right.vanishes[rhs[1]] or alone):
+        return None
     for value, spec in ((left, lhs), (right, rhs)):
         for i in spec[2:]:
             r.hold(value.axes[i], "under a convolution's window")

@@ -122,7 +122,11 @@ def couplings_of(traced: Program) -> Couplings:
     domain = Couple(labels)
     single = Reason("", "", "an axis of length 1")
     leaves = [
-        Labelled(tuple(labels.fresh(n) if n != 1 else labels.frozen(1, single) for n in shape), True)
+        Labelled(
+            tuple(labels.fresh(n) if n != 1 else labels.frozen(1, single) for n in shape),
+            True,
+            tuple(n != 1 for n in shape),
+        )
         for shape in traced.shapes
     ]
     others = traced.jaxpr.jaxpr.invars[len(leaves) :]

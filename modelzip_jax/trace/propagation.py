@@ -8,6 +8,7 @@ import numpy as np
 
 from modelzip_jax.trace.coupling_layout import Axes, Context, Labelled
 from modelzip_jax.trace.coupling_rules import rule_of
+from modelzip_jax.trace.coupling_zeros import vanishing
 from modelzip_jax.trace.interpret import Domain
 from modelzip_jax.trace.labels import Labels, Reason
 from modelzip_jax.trace.program import Equation
@@ -24,7 +25,8 @@ class Couple(Domain[Labelled]):
 
     def new(self, shape: Sequence[int], reason: Reason, fixed: bool) -> Labelled:
         """A variable whose axes cannot shrink."""
-        return Labelled(tuple(self.labels.frozen(size, reason) for size in shape), fixed)
+        axes = tuple(self.labels.frozen(size, reason) for size in shape)
+        return Labelled(axes, fixed, (False,) * len(axes))
 
     def constant(self, shape: tuple[int, ...]) -> Labelled:
         return self.new(shape, Reason("", "", "a constant of the model"), True)
@@ -38,7 +40,8 @@ class Couple(Domain[Labelled]):
         alone = Reason(equation.path, equation.primitive, "the only element of an axis")
         for axis in (axis for axes in made for axis in axes if axis.shape[0] == 1):
             self.labels.freeze(axis, alone)
-        return [Labelled(tuple(axes), fixed) for axes in made]
+        flags = vanishing(equation, values)
+        return [Labelled(tuple(axes), fixed, flag) for axes, flag in zip(made, flags, strict=True)]
 
     def _give_up(self, equation: Equation, values: list[Labelled]) -> list[Axes]:
         reason = Reason(equation.path, equation.primitive, "no rule for this primitive")
@@ -53,15 +56,17 @@ class Couple(Domain[Labelled]):
         reason = Reason(equation.path, equation.primitive, "passes a loop or branch in two forms")
         for a, b in zip(old.axes, new.axes, strict=True):
             self.labels.equate([a, b], reason)
-        return old if old.fixed == new.fixed or not old.fixed else Labelled(old.axes, False)
+        flags = tuple(a and b for a, b in zip(old.vanishes, new.vanishes, strict=True))
+        return Labelled(old.axes, old.fixed and new.fixed, flags)
 
     def layer(self, value: Labelled, equation: Equation) -> Labelled:
         self.labels.freeze(value.axes[0], Reason(equation.path, equation.primitive, "scanned over"))
-        return Labelled(value.axes[1:], value.fixed)
+        return Labelled(value.axes[1:], value.fixed, value.vanishes[1:])
 
     def stack(self, value: Labelled, length: int, equation: Equation) -> Labelled:
         reason = Reason(equation.path, equation.primitive, "scanned over")
-        return Labelled((self.labels.frozen(length, reason), *value.axes), value.fixed)
+        axes = (self.labels.frozen(length, reason), *value.axes)
+        return Labelled(axes, value.fixed, (False, *value.vanishes))
 
     def shard(self, value: Labelled, parts: Sequence[int], equation: Equation) -> Labelled:
         """Every shard loses the same of its elements."""
@@ -72,8 +77,8 @@ class Couple(Domain[Labelled]):
             for shard in shards:
                 self.labels.freeze(shard, reason)
             axes.append(local)
-        return Labelled(tuple(axes), value.fixed)
+        return Labelled(tuple(axes), value.fixed, value.vanishes)
 
     def unshard(self, value: Labelled, parts: Sequence[int], equation: Equation) -> Labelled:
         axes = [np.tile(axis, (n, 1)) for axis, n in zip(value.axes, parts, strict=True)]
-        return Labelled(tuple(axes), value.fixed)
+        return Labelled(tuple(axes), value.fixed, value.vanishes)

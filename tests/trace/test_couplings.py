@@ -274,6 +274,32 @@ def without(found, leaf):
     return type(found)(tuple(g for g in found.groups if leaf not in g.leaves), found.frozen, found.uncovered)
 
 
+def test_a_sum_needs_weights_that_are_zero_where_their_leaves_are():
+    """sigmoid(0) is not 0: what sums it with ones, or with exp(0), would lose it."""
+    p = {"a": normal(3, 4), "b": normal(4, 2, seed=2), "c": normal(4, seed=3)}
+
+    def model(weight):
+        return lambda p, x: jax.nn.sigmoid(x @ p["a"]) @ weight(p)
+
+    kept = (lambda p: jnp.ones((4, 2)), lambda p: jnp.exp(p["b"]), lambda p: p["b"] + 1.0)
+    for weight in (*kept, lambda p: jnp.broadcast_to(p["c"][:1, None], (4, 2))):
+        assert not couplings(model(weight), p, normal(5, 3)).groups
+    lost = (
+        lambda p: jnp.tanh(p["b"]).astype(jnp.bfloat16).astype(jnp.float32) * 2,
+        lambda p: p["b"] * p["c"][:, None],
+        lambda p: p["b"] - p["c"][:, None],
+        lambda p: (p["b"].T.reshape(1, 2, -1).squeeze(0)).T,
+        lambda p: p["c"][:, None] * jnp.ones((1, 2)),
+    )
+    for weight in lost:
+        found = couplings(model(weight), p, normal(5, 3))
+        assert [g.units for g in found.groups] == [4]
+        zeroed, small = removed(p, found)
+        np.testing.assert_allclose(
+            model(weight)(small, normal(5, 3)), model(weight)(zeroed, normal(5, 3)), rtol=1e-5, atol=1e-5
+        )
+
+
 def test_padding_of_channels_is_kept():
     p = {"a": normal(3, 4), "b": normal(3, 8, seed=2), "c": normal(8, 2, seed=3)}
 
