@@ -1,0 +1,228 @@
+"""k-means of weights, one-dimensional: Lloyd's iteration on a histogram or on sorted values."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from modelzip_jax.errors import TransformError
+from modelzip_jax.sharing.centroids import INITS, initial
+from modelzip_jax.sharing.density import BINS, Density, Points, between, binning, histogram, sort
+
+__all__ = ["KMeans", "assign", "kmeans"]
+
+PyTree = Any
+_METHODS = ("auto", "histogram", "exact")
+_FEW = 32
+
+
+class KMeans(NamedTuple):
+    """Centroids in ascending order, `(k,)`, and the squared error, a scalar, that they leave.
+
+    The error is the sum of (weighted) squared distances to the nearest centroid; by a histogram it leaves
+    out what the values of one bin differ by.
+    """
+
+    centroids: jax.Array
+    distortion: jax.Array
+
+
+def kmeans(
+    x: PyTree,
+    k: int,
+    *,
+    weights: PyTree = None,
+    init: str | jax.Array = "companding",
+    iterations: int = 300,
+    method: str = "auto",
+    zero: bool = False,
+    key: jax.Array | None = None,
+) -> KMeans:
+    """Centroids that minimise the squared error of weights, by Lloyd's iteration.
+
+    Prefix sums over sorted points make an iteration take O(k log n). The points are the values
+    themselves or 65,536 bins of a companded histogram, made in one pass over the weights. A centroid that
+    no weight is nearest to moves next to the centroid that leaves the largest error.
+
+    Args:
+      x: floating-point array, or a tree of arrays that share the centroids. Not empty.
+      k: number of centroids, at least 1.
+      weights: importance of each value, not negative, of the structure and shapes of `x`: the diagonal of
+        the Fisher information, or a 0/1 mask. None: 1.
+      init: "companding" (quantiles of the cube root of the density, near the optimum for large k),
+        "density" (quantiles of the density), "linear" (even over the range; Han et al. find it best for
+        fine-tuning, as it keeps large weights), "k-means++", or an array `(k,)` of centroids.
+      iterations: most iterations; it ends before if no centroid moves.
+      method: "histogram", "exact" (sorts), or "auto": exact for up to 65,536 values.
+      zero: keep one centroid at exactly 0.
+      key: of "k-means++"; `jax.random.key(0)` if None.
+
+    Returns:
+      A `KMeans`, of the dtype of `x`, float32 if that is of half precision.
+
+    Raises:
+      TransformError: an unknown method or init, k below 1, nothing to cluster.
+
+    Lloyd 1982, doi:10.1109/TIT.1982.1056489; initial centroids as in Han et al. 2016, arXiv:1510.00149.
+
+    >>> kmeans(jnp.array([-1.0, 0.0, 0.1, 0.2, 5.0]), 3).centroids
+    Array([-1. ,  0.1,  5. ], dtype=float32)
+    """
+    arrays = [jnp.asarray(leaf) for leaf in jax.tree.leaves(x)]
+    size = sum(leaf.size for leaf in arrays)
+    if not size or k < 1:
+        raise TransformError(f"kmeans() of {size} values and {k} centroids; both must be at least 1")
+    if method not in _METHODS or not (init in INITS if isinstance(init, str) else jnp.shape(init) == (k,)):
+        raise TransformError(
+            f"kmeans() has the methods {_METHODS} and the inits {INITS} or {k} centroids, not {method!r}, {init!r}"
+        )
+    if weights is None:
+        weights = [None] * len(arrays)
+    masses = jax.tree.leaves(weights, is_leaf=lambda w: w is None)
+    exact = method == "exact" or (method == "auto" and size <= BINS)
+    key = jax.random.key(0) if key is None else key
+    dtype = jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+    points, centre = _points([leaf.astype(dtype) for leaf in arrays], masses, exact)
+    start = None if isinstance(init, str) else jnp.asarray(init, dtype)
+    name = init if isinstance(init, str) else ""
+    return _fit(*points, centre, key, start, jnp.int32(iterations), k, name, zero)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _points(
+    arrays: list[jax.Array], weights: list[jax.Array | None], exact: bool
+) -> tuple[Points, jax.Array]:
+    """The points less the centre, and the centre: all that is compiled anew for each shape."""
+    kept = [(x, w) for x, w in zip(arrays, weights, strict=True) if x.size]
+    arrays, weights = [x for x, _ in kept], [w for _, w in kept]
+    bins = binning(arrays, weights)
+    return (sort if exact else histogram)(arrays, weights, bins), bins.centre
+
+
+@functools.partial(jax.jit, static_argnums=(7, 8, 9))
+def _fit(
+    points: jax.Array, mass: jax.Array, first: jax.Array, centre: jax.Array, key: jax.Array,
+    given: jax.Array | None, iterations: jax.Array, k: int, init: str, zero: bool,
+) -> KMeans:  # fmt: skip
+    density = Density.of(points, mass, first)
+    start = jnp.sort(initial(density, k, init, key) if given is None else given - centre)
+    pin = -centre if zero else None
+    if pin is not None:
+        start = jnp.sort(start.at[jnp.argmin(jnp.abs(start - pin))].set(pin))
+    centroids = lloyd(density, start, iterations, pin)
+    return KMeans(centroids + centre, jnp.sum(_errors(density, _edges(density, centroids), centroids)))
+
+
+def lloyd(
+    density: Density, centroids: jax.Array, iterations: jax.Array, pin: jax.Array | None = None
+) -> jax.Array:
+    """Lloyd's iteration from ascending centroids `(k,)`, of points less their centre.
+
+    pin: a scalar; a centroid that is exactly there stays.
+    """
+
+    def moved(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        step, centroids, _ = state
+        new = _step(density, centroids, pin)
+        return step + 1, new, jnp.any(new != centroids)
+
+    def going(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        return (state[0] < iterations) & state[2]
+
+    return jax.lax.while_loop(going, moved, (jnp.int32(0), centroids, jnp.bool_(True)))[1]
+
+
+def _edges(density: Density, centroids: jax.Array) -> jax.Array:
+    """Indices of the points where each centroid's interval begins, and of the end: `(k + 1,)`."""
+    inner = jnp.searchsorted(density.points, midpoints(centroids), side="right").astype(jnp.int32)
+    return jnp.pad(jnp.append(inner, density.points.size), (1, 0))
+
+
+def _step(density: Density, centroids: jax.Array, pin: jax.Array | None) -> jax.Array:
+    """Means of the points nearest to each centroid, in ascending order."""
+    edges = _edges(density, centroids)
+    mass = between(density.masses, edges)
+    means = between(density.firsts, edges) / jnp.where(mass > 0, mass, 1.0)
+    means = jnp.where(mass > 0, means, centroids)
+    fixed = jnp.zeros(centroids.shape, bool) if pin is None else centroids == pin
+    means = jnp.where(fixed, centroids, means)
+    return jnp.sort(_relocate(means, mass, _errors(density, edges, means), fixed))
+
+
+def _errors(density: Density, edges: jax.Array, centroids: jax.Array) -> jax.Array:
+    """The squared error that each centroid leaves: Σ m (x - c)², `(k,)`."""
+    mass, first, second = (between(p, edges) for p in (density.masses, density.firsts, density.seconds))
+    return jnp.maximum(second - centroids * (2.0 * first - mass * centroids), 0.0)
+
+
+def _relocate(means: jax.Array, mass: jax.Array, errors: jax.Array, fixed: jax.Array) -> jax.Array:
+    """Centroids without points divide the intervals of largest error with the centroids there.
+
+    The parts of an interval in n leave about 1 / n² of its error; each empty centroid in turn goes where
+    that gains most. The parts are laid out as if the interval's points were spread evenly.
+    """
+    empty = (mass <= 0) & ~fixed
+    ranks = jnp.where(empty, jnp.cumsum(empty) - 1, empty.size)
+    empties = jnp.zeros(empty.shape, jnp.int32).at[ranks].set(jnp.arange(empty.size), mode="drop")
+
+    def place(i: jax.Array, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        parts, target, order = found
+        gain = errors / jnp.square(parts) - errors / jnp.square(parts + 1)
+        best = jnp.argmax(gain)
+        slot = empties[i]
+        return parts.at[best].add(1), target.at[slot].set(best), order.at[slot].set(parts[best] - 1)
+
+    own = jnp.arange(means.size)
+    start = (jnp.ones(means.size, jnp.int32), own, jnp.full(means.size, -1, jnp.int32))
+    parts, target, order = jax.lax.fori_loop(0, jnp.sum(empty), place, start)
+    size = parts[target]
+    order = jnp.where(order < 0, size - 1, order)  # The interval's own centroid takes the last part.
+    deviation = jnp.sqrt(errors[target] / jnp.where(mass[target] > 0, mass[target], 1.0))
+    moved = means[target] + jnp.sqrt(3.0).astype(means.dtype) * deviation * ((2 * order + 1) / size - 1.0)
+    return jnp.where(fixed | (size == 1) | (deviation == 0), means, moved)
+
+
+def midpoints(centroids: jax.Array) -> jax.Array:
+    """Where one centroid's values end and the next one's begin: `(k - 1,)`, halfway."""
+    return 0.5 * centroids[:-1] + 0.5 * centroids[1:]
+
+
+@jax.jit
+def assign(x: jax.Array, centroids: jax.Array) -> jax.Array:
+    """The nearest centroid of each value; halfway, the lower one.
+
+    Args:
+      x: floating-point array.
+      centroids: `(k,)` in ascending order, k at most 256.
+
+    Returns:
+      Codes, uint8 of the shape of `x`.
+
+    >>> assign(jnp.array([0.0, 0.4, 2.0]), jnp.array([0.0, 1.0]))
+    Array([0, 0, 1], dtype=uint8)
+    """
+    middle = midpoints(centroids.astype(jnp.promote_types(x.dtype, jnp.float32)))
+    x = x.astype(middle.dtype)
+    if x.size <= BINS or centroids.size <= _FEW:
+        method = "compare_all" if centroids.size <= _FEW else "scan"
+        return jnp.searchsorted(middle, x, method=method).astype(jnp.uint8)
+    return _assign_by_table(x, middle)
+
+
+def _assign_by_table(x: jax.Array, middle: jax.Array) -> jax.Array:
+    """Codes begin at what the value's bin says and count the midpoints that are left within it.
+
+    Binary search reads a table eight times a value; this reads one once and, as a rule, compares twice.
+    """
+    bins = binning([x], [None])
+    places = bins(middle)
+    # One bin less: rounding may put a value one bin beyond a midpoint that is above it.
+    begin = jnp.searchsorted(places, jnp.arange(BINS) - 1).astype(jnp.int32)
+    most = jnp.max(jnp.searchsorted(places, jnp.arange(BINS), side="right") - begin)
+    padded = jnp.append(middle, jnp.inf)
+    advance = lambda _, c: c + (x > padded[c])  # noqa: E731
+    codes = advance(0, advance(0, begin[bins(x)]))  # Unrolled: one pass for what nearly always suffices.
+    return jax.lax.fori_loop(2, most, advance, codes).astype(jnp.uint8)
