@@ -1,0 +1,1 @@
+"""Wavelets: filters, transforms of arrays and of networks, and where they pay."""

@@ -1,0 +1,135 @@
+"""The stored form of a leaf whose latents are wavelet coefficients."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from modelzip_jax.errors import ModelzipError
+from modelzip_jax.packed import Bits, Elementwise, PackedArray, packed_kind, static
+from modelzip_jax.wavelets.bases import Band, Basis
+from modelzip_jax.wavelets.entropy import cheapest_cuts
+from modelzip_jax.wavelets.shapes import kept_bands, synthesize
+
+__all__ = ["Coefficients", "Joined"]
+
+
+@packed_kind("joined")
+class Joined(PackedArray):
+    """Integers in two parts, one after the other, each with statistics of its own in a file.
+
+    first: `Bits`. rest: `Bits`, or `Joined` again.
+    """
+
+    first: PackedArray
+    rest: PackedArray
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (self.first.size + self.rest.size,)
+
+    def unpack(self) -> jax.Array:
+        return jnp.concatenate([self.first.unpack(), self.rest.unpack()])
+
+
+def _join(parts: list[PackedArray]) -> PackedArray:
+    return parts[0] if len(parts) == 1 else Joined(parts[0], _join(parts[1:]))
+
+
+@packed_kind("coefficients")
+class Coefficients(PackedArray):
+    """The weights whose coefficients `inner` holds: scaled by their band's gain, padded, synthesized, reshaped.
+
+    inner: the coefficients, of the kept corner's shape or, if all are kept, of the leaf's. codes: its elements
+    by sub-bands instead of in C order, of growing frequency, then C order within each box, so that every
+    part of the spectrum has its own statistics; None where one histogram costs less. gains: float32, see
+    `wavelet`; None for none. shape, dtype: of the unpacked values. view: the shape that is transformed.
+    corner: of the kept coefficients. kind, filter, levels, axes: the basis.
+    """
+
+    inner: PackedArray
+    codes: PackedArray | None
+    gains: jax.Array | None
+    shape: tuple[int, ...] = static()
+    dtype: str = static()
+    view: tuple[int, ...] = static()
+    corner: tuple[int, ...] = static()
+    kind: str = static()
+    filter: str = static()
+    levels: int = static()
+    axes: tuple[int, ...] = static()
+
+    @property
+    def basis(self) -> Basis:
+        """What the coefficients are coefficients of."""
+        return Basis(self.kind, self.filter, self.levels, self.axes)
+
+    def with_inner(self, inner: PackedArray) -> Coefficients:
+        """The same around another packed array, sorted by sub-bands where that makes the file smaller."""
+        codes: PackedArray | None = None
+        boxes = kept_bands(self.basis, self.view, self.corner)
+        if isinstance(inner, Elementwise) and isinstance(bits := getattr(inner, inner.element_field), Bits):
+            codes = _sorted(inner.host_elements().reshape(self.corner), boxes, bits.bits)
+        if codes is not None:
+            inner = inner.with_elements(np.zeros(0, np.uint8))  # type: ignore[attr-defined]
+        return Coefficients(
+            inner, codes, self.gains, self.shape, self.dtype, self.view, self.corner, self.kind, self.filter,
+            self.levels, self.axes,
+        )  # fmt: skip
+
+    def _elements(self) -> jax.Array:
+        """The sorted codes, in C order again."""
+        codes = self.codes.unpack()  # type: ignore[union-attr]
+        placed, at = jnp.zeros(self.corner, codes.dtype), 0
+        for band in kept_bands(self.basis, self.view, self.corner):
+            box = placed[band.slices]
+            placed = placed.at[band.slices].set(codes[at : at + box.size].reshape(box.shape))
+            at += box.size
+        return placed.reshape(-1)
+
+    def gathered(self) -> PackedArray:
+        """`inner` with its elements in C order (on the host)."""
+        if self.codes is None:
+            return self.inner
+        return self.inner.with_elements(self._elements())  # type: ignore[attr-defined]
+
+    def unpack(self) -> jax.Array:
+        inner: Any = self.inner
+        values = inner.unpack() if self.codes is None else inner.assemble(self._elements())
+        weights = synthesize(values, self.basis, self.view, self.corner, self.gains)
+        return weights.reshape(self.shape).astype(self.dtype)
+
+    def check(self) -> None:
+        super().check()
+        kept = math.prod(self.corner)
+        try:
+            bands = self.basis.bands(self.view) if self.view else ()
+        except ModelzipError as error:
+            raise ValueError(str(error)) from error
+        fits = bool(bands) or not self.view or math.prod(self.view) == 0
+        fits = fits and math.prod(self.view) == math.prod(self.shape) and len(self.corner) == len(self.view)
+        fits = fits and all(a <= b for a, b in zip(self.corner, self.view, strict=True))
+        fits = fits and math.prod(self.inner.shape) == kept
+        fits = fits and (
+            self.codes is None or (isinstance(self.inner, Elementwise) and self.codes.size == kept)
+        )
+        fits = fits and (self.gains is None or (self.gains.ndim == 1 and self.gains.size > 0))
+        if not fits:
+            raise ValueError(f"coefficients {self.corner} of {self.inner.shape} for a leaf of {self.shape}")
+
+
+def _sorted(codes: np.ndarray, boxes: list[Band], bits: int) -> PackedArray | None:
+    """The codes by growing frequency, in as many parts as pay; None if one does."""
+    parts = [
+        np.concatenate([codes[band.slices].reshape(-1) for band in group])
+        for _, group in itertools.groupby(boxes, key=lambda band: band.frequency)
+    ]
+    cuts = cheapest_cuts(parts)
+    if len(cuts) < 2:
+        return None
+    return _join([Bits.pack(np.concatenate(parts[a:b]), bits) for a, b in cuts])

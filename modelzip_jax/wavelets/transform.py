@@ -1,0 +1,199 @@
+"""Wavelet, packet and cosine bases as transforms of a network's weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from modelzip_jax import tree as trees
+from modelzip_jax.errors import LeafError, TransformError
+from modelzip_jax.packed import PackedArray, is_packed
+from modelzip_jax.recipe import recordable
+from modelzip_jax.transform import Encoded, Rate, Transform
+from modelzip_jax.wavelets.bases import Basis
+from modelzip_jax.wavelets.coefficients import Coefficients
+from modelzip_jax.wavelets.shapes import crop, kept_bands, scale, synthesize, viewed
+
+__all__ = ["Wavelet", "cosines", "wavelet"]
+
+PyTree = Any
+
+
+@jax.tree_util.register_static
+class Geometry(NamedTuple):
+    """Of one leaf: its shape, the shape that is transformed, the kept corner, and its dtype (all static)."""
+
+    shape: tuple[int, ...]
+    view: tuple[int, ...]
+    corner: tuple[int, ...]
+    dtype: str
+
+    @property
+    def latent(self) -> tuple[int, ...]:
+        """The shape of the latents."""
+        return self.shape if self.corner == self.view else self.corner
+
+
+@recordable
+@dataclasses.dataclass(frozen=True)
+class Wavelet(Transform):
+    """See `wavelet` and `cosines`."""
+
+    basis: Basis
+    view: tuple[int, ...]
+    keep: int | None
+    gains: tuple[float, ...]
+
+    def _geometry(self, name: str, x: Any) -> Geometry:
+        shape = tuple(jnp.shape(x))
+        view = viewed(shape, self.view, name)
+        if view and not all(-len(view) <= axis < len(view) for axis in self.basis.axes):
+            raise LeafError(
+                f"leaf {name!r} of shape {view} has no axes {self.basis.axes}; select other leaves, for "
+                "example with min_ndim=2"
+            )
+        corner = view if self.keep is None or not view else self.basis.corner(view, self.keep)
+        return Geometry(shape, view, corner, str(jnp.result_type(x)))
+
+    def _gains(self) -> jax.Array | None:
+        return jnp.asarray(self.gains, jnp.float32) if self.gains else None
+
+    def init(self, values: PyTree, **extra: Any) -> Encoded:
+        trees.check_floating(values, "wavelet")
+        state = trees.map_named(self._geometry, values)
+        return Encoded(self.analysis(jax.tree.map(trees.latent, values), state), (), state)
+
+    def _analyse(self, x: jax.Array, leaf: Geometry) -> jax.Array:
+        if not leaf.view:  # A scalar has no neighbours.
+            return x
+        y = crop(self.basis.analysis(x.reshape(leaf.view)), leaf.corner)
+        gains = None if not self.gains else 1.0 / jnp.asarray(self.gains, jnp.float32)
+        return scale(y, gains, kept_bands(self.basis, leaf.view, leaf.corner)).reshape(leaf.latent)
+
+    def _synthesize(self, y: jax.Array, leaf: Geometry) -> jax.Array:
+        return synthesize(y, self.basis, leaf.view, leaf.corner, self._gains()).reshape(leaf.shape)
+
+    def analysis(self, values: PyTree, state: PyTree) -> PyTree:
+        return jax.tree.map(self._analyse, values, state)
+
+    def synthesis(self, values: PyTree, state: PyTree) -> PyTree:
+        return jax.tree.map(self._synthesize, values, state)
+
+    def decode(self, values: PyTree, extras: PyTree, state: PyTree) -> PyTree:
+        return jax.tree.map(lambda y, leaf: self._synthesize(y, leaf).astype(leaf.dtype), values, state)
+
+    def pack(self, values: PyTree, extras: PyTree, state: PyTree, inner: PyTree) -> PyTree:
+        def wrap(_: Any, leaf: Geometry, packed: PackedArray) -> PackedArray:
+            basis = self.basis
+            frame = Coefficients(
+                packed, None, self._gains(), leaf.shape, leaf.dtype, leaf.view, leaf.corner, basis.kind,
+                basis.filter, basis.size, basis.axes,
+            )  # fmt: skip
+            return frame.with_inner(packed)
+
+        return jax.tree.map(wrap, values, state, inner)
+
+    def resume(self, packed: PyTree) -> tuple[PyTree, PyTree, PyTree]:
+        def geometry(p: Coefficients) -> Geometry:
+            return Geometry(tuple(p.shape), tuple(p.view), tuple(p.corner), p.dtype)
+
+        state = jax.tree.map(geometry, packed, is_leaf=is_packed)
+        return (), state, jax.tree.map(lambda p: p.gathered(), packed, is_leaf=is_packed)
+
+    def rate(self, values: PyTree, extras: PyTree, state: PyTree, inner: PyTree) -> PyTree:
+        def spread(_: Any, leaf: Geometry, r: Rate) -> Rate:
+            size = max(math.prod(leaf.shape), 1)
+            return Rate(jnp.full(leaf.shape, jnp.sum(r.elements) / size), r.side)
+
+        return jax.tree.map(spread, values, state, inner)
+
+
+def wavelet(
+    filter: str = "haar",
+    levels: int = 3,
+    axes: int | tuple[int, ...] = 0,
+    *,
+    packets: bool = False,
+    view: tuple[int, ...] = (),
+    keep: int | None = None,
+    gains: tuple[float, ...] = (),
+) -> Wavelet:
+    """Weights as wavelet coefficients: what the optimizer trains, and what is pruned, quantized and stored.
+
+    Linear, and exact up to rounding. Coefficients lie in place (Mallat's layout, see `dwt`), in the leaf's own
+    shape: masks, step sizes a channel and optimizers go on working. Chained with `prune` and `quantize`:
+
+        mz.chain(mz.wavelet("db4", axes=0), mz.quantize(bits=4, granularity="tensor"))
+
+    One step size for all coefficients of an orthonormal basis is reverse water-filling (Cover & Thomas 2006,
+    section 10.3.3): every sub-band gets the same squared error, or its whole variance if that is
+    smaller. In a file, sub-bands are coded by statistics of their own where that pays.
+
+    It pays where an axis has an order in which neighbours resemble each other (pixels, kernels), and
+    nowhere else: see `docs/wavelets.md`, and `mz.best_basis`, which chooses and falls back on none.
+
+    Args:
+      filter: of `modelzip_jax.wavelets.filters.FILTERS`. bior2.2 and bior4.4 are not orthonormal.
+      levels: how often the low-pass band is split; a band of one coefficient is not split further.
+      axes: the axis, or axes, that are transformed together.
+      packets: split the high-pass bands, too.
+      view: shape to transform a leaf in, one -1 allowed: `(28, 28, -1)` gives the pixels of a
+        `(784, 300)` kernel their two axes. `axes` then are axes of the view.
+      keep: drop the sub-bands of frequency `keep` and above: only the corner of lower ones is trained
+        and stored. Frequency 0 is the approximation; each level adds one.
+      gains: how many times coarser the steps of each frequency are, from 0 on; the last one holds for
+        all higher frequencies: `(1, 1, 4)` quantizes frequencies of 2 and more four times coarser.
+
+    Raises:
+      TransformError: an unknown filter, levels below 0, a gain that is not positive, `keep` below 1.
+      LeafError (at `init`): a leaf without those axes, or that cannot be viewed so.
+
+    >>> import modelzip_jax as mz
+    >>> smooth = {"w": jnp.array([1.0, 1.0, 2.0, 2.0])}
+    >>> t = mz.chain(mz.wavelet("haar", levels=1), mz.prune(sparsity=0.5))
+    >>> t.decode(*t.init(smooth))["w"].round(4)
+    Array([1., 1., 2., 2.], dtype=float32)
+    """
+    kind = "packets" if packets else "wavelet"
+    return _make(Basis(kind, filter, levels, _tuple(axes)), view, keep, gains)
+
+
+def cosines(
+    block: int = 8,
+    axes: int | tuple[int, ...] = 0,
+    *,
+    view: tuple[int, ...] = (),
+    keep: int | None = None,
+    gains: tuple[float, ...] = (),
+) -> Wavelet:
+    """Weights as DCT-II coefficients of blocks; otherwise like `wavelet`.
+
+    Args:
+      block: weights in a block; a last one may be shorter. A block of an axis' length takes it whole.
+      axes, view, keep, gains: as in `wavelet`; a block has frequencies 0 to `block` - 1.
+
+    Raises:
+      TransformError: a block below 1, a gain that is not positive, `keep` below 1.
+      LeafError (at `init`): a leaf without those axes, or that cannot be viewed so.
+
+    >>> t = cosines(block=4, keep=1)
+    >>> t.decode(*t.init({"w": jnp.array([1.0, 3.0, 2.0, 2.0])}))["w"].round(4)
+    Array([2., 2., 2., 2.], dtype=float32)
+    """
+    return _make(Basis("dct", "", block, _tuple(axes)), view, keep, gains)
+
+
+def _tuple(axes: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (axes,) if isinstance(axes, int) else tuple(axes)
+
+
+def _make(basis: Basis, view: tuple[int, ...], keep: int | None, gains: tuple[float, ...]) -> Wavelet:
+    if keep is not None and keep < 1:
+        raise TransformError(f"keep must leave frequency 0 at least: 1 or more, not {keep}")
+    if not all(0.0 < gain < float("inf") for gain in gains):
+        raise TransformError(f"gains must be positive, not {gains}")
+    return Wavelet(basis, tuple(view), keep, tuple(float(gain) for gain in gains))
