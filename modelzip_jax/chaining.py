@@ -47,7 +47,7 @@ class Chain(Transform):
             ended = _follow(part, values, ended)
             values, e, s = part.init(values, **extra)
             ended = jax.tree.map(_spread, ended, values)
-            extra = _pulled(part, values, s, extra)
+            extra = _follow_values(part, values, s, extra)
             extras.append(e)
             states.append(s)
         return Encoded(values, tuple(extras), tuple(states))
@@ -66,7 +66,7 @@ class Chain(Transform):
                 domains[index] = after
                 for later in range(index + 1, len(self.parts)):
                     domains[later] = self.parts[later].analysis(domains[later - 1], state[later])
-            extra = _pulled(part, domains[index], s, extra)
+            extra = _follow_values(part, domains[index], s, extra)
             new_extras.append(e)
             new_states.append(s)
         return Encoded(domains[-1], tuple(new_extras), tuple(new_states))
@@ -75,6 +75,11 @@ class Chain(Transform):
         for part, s in zip(self.parts, state, strict=True):
             values = part.analysis(values, s)
         return values
+
+    def support(self, values: PyTree, state: PyTree, before: PyTree | None) -> PyTree | None:
+        for part, v, s in zip(self.parts, self._domains(values, state), state, strict=True):
+            before = part.support(v, s, before)
+        return before
 
     def synthesis(self, values: PyTree, state: PyTree) -> PyTree:
         for part, s in zip(reversed(self.parts), reversed(state), strict=True):
@@ -141,14 +146,22 @@ def _spread(flag: bool, latent: PyTree) -> PyTree:
     return jax.tree.map(lambda _: flag, latent)
 
 
-def _pulled(part: Transform, values: PyTree, state: PyTree, extra: dict[str, Any]) -> dict[str, Any]:
-    """`extra` with the gradient taken to the part's latents: the adjoint of its synthesis."""
+def _follow_values(part: Transform, values: PyTree, state: PyTree, extra: dict[str, Any]) -> dict[str, Any]:
+    """`extra` for what comes after the part: its trees belong to the part's latents then."""
+    extra = {**extra, "support": part.support(values, state, extra.get("support"))}
+    if type(part).analysis is not Transform.analysis:
+        extra.pop("importance", None)  # The weights' own says nothing of coefficients.
     if extra.get("grads") is None:
         return extra
+    return {**extra, "grads": _pulled(part, values, state, extra["grads"])}
+
+
+def _pulled(part: Transform, values: PyTree, state: PyTree, grads: PyTree) -> PyTree:
+    """The gradient taken to the part's latents: by the adjoint of its synthesis."""
     _, pull = jax.vjp(lambda v: part.synthesis(v, state), values)
     weights = jax.eval_shape(lambda v: part.synthesis(v, state), values)
-    grads = jax.tree.map(lambda g, w: g.astype(w.dtype), extra["grads"], weights)
-    return {**extra, "grads": pull(grads)[0]}
+    grads = jax.tree.map(lambda g, w: g.astype(w.dtype), grads, weights)
+    return pull(grads)[0]
 
 
 def chain(*parts: Transform) -> Chain:

@@ -129,7 +129,7 @@ def compress(params: PyTree, transform: Transform, **extra: Any) -> Packed:
     return Packed(treedef.unflatten(packed), {}, transform, 0)
 
 
-_LIKE_PARAMS = ("grads", "stats")
+_LIKE_PARAMS = ("grads", "importance", "stats")
 _GROUP_BYTES = 32 << 20
 
 

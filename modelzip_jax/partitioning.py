@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import TransformError
@@ -91,7 +92,7 @@ class Partition(Transform):
         """`extra` for each part: trees that follow the weights are split as they are."""
         split = {
             name: self._split(extra[name], labels)
-            for name in ("grads", "stats")
+            for name in ("grads", "importance", "stats", "support")
             if extra.get(name) is not None
         }
         return [{**extra, **{name: t[i] for name, t in split.items()}} for i in range(len(self.parts))]
@@ -147,6 +148,20 @@ class Partition(Transform):
 
     def synthesis(self, values: PyTree, state: PyTree) -> PyTree:
         return self._linear("synthesis", values, state)
+
+    def support(self, values: PyTree, state: PyTree, before: PyTree | None) -> PyTree | None:
+        labels, states = state
+        every = jax.tree.map(lambda x: jnp.ones(jnp.shape(x), bool), values)
+        split, known = self._split(values, labels), self._split(every if before is None else before, labels)
+        found = [
+            part.support(v, s, None if before is None else b)
+            for (_, part), v, s, b in zip(self.parts, split[:-1], states, known[:-1], strict=True)
+        ]
+        if before is None and all(f is None for f in found):
+            return None
+        full = self._split(every, labels)
+        masks = [full[i] if f is None else f for i, f in enumerate(found)]
+        return self._join([*masks, known[-1]], labels)
 
     def pack(self, values: PyTree, extras: PyTree, state: PyTree, inner: PyTree) -> PyTree:
         return self._per_part("pack", Encoded(values, extras, state), inner)

@@ -35,6 +35,9 @@ __all__ = [
 
 PyTree = Any
 
+LIKE_PARAMS = ("grads", "scores", "stats")
+"""Names of `extra` that are trees like the weights, and are split as they are."""
+
 
 class Encoded(NamedTuple):
     """What a transform keeps for a tree of weights.
@@ -87,7 +90,7 @@ class Transform:
         """Schedules, mask refreshes, observers: at the beginning of each optimizer step.
 
         `extra` holds `step` (int32 scalar, the number of this step, from 1), and where the caller has them
-        `grads` (of the decoded weights: dense), `stats`, `key`.
+        `grads` (of the decoded weights: dense), `stats`, `importance`, `key`; `support` behind a mask.
         """
         return Encoded(values, extras, state)
 
@@ -98,6 +101,15 @@ class Transform:
     def synthesis(self, values: PyTree, state: PyTree) -> PyTree:
         """The linear part of decoding: latents to weights, nothing rounded or masked."""
         return values
+
+    def support(self, values: PyTree, state: PyTree, before: PyTree | None) -> PyTree | None:
+        """Which latents reach the weights: a boolean mask for each, or None, if all do.
+
+        `before` tells the same of the values that were encoded. In a chain, later parts are given this as
+        `extra["support"]`, so that they fit codebooks and the like to what is kept. A transform with an
+        `analysis` of its own answers None unless it says otherwise.
+        """
+        return before if type(self).analysis is Transform.analysis else None
 
     def pack(self, values: PyTree, extras: PyTree, state: PyTree, inner: PyTree) -> PyTree:
         """The stored form, wrapped around `inner`: a tree of packed arrays of the latents."""
@@ -132,6 +144,14 @@ class Transform:
 def selected(transform: Transform, params: PyTree) -> PyTree:
     """`params` with `UNSELECTED` where the transform does not encode the leaf."""
     return trees.select(params, transform.selects(trees.outlines(params)), jax.tree.structure(params))
+
+
+def selected_extra(extra: dict[str, Any], keep: list[bool], treedef: Any) -> dict[str, Any]:
+    """`extra` with `UNSELECTED` in trees like the weights, where `keep` is false."""
+    return {
+        name: trees.select(tree, keep, treedef) if name in LIKE_PARAMS and tree is not None else tree
+        for name, tree in extra.items()
+    }
 
 
 def dense(values: PyTree) -> PyTree:

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from custom_transforms import Rotate
 
 import modelzip_jax as mz
 from modelzip_jax.transform import Encoded
@@ -161,3 +162,30 @@ def test_gradients_are_split_among_the_parts():
     t.update(*t.init(tree), grads=tree, stats=tree, step=1)
     assert seen["grads"]["b"]["kernel"] is seen["stats"]["b"]["kernel"] is mz.tree.UNSELECTED
     assert seen["grads"]["a"]["kernel"] is tree["a"]["kernel"]
+
+
+class Seen(mz.Transform):
+    """Remembers which latents it was told to reach the weights."""
+
+    def init(self, values, **extra):
+        self.support_given = extra["support"]
+        return super().init(values, **extra)
+
+
+def test_what_follows_a_mask_is_told_of_it():
+    seen, params = Seen(), {"w": jnp.array([1.0, -3.0, 2.0, 0.5]), "b": jnp.array([4.0, 1.0])}
+    mz.chain(mz.prune(sparsity=0.5), mz.identity(), seen).init(params)
+    assert seen.support_given["w"].tolist() == [False, True, True, False]
+    mz.chain(mz.prune(sparsity=0.5), mz.prune(sparsity=0.75), seen).init(params)
+    assert seen.support_given["w"].tolist() == [False, True, False, False]
+    mz.chain(mz.only("w", mz.prune(sparsity=0.5)), seen).init(params)
+    assert seen.support_given["w"].tolist() == [False, True, True, False]
+    assert seen.support_given["b"].tolist() == [True, True]
+    mz.chain(mz.only("w", mz.identity()), seen).init(params)
+    assert seen.support_given is None
+
+
+def test_no_mask_is_known_behind_an_analysis():
+    seen = Seen()
+    mz.chain(mz.prune(sparsity=0.5), Rotate(), seen).init({"w": jnp.array([1.0, -3.0, 2.0, 0.5])})
+    assert seen.support_given is None

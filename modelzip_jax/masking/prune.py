@@ -103,6 +103,10 @@ class Prune(Transform):
         masks, churn = jax.lax.cond(self._due(step), refresh, rest, state.masks)
         return Encoded(values, extras, PruneState(masks, churn, state.dtypes))
 
+    def support(self, values: PyTree, state: PruneState, before: PyTree | None) -> PyTree:
+        kept = jax.tree.map(lambda v, bits: unpack_mask(bits, jnp.shape(v)), values, state.masks)
+        return kept if before is None else jax.tree.map(jnp.logical_and, kept, before)
+
     def pack(self, values: PyTree, extras: PyTree, state: PruneState, inner: PyTree) -> PyTree:
         def wrap(value: Any, bits: jax.Array, dtype: Static, packed: Any) -> Masked:
             mask = np.asarray(unpack_mask(bits, jnp.shape(value)))
