@@ -22,6 +22,7 @@ from modelzip_jax.partitioning import only, partition
 from modelzip_jax.quantization.activations import quantize_activations
 from modelzip_jax.quantization.quantize import quantize
 from modelzip_jax.recipe import recordable
+from modelzip_jax.sharing.cluster import cluster
 from modelzip_jax.transform import Encoded, Transform, identity, rate
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ __all__ = [
     "PackedArray",
     "Transform",
     "chain",
+    "cluster",
     "compress",
     "decoded",
     "errors",

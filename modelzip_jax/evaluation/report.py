@@ -11,6 +11,7 @@ from modelzip_jax.masking.masked import Masked
 from modelzip_jax.model import unpacked_bytes
 from modelzip_jax.packed import Dense, PackedArray
 from modelzip_jax.quantization.quantized import Quantized
+from modelzip_jax.sharing.clustered import Clustered, VectorClustered
 
 __all__ = ["TensorReport", "describe", "tensors"]
 
@@ -85,6 +86,10 @@ def describe(packed: PackedArray, spec: Any = None) -> str:
         group = f"({packed.group_size})" if packed.granularity == "group" else ""
         sign = "u" if packed.zero is not None else ""
         return f"{sign}int{packed.codes.bits} {packed.granularity}{group}"
+    if isinstance(packed, Clustered):
+        return f"{len(packed.codebook)} values"
+    if isinstance(packed, VectorClustered):
+        return f"{len(packed.codebook)} vectors of {packed.codebook.shape[1]}"
     if isinstance(packed, Masked):
         forms = {"bits": "bitmap", "gaps": "gaps", "implied": "among codes"}
         form = f" ({forms[spec[1][0]]})" if spec else ""

@@ -1,0 +1,84 @@
+"""The stored forms of a clustered leaf: indices of exactly ceil(log2 k) bits, and their codebook."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from modelzip_jax.packed import Bits, Elementwise, PackedArray, packed_kind, static
+from modelzip_jax.sharing import vectors
+
+__all__ = ["Clustered", "VectorClustered", "index_bits"]
+
+
+def index_bits(k: int) -> int:
+    """Bits of an index into k entries, at least 1.
+
+    >>> index_bits(16), index_bits(17), index_bits(1)
+    (4, 5, 1)
+    """
+    return max((k - 1).bit_length(), 1)
+
+
+def _check(codes: Bits, codebook: jax.Array, shape: tuple[int, ...]) -> None:
+    entries = codebook.shape[0] if codebook.ndim and codebook.shape[0] else 0
+    if codebook.shape != (entries, *shape) or not 1 <= entries <= 256 or codes.bits != index_bits(entries):
+        raise ValueError(f"a codebook of {codebook.shape} for codes of {codes.bits} bits")
+    if codes.count and int(codes.unpack_host().max()) >= entries:
+        raise ValueError(f"a code beyond the {entries} entries of its codebook")
+
+
+@packed_kind("clustered")
+class Clustered(Elementwise):
+    """`codebook[code]`.
+
+    codes: C order. codebook: `(k,)`, the dtype of the latents. zero: whether entry 0 is 0 and stays so in
+    training. dtype: of the unpacked values.
+    """
+
+    element_field = "codes"
+
+    codes: Bits
+    codebook: jax.Array
+    zero: bool = static()
+    shape: tuple[int, ...] = static()
+    dtype: str = static()
+
+    def elements(self) -> jax.Array:
+        return self.codes.unpack()
+
+    def with_elements(self, elements: jax.Array) -> Clustered:
+        return Clustered(
+            Bits.pack(elements, self.codes.bits), self.codebook, self.zero, self.shape, self.dtype
+        )
+
+    def check(self) -> None:
+        super().check()
+        _check(self.codes, self.codebook, ())
+
+    def assemble(self, elements: jax.Array) -> jax.Array:
+        return jnp.asarray(self.codebook)[elements].reshape(self.shape).astype(self.dtype)
+
+
+@packed_kind("vectors")
+class VectorClustered(PackedArray):
+    """`codebook[code]`, each entry a block of consecutive values along an axis.
+
+    codes: one a block, in the order of `vectors.to_blocks`. codebook: `(k, block)`.
+    """
+
+    codes: Bits
+    codebook: jax.Array
+    axis: int = static()
+    shape: tuple[int, ...] = static()
+    dtype: str = static()
+
+    def check(self) -> None:
+        super().check()
+        _check(self.codes, self.codebook, self.codebook.shape[1:2])
+        if self.codebook.ndim != 2 or vectors.count(self.shape, self.codebook.shape[1]) != self.codes.count:
+            raise ValueError(f"{self.codes.count} blocks of {self.codebook.shape[1:]} for {self.shape}")
+
+    def unpack(self) -> jax.Array:
+        blocks = jnp.asarray(self.codebook)[self.codes.unpack()]
+        return vectors.from_blocks(blocks, self.axis, self.shape).astype(self.dtype)

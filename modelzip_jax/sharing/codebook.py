@@ -1,0 +1,95 @@
+"""Codebooks as trained numbers: a base in units of a power of two, and offsets from it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from modelzip_jax.sharing import vectors
+from modelzip_jax.sharing.clustered import index_bits
+from modelzip_jax.sharing.kmeans import assign, kmeans
+from modelzip_jax.tree import Static
+
+__all__ = ["Book", "current", "fit", "nearest", "of_entries"]
+
+
+class Book(NamedTuple):
+    """`(base + offset) * scale`, the offsets being extras, zero at first.
+
+    base: `(k,)`, or `(k, block)`. scale: a power of two near the entries' root mean square: dimensionless
+    offsets suit any optimizer, and neither the division nor the product rounds. zero: whether entry 0 is 0
+    and stays so (static).
+    """
+
+    base: jax.Array
+    scale: jax.Array
+    zero: Static
+
+    @property
+    def bits(self) -> float:
+        """Of the entries, stored."""
+        return 8.0 * self.base.dtype.itemsize * self.base.size
+
+    @property
+    def index_bits(self) -> int:
+        """Of an index into it."""
+        return index_bits(len(self.base))
+
+
+def of_entries(entries: jax.Array, zero: bool) -> Book:
+    """The book whose current entries are these.
+
+    >>> book = of_entries(jnp.array([0.3, -0.1]), False)
+    >>> book.scale, current(None, book)
+    (Array(0.125, dtype=float32), Array([ 0.3, -0.1], dtype=float32))
+    """
+    size = jnp.sqrt(jnp.mean(jnp.square(entries)))
+    _, exponent = jnp.frexp(jnp.where(size > 0, size, 1.0))
+    scale = jnp.ldexp(jnp.ones((), entries.dtype), jnp.clip(exponent - 1, -100, 100))
+    return Book(entries / scale, scale, Static(zero))
+
+
+def current(offset: jax.Array | None, book: Book) -> jax.Array:
+    """The entries as trained."""
+    if offset is None:
+        return book.base * book.scale
+    if book.zero.value:
+        offset = offset * (jnp.arange(len(offset)) > 0)
+    # The sum first: eager and jitted code round `base * scale + offset * scale` differently.
+    return (book.base + offset) * book.scale
+
+
+def fit(
+    parts: list[jax.Array],
+    weights: list[jax.Array | None],
+    k: int,
+    zero: bool,
+    init: str,
+    key: jax.Array | None,
+) -> jax.Array:
+    """Entries for leaves `(n,)`, or for blocks `(n, block)`, that share them; no more than there are values.
+
+    With `zero`, entry 0 is 0 and the others stand in ascending order.
+    """
+    size = sum(len(part) for part in parts)
+    k = min(k, max(size + zero, 1))
+    if size == 0:
+        return jnp.zeros((k, *parts[0].shape[1:]) if parts else k, parts[0].dtype if parts else jnp.float32)
+    if parts[0].ndim == 2:
+        masses = [jnp.ones_like(p) if w is None else w for p, w in zip(parts, weights, strict=True)]
+        return vectors.vector_kmeans(jnp.concatenate(parts), k, jnp.concatenate(masses), key=key)
+    centroids = kmeans(parts, k, weights=weights, init=init, zero=zero, key=key).centroids
+    if not zero:
+        return centroids
+    first = jnp.argmax(centroids == 0)
+    return centroids[jnp.argsort(jnp.where(jnp.arange(k) == first, -jnp.inf, centroids))]
+
+
+def nearest(x: jax.Array, entries: jax.Array, weights: jax.Array | None = None) -> jax.Array:
+    """The code of each value `(n,)` or block `(n, block)`: uint8 `(n,)`. Entries may be in any order."""
+    if x.ndim == 2:
+        return vectors.assign_blocks(x, entries, weights)
+    order = jnp.argsort(entries)
+    return order.astype(jnp.uint8)[assign(x, entries[order])]
