@@ -24,6 +24,8 @@ from modelzip_jax.quantization.quantize import quantize
 from modelzip_jax.recipe import recordable
 from modelzip_jax.sharing.cluster import cluster
 from modelzip_jax.transform import Encoded, Transform, identity, rate
+from modelzip_jax.wavelets.best_basis import best_basis
+from modelzip_jax.wavelets.transform import cosines, wavelet
 
 __version__ = "0.1.0"
 
@@ -32,9 +34,11 @@ __all__ = [
     "Packed",
     "PackedArray",
     "Transform",
+    "best_basis",
     "chain",
     "cluster",
     "compress",
+    "cosines",
     "decoded",
     "errors",
     "identity",
@@ -60,5 +64,6 @@ __all__ = [
     "testing",
     "tree",
     "unpack",
+    "wavelet",
     "wrap",
 ]
