@@ -23,6 +23,8 @@ from modelzip_jax.quantization.activations import quantize_activations
 from modelzip_jax.quantization.quantize import quantize
 from modelzip_jax.recipe import recordable
 from modelzip_jax.sharing.cluster import cluster
+from modelzip_jax.sharing.merging import merge_neurons
+from modelzip_jax.sharing.neurons import share_neurons
 from modelzip_jax.transform import Encoded, Transform, identity, rate
 from modelzip_jax.wavelets.best_basis import best_basis
 from modelzip_jax.wavelets.transform import cosines, wavelet
@@ -44,6 +46,7 @@ __all__ = [
     "identity",
     "load",
     "load_tensor",
+    "merge_neurons",
     "metrics",
     "only",
     "pack",
@@ -59,6 +62,7 @@ __all__ = [
     "save",
     "schedules",
     "scores",
+    "share_neurons",
     "shrink",
     "start",
     "testing",
