@@ -132,7 +132,7 @@ def _neighbours(x: jax.Array, count: int, shift: int, axis: int) -> jax.Array:
 
 def _lifted(
     even: jax.Array, odd: jax.Array, steps: list[tuple[int, float]], axis: int
-) -> tuple[jax.Array, ...]:
+) -> tuple[jax.Array, jax.Array]:
     for index, weight in steps:
         w = np.asarray(weight, even.dtype)
         if index % 2 == 0:
@@ -153,4 +153,5 @@ def _unlift(low: jax.Array, high: jax.Array, lifting: Lifting, axis: int) -> jax
     even = low * np.asarray(1.0 / lifting.low, low.dtype)
     odd = high * np.asarray(1.0 / lifting.high, low.dtype)
     steps = [(index, -weight) for index, weight in enumerate(lifting.steps)][::-1]
-    return _interleave(*_lifted(even, odd, steps, axis), axis)
+    even, odd = _lifted(even, odd, steps, axis)
+    return _interleave(even, odd, axis)

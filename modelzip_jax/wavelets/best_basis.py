@@ -61,7 +61,7 @@ def candidates(shape: tuple[int, ...]) -> list[tuple[Basis, tuple[int, ...]]]:
     >>> [str(basis) for basis, _ in candidates((3, 3, 8, 8))][:2]
     ['block 3 over 0', 'haar 1 over 0']
     """
-    found = []
+    found: list[tuple[Basis, tuple[int, ...]]] = []
     for axis, n in enumerate(shape):
         found += [(basis, ()) for basis in _along((axis,), n)]
         side = math.isqrt(n)

@@ -1,0 +1,138 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import modelzip_jax as mz
+from modelzip_jax.errors import LeafError, PatternError, TransformError
+from modelzip_jax.wavelets.bases import Basis
+from modelzip_jax.wavelets.best_basis import best_basis, choices
+from modelzip_jax.wavelets.fusion import fuse, unfuse
+from modelzip_jax.wavelets.product import coefficient_dot
+from modelzip_jax.wavelets.step import quantize_step
+from modelzip_jax.wavelets.water_filling import reverse_water_filling
+
+RNG = np.random.default_rng(0)
+
+
+def smooth(rows, columns):
+    t = np.linspace(0, 3, rows)[:, None] + RNG.normal(size=columns)
+    return (np.sin(t) + 0.02 * RNG.normal(size=(rows, columns))).astype(np.float32)
+
+
+PARAMS = {
+    "smooth": smooth(96, 40),
+    "rough": RNG.normal(size=(40, 40)).astype(np.float32),
+    "bias": np.ones(3, "f4"),
+}
+FEW = [(Basis("wavelet", "haar", 2, (0,)), ()), (Basis("dct", "", 8, (0,)), ())]
+
+
+@pytest.mark.parametrize("distortion", [1e-3, 1e-2])
+def test_choices_meet_the_distortion_and_identity_is_among_them(distortion):
+    for name in ("smooth", "rough"):
+        x = PARAMS[name]
+        found = choices(name, x, distortion, FEW)
+        assert [choice.bits for choice in found] == sorted(choice.bits for choice in found)
+        assert any(choice.basis is None for choice in found)
+        for choice in found:
+            decoded = mz.decoded({"w": x}, choice.transform())["w"]
+            error = float(np.sum(np.square(decoded - x)) / np.sum(np.square(x)))
+            assert error == pytest.approx(choice.error, rel=1e-3)
+            assert 0.97 * distortion < error <= 1.001 * distortion
+        assert (found[0].basis is None) == (name == "rough")
+
+
+def test_best_basis_makes_the_file_smaller_at_equal_error(tmp_path):
+    best = best_basis(PARAMS)
+    parts = dict(best.parts)
+    assert set(parts) == {"smooth", "rough"}
+    plain = mz.partition(
+        {name: choice.transform() for name in parts for choice in choices(name, PARAMS[name], 1e-3, [])},
+        {name: name for name in parts},
+    )
+    sizes = [mz.save(tmp_path / "m.mz", mz.compress(PARAMS, t)).total for t in (best, plain)]
+    assert sizes[0] < 0.9 * sizes[1]
+    np.testing.assert_array_equal(parts["rough"].step, dict(plain.parts)["rough"].step)
+
+
+def test_all_zeros_and_outliers_fall_back_on_the_weights_as_they_are():
+    assert choices("zero", np.zeros((8, 8), np.float32), 1e-3)[0].error == 0.0
+    spiky = np.zeros((64, 8), np.float32)
+    spiky[0, 0], spiky[1:, 1:] = 100.0, 0.1 * RNG.normal(size=(63, 7))
+    best = choices("spiky", spiky, 1e-6)[0]
+    assert np.isfinite(best.bits)
+    mz.compress({"w": spiky}, best.transform())
+
+
+@pytest.mark.parametrize("basis", [Basis("wavelet", "db2", 2, (0,)), Basis("wavelet", "bior4.4", 2, (0,))])
+def test_product_in_the_wavelet_domain_equals_the_rebuilt_one(basis):
+    x, w = RNG.normal(size=(3, 20)).astype("f4"), RNG.normal(size=(20, 6)).astype("f4")
+    y = coefficient_dot(x, basis.analysis(w), basis)
+    np.testing.assert_allclose(y, x @ w, atol=1e-5)
+
+
+def test_product_with_fewer_coefficients():
+    params = {"w": smooth(64, 5)}
+    transform = mz.wavelet("sym4", 2, keep=1)
+    values, extras, state = transform.init(params)
+    x = RNG.normal(size=(4, 64)).astype("f4")
+    assert values["w"].shape == (16, 5)
+    y = jax.jit(lambda x, c: coefficient_dot(x, c, transform.basis))(x, values["w"])
+    np.testing.assert_allclose(y, x @ transform.decode(values, extras, state)["w"], atol=1e-4)
+    with pytest.raises(LeafError, match="one axis"):
+        coefficient_dot(x, values["w"], Basis("dct", "", 4, (0, 1)))
+    with pytest.raises(LeafError, match="16 coefficients for 8"):
+        coefficient_dot(x[:, :8], values["w"], transform.basis)
+
+
+def test_fusion_shares_the_mean_and_codes_differences():
+    layers = {f"layer_{i}": {"kernel": smooth(16, 4), "bias": np.float32(i)} for i in range(3)}
+    fused = fuse(layers, "*/kernel")
+    back = unfuse(fused, "*/kernel", layers)
+    jax.tree.map(np.testing.assert_array_equal, back, layers)
+    shared = mz.only("fused/**", mz.cosines(3, axes=0, keep=1))
+    packed = mz.compress(fused, shared)
+    mean = np.mean([layer["kernel"] for layer in layers.values()], axis=0)
+    for layer in unfuse(mz.unpack(packed), "*/kernel", layers).values():
+        np.testing.assert_allclose(layer["kernel"], mean, atol=1e-6)
+    assert packed.nbytes == (16 * 4 + 3) * 4
+    whole = mz.only("fused/**", mz.chain(mz.cosines(3, axes=0), mz.wavelet("haar", 2, axes=1)))
+    restored = unfuse(mz.decoded(fused, whole), "*/kernel", layers)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), restored, layers)
+    with pytest.raises(LeafError, match="would give"):
+        unfuse(
+            fused, "*/kernel", {"layer_0": layers["layer_0"]["kernel"][:3]} | {"x": {"kernel": jnp.ones(2)}}
+        )
+    with pytest.raises(PatternError):
+        fuse(layers, "nothing")
+
+
+def test_reverse_water_filling():
+    level, bits = reverse_water_filling([16.0, 4.0, 0.1], [1, 1, 2], 3.0)
+    assert level == pytest.approx(1.0)
+    np.testing.assert_allclose(bits, [2.0, 1.0, 0.0])
+    level, bits = reverse_water_filling([1.0, 1.0], [3, 5], 16.0)
+    np.testing.assert_allclose(bits, [2.0, 2.0])
+    assert reverse_water_filling([0.0, 0.0], [1, 1], 4.0)[0] == 0.0
+    with pytest.raises(TransformError, match="bits"):
+        reverse_water_filling([1.0], [1], -1.0)
+    with pytest.raises(TransformError, match="variances"):
+        reverse_water_filling([1.0, -1.0], [1, 1], 1.0)
+
+
+def test_step_errors():
+    with pytest.raises(LeafError, match="reach"):
+        quantize_step(0.1, bits=2).init({"w": jnp.ones(3)})
+    with pytest.raises(TransformError, match="positive"):
+        quantize_step(0.0)
+    with pytest.raises(TransformError, match="bits"):
+        quantize_step(1.0, bits=9)
+    with pytest.raises(TransformError, match="distortion"):
+        best_basis(PARAMS, 0.0)
+    with pytest.raises(TransformError, match="no leaf"):
+        best_basis(PARAMS, pattern="bias")
+
+
+def test_step_laws():
+    mz.testing.check_laws(quantize_step(0.5), {"w": RNG.normal(size=(4, 3)).astype("f4")}, steps=2)
