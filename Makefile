@@ -33,6 +33,12 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.coding
 	$(BIN)/python -m benchmarks.step_overhead
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.data
+	$(BIN)/python -m benchmarks.training_loop
+	$(BIN)/python -m benchmarks.baselines
+	$(BIN)/python -m benchmarks.trace
+	$(BIN)/python -m benchmarks.activations
+	$(BIN)/python -m benchmarks.shrink
 	$(BIN)/python -m benchmarks.trace
 	$(BIN)/python -m benchmarks.report
 

@@ -12,7 +12,7 @@ from modelzip_jax import errors, testing, tree
 from modelzip_jax.chaining import chain
 from modelzip_jax.coding.reader import load, load_tensor
 from modelzip_jax.coding.writer import save
-from modelzip_jax.masking import schedules, scores
+from modelzip_jax.masking import allocation, schedules, scores, structures
 from modelzip_jax.masking.prune import prune
 from modelzip_jax.masking.shrink import shrink
 from modelzip_jax.model import Packed, compress, decoded, pack, resume, unpack
@@ -36,6 +36,7 @@ __all__ = [
     "Packed",
     "PackedArray",
     "Transform",
+    "allocation",
     "best_basis",
     "chain",
     "cluster",
@@ -65,6 +66,7 @@ __all__ = [
     "share_neurons",
     "shrink",
     "start",
+    "structures",
     "testing",
     "tree",
     "unpack",

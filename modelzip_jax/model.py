@@ -14,7 +14,7 @@ from modelzip_jax.errors import RecipeError, TransformError
 from modelzip_jax.optimizer import WrapState, find_state
 from modelzip_jax.packed import Dense, PackedArray, is_packed, static
 from modelzip_jax.recipe import opaque_fields
-from modelzip_jax.transform import Encoded, Transform, dense, selected
+from modelzip_jax.transform import Encoded, Transform, dense, selected_extra
 
 __all__ = ["Packed", "compress", "decoded", "pack", "resume", "unpack"]
 
@@ -94,7 +94,8 @@ def compress(params: PyTree, transform: Transform, **extra: Any) -> Packed:
       params: a pytree of arrays. Leaves that the transform does not select, whatever their dtype,
         are kept as they are and stored lossless.
       transform: what to do with the others.
-      **extra: what the transform's `init` reads, such as `stats` or `key`.
+      **extra: what the transform's `init` reads, such as `grads`, `stats`, `scores` (trees like the
+        params) or `key`.
 
     Raises:
       PatternError: a path pattern of the transform matches nothing.
@@ -117,11 +118,9 @@ def compress(params: PyTree, transform: Transform, **extra: Any) -> Packed:
     del params
     for group in _groups(leaves, every) if transform.leafwise else [every]:
         here = [index in group for index in range(len(leaves))]
-        chosen_extra = {
-            name: trees.select(tree, here, treedef) if name in _LIKE_PARAMS and tree is not None else tree
-            for name, tree in extra.items()
-        }
-        encoded = transform.init(trees.select(treedef.unflatten(leaves), here, treedef), **chosen_extra)
+        values = trees.select(treedef.unflatten(leaves), here, treedef)
+        encoded = transform.init(values, **selected_extra(extra, here, treedef))
+        del values
         parts = treedef.flatten_up_to(transform.pack(*encoded, dense(encoded.values)))
         del encoded
         for index in group:
@@ -129,7 +128,7 @@ def compress(params: PyTree, transform: Transform, **extra: Any) -> Packed:
     return Packed(treedef.unflatten(packed), {}, transform, 0)
 
 
-_LIKE_PARAMS = ("grads", "importance", "stats")
+_LIKE_PARAMS = ("grads", "importance", "scores", "stats")
 _GROUP_BYTES = 32 << 20
 
 
@@ -154,7 +153,9 @@ def decoded(params: PyTree, transform: Transform, **extra: Any) -> PyTree:
     {'w': Array([3., 0.], dtype=float32)}
     """
     params = trees.plain(params)
-    return trees.merge(params, transform.decode(*transform.init(selected(transform, params), **extra)))
+    keep, treedef = transform.selects(trees.outlines(params)), jax.tree.structure(params)
+    encoded = transform.init(trees.select(params, keep, treedef), **selected_extra(extra, keep, treedef))
+    return trees.merge(params, transform.decode(*encoded))
 
 
 def unpack(packed: PyTree) -> PyTree:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ import optax
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import TreeError, WrapError
-from modelzip_jax.transform import Encoded, Transform, rate, selected
+from modelzip_jax.transform import Encoded, Transform, rate, selected_extra
 from modelzip_jax.tree import Static
 
 __all__ = ["WrapState", "find_state", "metrics", "params", "start", "wrap"]
@@ -82,9 +83,10 @@ def wrap(
 
     def init(params: PyTree) -> WrapState:
         trees.check_arrays(params)
-        chosen = selected(transform, params)
+        keep, treedef = transform.selects(trees.outlines(params)), jax.tree.structure(params)
+        chosen = trees.select(params, keep, treedef)
         trees.check_floating(chosen, "wrap()")
-        encoded = transform.init(chosen)
+        encoded = transform.init(chosen, **selected_extra(_init_extra.get(), keep, treedef))
         # A copy, so that the loop may donate both the params and this state.
         values = jax.tree.map(lambda x: jnp.array(x, copy=True), encoded.values)
         return WrapState(
@@ -183,13 +185,18 @@ def params(opt_state: PyTree, params: PyTree) -> PyTree:
     return trees.merge(trees.plain(params), state.transform.value.decode(*state.encoded))
 
 
-def start(tx: optax.GradientTransformation, params: PyTree) -> tuple[PyTree, optax.OptState]:
+_init_extra: ContextVar[dict[str, Any]] = ContextVar("extra of start", default={})  # noqa: B039
+"""What `start` passes to the transform's `init`, around optax's `init(params)` that takes no more."""
+
+
+def start(tx: optax.GradientTransformation, params: PyTree, **extra: Any) -> tuple[PyTree, optax.OptState]:
     """Takes the place of `tx.init(params)`: `(params, opt_state)`, with the params decoded.
 
     Args:
       tx: an optimizer that is or holds an `mz.wrap`.
       params: the weights to start from, or an `mz.Packed` model, which resumes: masks, step sizes
         and the step counter go on from the file; the wrapped optimizer's moments start afresh.
+      **extra: what the transform's `init` reads, such as `grads`, `stats` or `scores`.
 
     Raises:
       WrapError: `tx` holds no `mz.wrap`, or one that is not last in its chain.
@@ -197,7 +204,11 @@ def start(tx: optax.GradientTransformation, params: PyTree) -> tuple[PyTree, opt
     from modelzip_jax.model import Packed, resume, unpack
 
     if not isinstance(params, Packed):
-        opt_state = tx.init(params)
+        token = _init_extra.set(extra)
+        try:
+            opt_state = tx.init(params)
+        finally:
+            _init_extra.reset(token)
         state = find_state(opt_state)
         return trees.merge(params, state.transform.value.decode(*state.encoded)), opt_state
     weights = unpack(params)

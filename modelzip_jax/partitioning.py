@@ -92,7 +92,7 @@ class Partition(Transform):
         """`extra` for each part: trees that follow the weights are split as they are."""
         split = {
             name: self._split(extra[name], labels)
-            for name in ("grads", "importance", "stats", "support")
+            for name in ("grads", "importance", "scores", "stats", "support")
             if extra.get(name) is not None
         }
         return [{**extra, **{name: t[i] for name, t in split.items()}} for i in range(len(self.parts))]

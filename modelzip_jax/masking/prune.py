@@ -14,9 +14,11 @@ import numpy as np
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import TransformError
 from modelzip_jax.masking import scores as scoring
+from modelzip_jax.masking.allocation import Allocation, Part, resolve
 from modelzip_jax.masking.bitmask import count_bits, pack_mask, unpack_mask
 from modelzip_jax.masking.masked import Masked
 from modelzip_jax.masking.schedules import Polynomial
+from modelzip_jax.masking.structures import NOfM, Structure, unstructured
 from modelzip_jax.masking.threshold import count_kept, keep_largest
 from modelzip_jax.packed import Dense, PackedArray, is_packed
 from modelzip_jax.recipe import recordable
@@ -26,19 +28,19 @@ from modelzip_jax.tree import Static
 __all__ = ["Prune", "PruneState", "prune"]
 
 PyTree = Any
-_ALLOCATIONS = ("uniform", "global")
 
 
 class PruneState(NamedTuple):
     """masks: uint8 `(..., ceil(n / 8))` a leaf, one bit a weight.
 
     churn: float32 scalar, the share of mask bits that the last refresh changed.
-    dtypes: each leaf's dtype before encoding (static).
+    dtypes: each leaf's dtype before encoding (static). memory: what the score remembers.
     """
 
     masks: PyTree
     churn: jax.Array
     dtypes: PyTree
+    memory: PyTree = ()
 
 
 @recordable
@@ -47,34 +49,63 @@ class Prune(Transform):
     """See `prune`."""
 
     score: scoring.Score
-    sparsity: float | Callable[[Any], jax.Array]
-    allocation: str
+    sparsity: float | Callable[[Any], jax.Array] | None
+    allocation: str | Allocation
     every: int
+    structure: Structure = unstructured()
 
     def _sparsity(self, step: Any) -> jax.Array:
         value = self.sparsity(step) if callable(self.sparsity) else self.sparsity
-        return jnp.asarray(value, jnp.float32)
+        return jnp.asarray(0.0 if value is None else value, jnp.float32)
 
-    def _masks(self, values: PyTree, sparsity: jax.Array, extra: dict[str, Any]) -> PyTree:
-        pointwise = self.score.pointwise()
-        leaves, treedef = jax.tree.flatten(values if pointwise else self.score(values, **extra))
-        groups = [leaves] if self.allocation == "global" else [[leaf] for leaf in leaves]
-        chosen = [mask for group in groups for mask in _choose(group, sparsity, pointwise or _same)]
-        return treedef.unflatten(chosen)
+    def _masks(self, values: PyTree, sparsity: jax.Array, memory: PyTree, extra: dict[str, Any]) -> PyTree:
+        pointwise = self.score.pointwise() if self.structure == unstructured() else None
+        found = values if pointwise else self.score(values, memory=memory, **extra)
+        leaves, treedef = jax.tree.flatten(found)
+        if isinstance(self.structure, NOfM):
+            return treedef.unflatten([_packed_choice(self.structure, leaf) for leaf in leaves])
+        grouped = [self.structure.group(leaf) for leaf in leaves]
+        parts = [
+            Part(name, jnp.shape(leaf), jnp.size(group))
+            for (name, leaf), group in zip(trees.named_leaves(values), grouped, strict=True)
+        ]
+        shares = resolve(self.allocation)(parts, sparsity)
+        score = pointwise or _same
+        if shares is None:
+            kept = _choose(grouped, sparsity, score)
+        else:
+            kept = [_choose([g], s, score)[0] for g, s in zip(grouped, shares, strict=True)]
+        return treedef.unflatten(
+            [pack_mask(self.structure.spread(k, part.shape)) for k, part in zip(kept, parts, strict=True)]
+        )
+
+    def _first_masks(self, values: PyTree, sparsity: jax.Array, extra: dict[str, Any]) -> PyTree:
+        missing = [name for name in self.score.needs if extra.get(name) is None]
+        if not missing:
+            memory = self.score.observe(self.score.start(values), values, **extra)
+            return self._masks(values, sparsity, memory, extra)
+        dense = not isinstance(sparsity, jax.core.Tracer) and float(sparsity) == 0.0
+        if not dense or self.structure.fixes_sparsity:
+            name = type(self.score).__name__
+            raise TransformError(
+                f"the score {name} needs {', '.join(missing)} to choose the first masks: pass them to mz.compress or "
+                "mz.start, or begin with a schedule at sparsity 0"
+            )
+        return jax.tree.map(lambda w: pack_mask(jnp.ones(jnp.shape(w), bool)), values)
 
     def init(self, values: PyTree, **extra: Any) -> Encoded:
         trees.check_floating(values, "prune")
         dtypes = jax.tree.map(lambda x: Static(str(jnp.result_type(x))), values)
         latents = jax.tree.map(trees.latent, values)
-        masks = self._masks(latents, self._sparsity(extra.pop("step", 0)), extra)
-        return Encoded(latents, (), PruneState(masks, jnp.zeros(()), dtypes))
+        masks = self._first_masks(latents, self._sparsity(extra.pop("step", 0)), extra)
+        return Encoded(latents, (), PruneState(masks, jnp.zeros(()), dtypes, self.score.start(latents)))
 
     def decode(self, values: PyTree, extras: PyTree, state: PruneState) -> PyTree:
         return jax.tree.map(_decode, values, state.masks, state.dtypes)
 
     @property
     def leafwise(self) -> bool:
-        return self.allocation == "uniform" and self.score.pointwise() is not None
+        return resolve(self.allocation).leafwise and self.score.pointwise() is not None
 
     def _due(self, step: jax.Array) -> jax.Array | bool:
         """Whether the masks are chosen anew after this step."""
@@ -90,9 +121,10 @@ class Prune(Transform):
         if self.every == 0:
             return Encoded(values, extras, state)
         step = extra.pop("step")
+        memory = self.score.observe(state.memory, values, **extra)
 
         def refresh(old: PyTree) -> tuple[PyTree, jax.Array]:
-            new = self._masks(values, self._sparsity(step), extra)
+            new = self._masks(values, self._sparsity(step), memory, extra)
             changed = jax.tree.map(lambda a, b: count_bits(a ^ b), old, new)
             total = sum(jnp.size(leaf) for leaf in jax.tree.leaves(values))
             return new, sum(jax.tree.leaves(changed), jnp.int32(0)) / jnp.float32(max(total, 1))
@@ -101,7 +133,7 @@ class Prune(Transform):
             return old, state.churn
 
         masks, churn = jax.lax.cond(self._due(step), refresh, rest, state.masks)
-        return Encoded(values, extras, PruneState(masks, churn, state.dtypes))
+        return Encoded(values, extras, PruneState(masks, churn, state.dtypes, memory))
 
     def support(self, values: PyTree, state: PruneState, before: PyTree | None) -> PyTree:
         kept = jax.tree.map(lambda v, bits: unpack_mask(bits, jnp.shape(v)), values, state.masks)
@@ -120,7 +152,8 @@ class Prune(Transform):
         masks = jax.tree.map(lambda p: pack_mask(p.positions()), packed, is_leaf=is_packed)
         dtypes = jax.tree.map(lambda p: Static(p.dtype), packed, is_leaf=is_packed)
         inner = jax.tree.map(_inner, packed, is_leaf=is_packed)
-        return (), PruneState(masks, jnp.zeros(()), dtypes), inner
+        like = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32), packed, is_leaf=is_packed)
+        return (), PruneState(masks, jnp.zeros(()), dtypes, self.score.start(like)), inner
 
     def rate(self, values: PyTree, extras: PyTree, state: PruneState, inner: PyTree) -> PyTree:
         def thin(value: jax.Array, bits: jax.Array, r: Rate) -> Rate:
@@ -150,9 +183,14 @@ def _same(x: jax.Array) -> jax.Array:
 def _choose(
     arrays: list[jax.Array], sparsity: jax.Array, score: Callable[[jax.Array], jax.Array]
 ) -> list[jax.Array]:
-    """Packed masks that keep the largest scores over all of the arrays together."""
+    """Masks that keep the largest scores over all of the arrays together."""
     masks, _ = keep_largest(arrays, count_kept(sum(x.size for x in arrays), sparsity), score)
-    return [pack_mask(m) for m in masks]
+    return masks
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _packed_choice(structure: NOfM, scores: jax.Array) -> jax.Array:
+    return pack_mask(structure.choose(scores))
 
 
 def _decode(value: jax.Array, bits: jax.Array, dtype: Static) -> jax.Array:
@@ -168,9 +206,10 @@ def _entropy(p: jax.Array) -> jax.Array:
 def prune(
     score: scoring.Score | None = None,
     *,
-    sparsity: float | Callable[[Any], jax.Array],
-    allocation: str = "uniform",
+    sparsity: float | Callable[[Any], jax.Array] | None = None,
+    allocation: str | Allocation = "uniform",
     every: int | None = None,
+    structure: Structure | None = None,
 ) -> Prune:
     """Sets the weights of smallest score to zero, exactly as many as asked.
 
@@ -182,12 +221,16 @@ def prune(
       sparsity: share of weights set to zero, in [0, 1): a number (chosen once, at init, unless
         `every` is given), or a schedule: a function of the optimizer step.
       allocation: "uniform": the same share of every tensor. "global": one threshold over all
-        selected tensors together.
+        selected tensors together. "erk": Erdős–Rényi–Kernel, smaller layers denser. Or one of
+        `mz.allocation`, such as a share for each path pattern. Shares are of groups of the structure.
       every: optimizer steps between mask refreshes; 0 keeps the first masks. Default: 100 with a
         schedule, 0 with a number. Under `mz.schedules` refreshes end with the schedule.
+      structure: what is pruned together, one of `mz.structures`: channels, blocks, n of m (which
+        fixes the sparsity itself). Single weights if None.
 
     Raises:
-      TransformError: a sparsity outside [0, 1), an unknown allocation.
+      TransformError: a sparsity outside [0, 1), none or one too many, an unknown allocation; (at `init`)
+        a score lacks the gradients or statistics that it needs.
       LeafError (at `init`): a selected leaf is not floating-point.
 
     Zhu & Gupta 2017, arXiv:1710.01878; Han et al. 2015, arXiv:1506.02626.
@@ -196,12 +239,18 @@ def prune(
     >>> t.decode(*t.init({"w": jnp.array([3.0, -1.0, 0.5, -2.0])}))
     {'w': Array([ 3.,  0.,  0., -2.], dtype=float32)}
     """
-    if not callable(sparsity) and not 0.0 <= sparsity < 1.0:
+    structure = unstructured() if structure is None else structure
+    if structure.fixes_sparsity != (sparsity is None):
+        raise TransformError(
+            f"{structure} fixes the sparsity; leave it out"
+            if structure.fixes_sparsity
+            else "prune needs a sparsity"
+        )
+    if sparsity is not None and not callable(sparsity) and not 0.0 <= sparsity < 1.0:
         raise TransformError(f"sparsity must be in [0, 1) or a schedule, not {sparsity!r}")
-    if allocation not in _ALLOCATIONS:
-        raise TransformError(f"allocation must be one of {_ALLOCATIONS}, not {allocation!r}")
+    resolve(allocation)
     if every is None:
         every = 100 if callable(sparsity) else 0
     if every < 0:
         raise TransformError(f"every must be 0 or more steps, not {every}")
-    return Prune(score or scoring.magnitude(), sparsity, allocation, int(every))
+    return Prune(score or scoring.magnitude(), sparsity, allocation, int(every), structure)

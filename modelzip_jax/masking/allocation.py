@@ -1,0 +1,151 @@
+"""How a sparsity is shared out among leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from modelzip_jax import tree as trees
+from modelzip_jax.errors import TransformError
+from modelzip_jax.naming import nearest
+from modelzip_jax.recipe import recordable
+
+__all__ = ["Allocation", "Layers", "Part", "erk", "layers", "resolve"]
+
+
+class Part(NamedTuple):
+    """A leaf: its name, its shape, and how many groups of weights it has."""
+
+    name: str
+    shape: tuple[int, ...]
+    groups: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Allocation:
+    """Base of allocations. `leafwise`: whether a leaf's share does not depend on the others."""
+
+    @property
+    def leafwise(self) -> bool:
+        return True
+
+    def __call__(self, parts: list[Part], sparsity: jax.Array) -> list[jax.Array] | None:
+        """The sparsity of each leaf, float32 scalars; None for one threshold over all of them."""
+        raise TypeError(f"{type(self).__name__} defines no __call__")
+
+
+@recordable
+@dataclasses.dataclass(frozen=True)
+class Uniform(Allocation):
+    """The same share of every leaf."""
+
+    def __call__(self, parts: list[Part], sparsity: jax.Array) -> list[jax.Array]:
+        return [sparsity] * len(parts)
+
+
+@recordable
+@dataclasses.dataclass(frozen=True)
+class Global(Allocation):
+    """One threshold over all leaves."""
+
+    @property
+    def leafwise(self) -> bool:
+        return False
+
+    def __call__(self, parts: list[Part], sparsity: jax.Array) -> None:
+        return None
+
+
+@recordable
+@dataclasses.dataclass(frozen=True)
+class Erk(Allocation):
+    """See `erk`."""
+
+    @property
+    def leafwise(self) -> bool:
+        return False
+
+    def __call__(self, parts: list[Part], sparsity: jax.Array) -> list[jax.Array]:
+        sizes = jnp.array([math.prod(p.shape) for p in parts], jnp.float32)
+        raw = jnp.array([sum(p.shape) / max(math.prod(p.shape), 1) for p in parts], jnp.float32)
+        wanted = (1.0 - sparsity) * jnp.sum(sizes)
+
+        def kept(scale: jax.Array) -> jax.Array:
+            return jnp.sum(jnp.minimum(scale * raw, 1.0) * sizes)
+
+        def halve(_: int, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            low, high = bracket
+            middle = 0.5 * (low + high)
+            enough = kept(middle) >= wanted
+            return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
+
+        # The densest any leaf must become is 1, so the scale lies below the largest 1 / raw.
+        bracket = jnp.float32(0.0), jnp.max(1.0 / jnp.maximum(raw, 1e-30), initial=1.0)
+        _, scale = jax.lax.fori_loop(0, 48, halve, bracket)
+        return list(1.0 - jnp.minimum(scale * raw, 1.0))
+
+
+def erk() -> Erk:
+    """Erdős–Rényi–Kernel: a leaf's density goes with the sum of its axes over their product.
+
+    Small layers stay denser. What would be denser than 1 is dense, and the others share the rest, so that the
+    whole tree has the sparsity asked for, within one weight a leaf (Mocanu et al. 2018; Evci et al. 2020,
+    arXiv:1911.11134, §3).
+
+    >>> parts = [Part("a", (4, 4), 16), Part("b", (32, 32), 1024)]
+    >>> [round(float(s), 3) for s in erk()(parts, jnp.float32(0.9))]
+    [0.278, 0.91]
+    """
+    return Erk()
+
+
+@recordable
+@dataclasses.dataclass(frozen=True)
+class Layers(Allocation):
+    """See `layers`."""
+
+    sparsities: tuple[tuple[str, float], ...]
+
+    def __call__(self, parts: list[Part], sparsity: jax.Array) -> list[jax.Array]:
+        found = []
+        for part in parts:
+            own = next((s for pattern, s in self.sparsities if trees.matches(pattern, part.name)), None)
+            found.append(sparsity if own is None else jnp.float32(own))
+        return found
+
+
+def layers(sparsities: Mapping[str, float]) -> Layers:
+    """A sparsity of its own for each leaf that a path pattern matches; the others take the one given to `prune`.
+
+    Args:
+      sparsities: path pattern → sparsity in [0, 1); the first pattern that matches decides. Leaves have the names
+        they have in the whole tree.
+
+    >>> layers({"first/kernel": 0.5})([Part("first/kernel", (2,), 2), Part("b", (2,), 2)], 0.9)
+    [Array(0.5, dtype=float32), 0.9]
+    """
+    for pattern, value in sparsities.items():
+        if not 0.0 <= value < 1.0:
+            raise TransformError(f"the sparsity of {pattern!r} must be in [0, 1), not {value!r}")
+    return Layers(tuple(sparsities.items()))
+
+
+_NAMED = {"uniform": Uniform(), "global": Global(), "erk": Erk()}
+
+
+def resolve(allocation: str | Allocation) -> Allocation:
+    """The allocation of a name, or the one given.
+
+    Raises:
+      TransformError: an unknown name.
+    """
+    if isinstance(allocation, Allocation):
+        return allocation
+    if allocation not in _NAMED:
+        raise TransformError(f"allocation is {allocation!r}; {nearest(str(allocation), _NAMED)}")
+    return _NAMED[allocation]

@@ -1,0 +1,48 @@
+"""Scores: how much each weight matters (`mz.scores`)."""
+
+from modelzip_jax.masking.scores.activations import ActivationSparsity, Wanda, activation_sparsity, wanda
+from modelzip_jax.masking.scores.base import Score
+from modelzip_jax.masking.scores.gradients import (
+    Fisher,
+    GradientMagnitude,
+    Movement,
+    Saliency,
+    Taylor,
+    fisher,
+    gradient_magnitude,
+    movement,
+    saliency,
+    taylor,
+)
+from modelzip_jax.masking.scores.weights import Magnitude, Outlier, Random, magnitude, outlier, random
+from modelzip_jax.masking.scores.zero_cost import Given, given, grasp, iterate, snip, synflow
+
+__all__ = [
+    "ActivationSparsity",
+    "Fisher",
+    "Given",
+    "GradientMagnitude",
+    "Magnitude",
+    "Movement",
+    "Outlier",
+    "Random",
+    "Saliency",
+    "Score",
+    "Taylor",
+    "Wanda",
+    "activation_sparsity",
+    "fisher",
+    "given",
+    "gradient_magnitude",
+    "grasp",
+    "iterate",
+    "magnitude",
+    "movement",
+    "outlier",
+    "random",
+    "saliency",
+    "snip",
+    "synflow",
+    "taylor",
+    "wanda",
+]

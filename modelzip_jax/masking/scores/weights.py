@@ -1,0 +1,113 @@
+"""Scores of the weights alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from modelzip_jax import tree as trees
+from modelzip_jax.errors import TransformError
+from modelzip_jax.masking.scores.base import Score
+from modelzip_jax.recipe import recordable
+
+__all__ = ["Magnitude", "Outlier", "Random", "magnitude", "outlier", "random"]
+
+PyTree = Any
+
+
+@recordable
+@dataclasses.dataclass(frozen=True)
+class Magnitude(Score):
+    """See `magnitude`."""
+
+    power: int = 1
+
+    def pointwise(self) -> Callable[[jax.Array], jax.Array]:
+        return jnp.abs if self.power == 1 else jnp.square
+
+    def __call__(self, values: PyTree, **extra: Any) -> PyTree:
+        return jax.tree.map(self.pointwise(), values)
+
+
+def magnitude(power: int = 1) -> Magnitude:
+    """|w|: the smallest weights go first (Han et al. 2015; Zhu & Gupta 2017).
+
+    Args:
+      power: 1 or 2. It matters for structures, which average scores: L1 (Li et al. 2017, arXiv:1608.08710) or
+        L2 norms of filters.
+
+    >>> magnitude()({"w": jnp.array([-2.0, 1.0])})
+    {'w': Array([2., 1.], dtype=float32)}
+    """
+    if power not in (1, 2):
+        raise TransformError(f"power must be 1 or 2, not {power!r}")
+    return Magnitude(power)
+
+
+@recordable
+@dataclasses.dataclass(frozen=True)
+class Random(Score):
+    """See `random`."""
+
+    seed: int
+
+    def __call__(self, values: PyTree, **extra: Any) -> PyTree:
+        def draw(name: str, w: jax.Array) -> jax.Array:
+            # By name, so that a leaf's scores do not depend on what else is pruned.
+            key = jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(name.encode()) & 0x7FFFFFFF)
+            return jax.random.uniform(key, jnp.shape(w))
+
+        return trees.map_named(draw, values)
+
+
+def random(seed: int = 0) -> Random:
+    """Uniform random scores: the baseline that every criterion has to beat.
+
+    The same at every refresh, so that masks stay.
+
+    >>> random()({"w": jnp.zeros(2)})["w"].shape
+    (2,)
+    """
+    return Random(seed)
+
+
+@recordable
+@dataclasses.dataclass(frozen=True)
+class Outlier(Score):
+    """See `outlier`."""
+
+    def __call__(self, values: PyTree, **extra: Any) -> PyTree:
+        return jax.tree.map(lambda w: -_mean_distance(w), values)
+
+
+def outlier() -> Outlier:
+    """Distance-based pruning as surveys word it: the weight farthest from the others goes first.
+
+    The score of w_i is -(1/n) Σ_j |w_i - w_j|, over the weights of its tensor. Over-large weights are set to
+    zero first, the opposite of `magnitude`: of use against outliers that widen a quantizer's range. Exact for
+    all pairs in one sort.
+
+    >>> outlier()({"w": jnp.array([0.0, 1.0, 5.0])})["w"]
+    Array([-2.       , -1.6666667, -3.       ], dtype=float32)
+    """
+    return Outlier()
+
+
+def _mean_distance(w: jax.Array) -> jax.Array:
+    """(1/n) Σ_j |w_i - w_j| of each weight, from prefix sums of the sorted weights."""
+    if w.size == 0:
+        return w
+    flat = w.reshape(-1).astype(jnp.float32)
+    flat = flat - jnp.mean(flat)  # Distances stay; sums of centred values lose fewer digits.
+    order = jnp.argsort(flat)
+    ranked = flat[order]
+    before = jnp.cumsum(ranked) - ranked
+    rank = jnp.arange(w.size, dtype=jnp.float32)
+    total = jnp.sum(ranked)
+    distances = ranked * (2.0 * rank - w.size) + total - 2.0 * before
+    return jnp.zeros_like(flat).at[order].set(distances / w.size).reshape(w.shape)

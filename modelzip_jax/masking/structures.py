@@ -1,0 +1,170 @@
+"""Which weights are pruned together: single ones, blocks, channels, or n of every m.
+
+A structure turns a leaf's scores into one score for each group, and a choice of groups into a mask.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from modelzip_jax.errors import LeafError, TransformError
+from modelzip_jax.recipe import recordable
+
+__all__ = ["Block", "Channel", "NOfM", "Structure", "block", "channel", "n_of_m", "unstructured"]
+
+
+@recordable
+@dataclasses.dataclass(frozen=True)
+class Structure:
+    """Single weights; the base of other structures."""
+
+    fixes_sparsity: ClassVar[bool] = False
+    """Whether the structure itself says how many weights go."""
+
+    def group(self, scores: jax.Array) -> jax.Array:
+        """One score for each group, the mean of its weights' scores."""
+        return scores
+
+    def spread(self, kept: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """The boolean mask of the leaf's shape, from which groups are kept."""
+        return kept
+
+
+def unstructured() -> Structure:
+    """Single weights, wherever they are.
+
+    >>> unstructured()
+    Structure()
+    """
+    return Structure()
+
+
+@recordable
+@dataclasses.dataclass(frozen=True)
+class Channel(Structure):
+    """See `channel`."""
+
+    axis: int
+
+    def group(self, scores: jax.Array) -> jax.Array:
+        axis = self._axis(scores.shape)
+        return jnp.mean(scores, axis=tuple(a for a in range(scores.ndim) if a != axis))
+
+    def spread(self, kept: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        axis = self._axis(shape)
+        return jnp.broadcast_to(kept.reshape([-1 if a == axis else 1 for a in range(len(shape))]), shape)
+
+    def _axis(self, shape: tuple[int, ...]) -> int:
+        if not -len(shape) <= self.axis < len(shape):
+            raise LeafError(
+                f"a leaf of shape {shape} has no channel axis {self.axis}; select kernels with mz.only"
+            )
+        return self.axis % len(shape)
+
+
+def channel(axis: int = -1) -> Channel:
+    """All weights of one index of `axis`: a neuron, a filter (-1, the outputs of Flax kernels) or an input.
+
+    The mask leaves the channel in place; `mz.shrink` takes it out, with everything coupled to it.
+
+    >>> channel().group(jnp.array([[1.0, 2.0], [3.0, 6.0]]))
+    Array([2., 4.], dtype=float32)
+    """
+    return Channel(axis)
+
+
+@recordable
+@dataclasses.dataclass(frozen=True)
+class Block(Structure):
+    """See `block`."""
+
+    shape: tuple[int, ...]
+
+    def group(self, scores: jax.Array) -> jax.Array:
+        sums, counts = (self._sums(x) for x in (scores, jnp.ones_like(scores)))
+        return sums / counts
+
+    def spread(self, kept: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        for axis, size in zip(range(-len(self.shape), 0), self.shape, strict=True):
+            kept = jnp.repeat(kept, size, axis=axis)
+        return kept[tuple(slice(n) for n in shape)]
+
+    def _sums(self, x: jax.Array) -> jax.Array:
+        if x.ndim < len(self.shape):
+            raise LeafError(
+                f"a leaf of shape {x.shape} has no blocks of {self.shape}; select kernels with mz.only"
+            )
+        lead = x.shape[: x.ndim - len(self.shape)]
+        tail = x.shape[len(lead) :]
+        pads = [(0, 0)] * len(lead) + [(0, -n % b) for n, b in zip(tail, self.shape, strict=True)]
+        x = jnp.pad(x, pads)
+        split = [m for n, b in zip(x.shape[len(lead) :], self.shape, strict=True) for m in (n // b, b)]
+        return x.reshape(*lead, *split).sum(axis=tuple(range(len(lead) + 1, len(lead) + len(split), 2)))
+
+
+def block(*shape: int) -> Block:
+    """Blocks of the last axes; at the end of an axis they may be smaller, and count as one all the same.
+
+    >>> block(1, 2).group(jnp.array([[1.0, 3.0, 5.0]]))
+    Array([[2., 5.]], dtype=float32)
+    """
+    if not shape or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in shape):
+        raise TransformError(f"block() takes positive sizes of the last axes, not {shape}")
+    return Block(shape)
+
+
+@recordable
+@dataclasses.dataclass(frozen=True)
+class NOfM(Structure):
+    """See `n_of_m`."""
+
+    n: int
+    m: int
+    axis: int
+
+    fixes_sparsity: ClassVar[bool] = True
+
+    def choose(self, scores: jax.Array) -> jax.Array:
+        """The mask: the n largest of each m, the first ones of equal scores."""
+        if not -scores.ndim <= self.axis < scores.ndim:
+            raise LeafError(
+                f"a leaf of shape {scores.shape} has no axis {self.axis}; select kernels with mz.only"
+            )
+        rows = jnp.moveaxis(scores, self.axis, -1)
+        length = rows.shape[-1]
+        padded = jnp.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, -length % self.m)], constant_values=-jnp.inf)
+        groups = padded.reshape(*rows.shape[:-1], -1, self.m)
+        # m is small: a rank by comparisons, without a sort.
+        rank = jnp.zeros(groups.shape, jnp.int32)
+        for other in range(self.m):
+            theirs = groups[..., other : other + 1]
+            earlier = jnp.arange(self.m) > other
+            rank += (theirs > groups) | ((theirs == groups) & earlier)
+        # Of a shorter last group the same share, rounded up.
+        rest = length % self.m
+        keep = jnp.full(groups.shape[-2], self.n)
+        keep = keep.at[-1].set(math.ceil(self.n * rest / self.m)) if rest else keep
+        mask = (rank < keep[:, None]).reshape(*rows.shape[:-1], -1)[..., :length]
+        return jnp.moveaxis(mask, -1, self.axis)
+
+
+def n_of_m(n: int, m: int, axis: int = -2) -> NOfM:
+    """Exactly n of every m neighbours along `axis` stay: 2:4 is what sparse tensor cores compute with.
+
+    It fixes the sparsity, 1 - n / m, so `mz.prune` takes none. A shorter last group keeps the same share, rounded
+    up. Mishra et al. 2021, arXiv:2104.08378.
+
+    Args:
+      axis: -2, the inputs of Flax kernels.
+
+    >>> n_of_m(2, 4, axis=-1).choose(jnp.array([1.0, 4.0, 2.0, 3.0, 9.0]))
+    Array([False,  True, False,  True,  True], dtype=bool)
+    """
+    if not 0 < n <= m <= 64:
+        raise TransformError(f"n_of_m keeps n of m with 0 < n <= m <= 64, not {n} of {m}")
+    return NOfM(n, m, axis)
