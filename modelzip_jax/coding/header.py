@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import msgpack
@@ -13,14 +15,15 @@ import numpy as np
 
 from modelzip_jax.coding import rans, tables
 from modelzip_jax.coding.skeleton import count_leaves
-from modelzip_jax.coding.streams import CODED, ESCAPED, RAW, Plan
+from modelzip_jax.coding.streams import CODED, ESCAPED, MAX_REPEATS, RAW, REPEATED, Plan
 from modelzip_jax.coding.symbols import Spec, stream_lengths
 from modelzip_jax.errors import FormatError
 
 __all__ = ["Header", "checksum"]
 
 MAGIC = b"\x89MZ\r\n\x1a\n\x00"
-VERSION = 1
+VERSIONS = (1, 2)
+"""Version 2 has streams that repeat earlier ones; a file without any is of version 1."""
 PRELUDE = struct.Struct("<8sIII")
 CHECKSUM = 8
 MAX_DEPTH = 256
@@ -70,7 +73,12 @@ class Header:
         """The header as stored, and how many bytes each part of it takes."""
         _check_depth(self.outline)
         _check_depth(self.recipe)
-        escapes = [[int(p.rare[0]), p.lengths[1]] for p in self.plans if p.rare is not None]
+        escapes = [
+            [p.back] if p.rare is None else [int(p.rare[0]), p.lengths[1]]
+            for p in self.plans
+            if p.coding in (ESCAPED, REPEATED)
+        ]
+        version = 2 if any(p.coding == REPEATED for p in self.plans) else 1
         codings = bytes(p.coding for p in self.plans)
         chunks = [n for chunk in self.chunks for n in chunk]
         rest = [self.recipe, self.step, self.lanes.bit_length() - 1, self.specs, codings, escapes, chunks]
@@ -79,7 +87,7 @@ class Header:
         if len(raw) > _meta_limit(len(meta)):
             raise FormatError(f"{len(self.specs)} tensors need a header of {len(raw)} bytes, too large")
         table = b"".join(tables.encode_table(t) for p in self.plans for t in p.tables)
-        body = PRELUDE.pack(MAGIC, VERSION, len(meta), len(table)) + meta + table
+        body = PRELUDE.pack(MAGIC, version, len(meta), len(table)) + meta + table
         tensors = min(len(_deflate(msgpack.packb([None, *rest]))), len(meta))
         parts = {
             "fixed": PRELUDE.size + CHECKSUM,
@@ -105,9 +113,9 @@ class Header:
         if len(start) < PRELUDE.size:
             raise FormatError(f"truncated at byte {len(start)}, inside the {PRELUDE.size} bytes of prelude")
         _, version, stored_meta, stored_tables = PRELUDE.unpack(start)
-        if version != VERSION:
+        if version not in VERSIONS:
             raise FormatError(
-                f"byte 8: the file has format version {version}, this modelzip_jax reads {VERSION}: update it"
+                f"byte 8: the file has format version {version}, this modelzip_jax reads {VERSIONS[-1]}: update it"
             )
         length = stored_meta + stored_tables
         end = PRELUDE.size + length + CHECKSUM
@@ -168,7 +176,7 @@ def _parse(meta: Any, table_bytes: bytes, file_size: int) -> Header:
         type(step) is int and isinstance(specs, list) and isinstance(codings, bytes)
         and type(lane_bits) is int and 0 <= lane_bits <= 12
         and _are_sizes(chunks) and len(chunks) % 2 == 0
-        and isinstance(escapes, list) and all(_are_sizes(e) and len(e) == 2 and e[0] < 256 for e in escapes)
+        and isinstance(escapes, list) and all(_are_sizes(e) and len(e) in (1, 2) for e in escapes)
     ):  # fmt: skip
         raise FormatError("its parts have wrong types")
     if count_leaves(outline) != len(specs):
@@ -201,23 +209,46 @@ def _are_sizes(items: Any) -> bool:
 
 
 def _plans(lengths: list[int], codings: bytes, escapes: list[list[int]], table_bytes: bytes) -> list[Plan]:
-    plans, offset, left = [], 0, iter(escapes)
+    plans: list[Plan] = []
+    offset, left, repeats = 0, iter(escapes), collections.Counter[int]()
     for length, coding in zip(lengths, codings, strict=True):
         if coding == RAW:
             plans.append(Plan(RAW, length))
             continue
+        if coding == REPEATED:
+            (back,) = _detail(left, 1)
+            first = len(plans) - back
+            repeats[first] += 1
+            if (
+                not 0 <= first < len(plans)
+                or plans[first].coding == REPEATED
+                or plans[first].length != length
+            ):
+                raise FormatError(f"stream {len(plans)} cannot repeat the one {back} before it")
+            if repeats[first] > MAX_REPEATS:
+                raise FormatError(f"more than {MAX_REPEATS} streams repeat stream {first}")
+            plans.append(Plan(REPEATED, length, back=back))
+            continue
         if coding not in (CODED, ESCAPED):
             raise FormatError(f"unknown coding {coding} of a stream")
-        first, offset = tables.decode_table(table_bytes, offset)
+        common, offset = tables.decode_table(table_bytes, offset)
         if coding == CODED:
-            plans.append(Plan(CODED, length, (first,), (length,)))
+            plans.append(Plan(CODED, length, (common,), (length,)))
             continue
-        second, offset = tables.decode_table(table_bytes, offset)
-        escape, count = next(left, (0, -1))
-        if not 0 <= count <= length:
-            raise FormatError(f"{count} escapes in a stream of {length}")
+        escaped, offset = tables.decode_table(table_bytes, offset)
+        escape, count = _detail(left, 2)
+        if escape > 255 or count > length:
+            raise FormatError(f"{count} escapes by symbol {escape} in a stream of {length}")
         rare = np.array([escape], np.uint8)
-        plans.append(Plan(ESCAPED, length, (first, second), (length, count), (), rare))
+        plans.append(Plan(ESCAPED, length, (common, escaped), (length, count), (), rare))
     if offset != len(table_bytes):
         raise FormatError(f"{len(table_bytes) - offset} bytes behind the last table")
     return plans
+
+
+def _detail(left: Iterator[list[int]], count: int) -> list[int]:
+    """The next item that a coding needs."""
+    item = next(left, [])
+    if len(item) != count:
+        raise FormatError(f"{item} where a stream's coding needs {count} numbers")
+    return item

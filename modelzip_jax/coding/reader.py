@@ -15,7 +15,7 @@ import numpy as np
 from modelzip_jax import tree as trees
 from modelzip_jax.coding import escapes, rans, skeleton, sparse, symbols
 from modelzip_jax.coding.header import CHECKSUM, Header, checksum
-from modelzip_jax.coding.streams import ESCAPED, RAW
+from modelzip_jax.coding.streams import ESCAPED, RAW, REPEATED
 from modelzip_jax.coding.writer import MAX_CHUNK, MAX_PIECES
 from modelzip_jax.errors import FormatError, PatternError
 from modelzip_jax.model import Packed
@@ -166,6 +166,8 @@ class Archive:
 
     def _stream(self, stream: int) -> np.ndarray:
         plan = self.header.plans[stream]
+        if plan.coding == REPEATED:
+            return self._stream(stream - plan.back)
         if plan.coding == RAW:
             return self._raw(stream)
         segment = int(self._first_segment[stream])
@@ -201,7 +203,7 @@ class Archive:
         return (self.leaf(index) for index in range(len(self.header.specs)))
 
     def coded_bytes(self) -> list[int]:
-        """Estimated file bytes of each leaf: its code length, tables and raw planes."""
+        """Estimated file bytes of each leaf: its code length, tables and raw planes; none of what repeats."""
         from modelzip_jax.coding import tables
 
         per_segment: list[float] = [0.0] * len(self._lengths)

@@ -1,25 +1,32 @@
-"""How each byte stream is coded: raw, by one table, or by a table with escapes."""
+"""How each byte stream is coded: raw, by one table, by a table with escapes, or as an earlier one."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+from collections.abc import Iterable
 
 import numpy as np
 
 from modelzip_jax.coding import escapes, histograms, planes
 
-__all__ = ["CODED", "ESCAPED", "RAW", "Plan", "plan"]
+__all__ = ["CODED", "ESCAPED", "RAW", "REPEATED", "Plan", "plan", "plan_all"]
 
-RAW, CODED, ESCAPED = range(3)
+RAW, CODED, ESCAPED, REPEATED = range(4)
+MAX_REPEATS = 255
+"""Most streams that repeat the same one: it bounds what a byte of the file can stand for."""
+_WORTH = 8
+"""Bytes that a stream must take for its repetition to be told instead."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """The decision for one stream.
 
-    coding: RAW, CODED or ESCAPED. length: bytes of the stream. tables: uint32[256] frequencies, none,
+    coding: RAW, CODED, ESCAPED or REPEATED. length: bytes of the stream. tables: uint32[256] frequencies, none,
     one, or two (of the stream with escapes, and of the escaped symbols). lengths: symbols coded by
     each table. bits: estimated bits of each. rare: for ESCAPED, the escaped symbols, the escape first.
+    back: for REPEATED, how many streams before this one the same bytes were.
     """
 
     coding: int
@@ -28,12 +35,40 @@ class Plan:
     lengths: tuple[int, ...] = ()
     bits: tuple[float, ...] = ()
     rare: np.ndarray | None = None
+    back: int = 0
 
     def segments(self, stream: np.ndarray) -> list[np.ndarray]:
         """The stream as the segments that its tables code."""
+        if self.coding == REPEATED:
+            return []
         if self.rare is None:
             return [stream]
         return list(escapes.extract(stream, self.rare))
+
+
+def plan_all(streams: Iterable[np.ndarray]) -> list[Plan]:
+    """The coding of each stream in order; one with the bytes of an earlier one is not coded again.
+
+    >>> [p.coding == REPEATED for p in plan_all([np.arange(256, dtype=np.uint8)] * 2)]
+    [False, True]
+    """
+    plans: list[Plan] = []
+    seen: dict[bytes, tuple[int, int]] = {}
+    for index, stream in enumerate(streams):
+        key = hashlib.blake2b(np.ascontiguousarray(stream).data, digest_size=32).digest()
+        first, repeats = seen.get(key, (index, MAX_REPEATS))
+        if repeats < MAX_REPEATS:
+            seen[key] = first, repeats + 1
+            plans.append(Plan(REPEATED, stream.size, back=index - first))
+            continue
+        plans.append(plan(stream))
+        if stream.size and _bytes(plans[-1]) > _WORTH:
+            seen[key] = index, 0
+    return plans
+
+
+def _bytes(p: Plan) -> float:
+    return p.length if p.coding == RAW else sum(p.bits) / 8 + 4 * len(p.tables)
 
 
 def plan(stream: np.ndarray) -> Plan:

@@ -14,7 +14,7 @@ from modelzip_jax.atomic import atomic_file
 from modelzip_jax.coding import rans, sparse, symbols
 from modelzip_jax.coding.header import CHECKSUM, Header, checksum
 from modelzip_jax.coding.skeleton import outline
-from modelzip_jax.coding.streams import RAW, Plan, plan
+from modelzip_jax.coding.streams import RAW, Plan, plan_all
 from modelzip_jax.model import Packed
 from modelzip_jax.packed import PackedArray, is_packed
 from modelzip_jax.recipe import to_plain
@@ -75,7 +75,7 @@ def save(path: str | os.PathLike[str], packed: Packed, variables: PyTree = None)
     tree = {"params": packed.params, "variables": dense(carried)}
     leaves = jax.tree.leaves(tree, is_leaf=is_packed)
     stored = [sparse.stored(leaf) for leaf in leaves]
-    plans = [plan(stream) for leaf in stored for stream in symbols.streams(leaf)]
+    plans = plan_all(stream for leaf in stored for stream in symbols.streams(leaf))
     lanes, target = _layout(plans)
     cut = _cut((n for p in plans for n in p.lengths), target)
     chunks = _code(_segments(stored, plans), cut, lanes)

@@ -29,7 +29,8 @@ def read(path):
     """`(outline, one array a leaf)`."""
     data = path.read_bytes()
     magic, version, meta_size, table_size = struct.unpack_from("<8sIII", data)
-    assert (magic, version) == (b"\x89MZ\r\n\x1a\n\x00", 1)
+    assert magic == b"\x89MZ\r\n\x1a\n\x00"
+    assert version in (1, 2)
     end = 20 + meta_size + table_size
     assert hashlib.blake2b(data[:end], digest_size=8).digest() == data[end : end + 8]
     meta = zlib.decompressobj(-15, zdict=DICTIONARY).decompress(data[20 : 20 + meta_size])
@@ -38,10 +39,12 @@ def read(path):
     table_bits = Bits(data[20 + meta_size : end])
     todo, segments = iter(escapes), []  # (length, table) of each
     for length, coding in zip(lengths, codings, strict=True):
-        if coding:
+        if coding in (1, 2):
             segments.append((length, read_table(table_bits)))
+        if coding > 1:
+            detail = next(todo)
         if coding == 2:
-            segments.append((next(todo)[1], read_table(table_bits)))
+            segments.append((detail[1], read_table(table_bits)))
     at, decoded, parts = end + 8, [[] for _ in segments], iter(pieces(segments, chunks[::2]))
     for size in chunks[1::2]:
         inside = next(parts)
@@ -62,9 +65,15 @@ def read(path):
             streams.append(np.frombuffer(raw[:length], np.uint8))
             raw = raw[length:]
             continue
+        if coding > 1:
+            detail = next(todo)
+        if coding == 3:
+            assert version == 2
+            streams.append(streams[len(streams) - detail[0]])
+            continue
         stream = np.array([s for part in next(flat) for s in part], np.uint8)
         if coding == 2:
-            stream[stream == next(todo)[0]] = [s for part in next(flat) for s in part]
+            stream[stream == detail[0]] = [s for part in next(flat) for s in part]
         streams.append(stream)
     source = iter(streams)
     return outline, [value(spec, source) for spec in specs]
@@ -186,6 +195,10 @@ def codes(item, source):
 def value(spec, source):
     if spec[0] == "masked":
         return masked(spec, source)
+    if spec[0] == "neurons":
+        _, inner, index, _, dtype = spec
+        vectors = value(inner, source)
+        return vectors[..., array(index, source)].astype(jnp.dtype(dtype))
     return finish(spec, inner_elements(spec, source), source)
 
 
@@ -196,6 +209,15 @@ def inner_elements(spec, source):
 def finish(spec, elements, source):
     if spec[0] == "dense":
         return elements.reshape(spec[2])
+    if spec[0] == "clustered":
+        return array(spec[2], source)[elements].reshape(spec[4]).astype(jnp.dtype(spec[5]))
+    if spec[0] == "vectors":
+        _, _, book, axis, shape, dtype = spec
+        flat = array(book, source)[elements].reshape(-1)[: math.prod(shape)].astype(jnp.dtype(dtype))
+        if len(shape) < 2:
+            return flat.reshape(shape)
+        rest = [n for a, n in enumerate(shape) if a != axis % len(shape)]
+        return np.moveaxis(flat.reshape(*rest, shape[axis]), -1, axis)
     _, _, step, zero, low, shape, dtype, granularity, axis, group_size = spec
     step = array(step, source)
     zero = np.zeros_like(step) if zero is None else array(zero, source)

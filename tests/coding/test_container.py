@@ -232,7 +232,7 @@ def test_foreign_files(tmp_path):
         (b"", "not a .mz file"),
         (b"hello world, this is a text", "not a .mz file"),
         (headers.MAGIC[:5], "truncated at byte 5"),
-        (headers.PRELUDE.pack(headers.MAGIC, 2, 0, 0) + bytes(99), "version 2.*update"),
+        (headers.PRELUDE.pack(headers.MAGIC, 3, 0, 0) + bytes(99), "version 3.*update"),
         (headers.PRELUDE.pack(headers.MAGIC, 1, 2**31, 0) + bytes(99), "truncated: the header ends at byte"),
     ]:
         path.write_bytes(content)

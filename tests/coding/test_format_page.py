@@ -47,6 +47,12 @@ def test_lossless_leaves_of_every_dtype(tmp_path):
         mz.quantize(8, granularity="tensor"),
         mz.chain(mz.prune(sparsity=0.7), mz.quantize(3, granularity="group", group_size=64, symmetric=False)),
         mz.prune(sparsity=0.9),
+        mz.cluster(11),
+        mz.cluster(5, granularity="model"),
+        mz.cluster(16, block=5, axis=0),
+        mz.chain(mz.prune(sparsity=0.9), mz.cluster(6)),
+        mz.only("b", mz.share_neurons(5)),
+        mz.only("b", mz.chain(mz.share_neurons(5), mz.quantize(4, granularity="tensor"))),
     ],
     ids=str,
 )
