@@ -17,7 +17,7 @@ from modelzip_jax.sharing import vectors
 from modelzip_jax.sharing.centroids import INITS
 from modelzip_jax.sharing.clustered import Clustered, VectorClustered
 from modelzip_jax.sharing.codebook import Book
-from modelzip_jax.sharing.lookup import attention, read, soft_means, soft_read
+from modelzip_jax.sharing.lookup import read, soft_read
 from modelzip_jax.transform import Encoded, Rate, Transform
 from modelzip_jax.tree import Static
 
@@ -134,14 +134,12 @@ class Cluster(Transform):
                 out = read(rows, entries, codes, self.every > 0)
             else:
                 columns = rows.reshape(len(rows), -1), entries.reshape(len(entries), -1)
-                out = soft_read(*columns, codes, self._temperature(entries)).reshape(rows.shape)
+                out = soft_read(*columns, codes, books.softness(entries, self.temperature)).reshape(
+                    rows.shape
+                )
             return self._unrows(out, w.shape).astype(dtype.value)
 
         return jax.tree.map(decode, values, self._entries(values, extras, state), state.codes, state.dtypes)
-
-    def _temperature(self, entries: jax.Array) -> jax.Array:
-        """In units of the weights."""
-        return jnp.maximum(self.temperature * jnp.sqrt(jnp.mean(jnp.square(entries))), 1e-30)
 
     def update(self, values: PyTree, extras: PyTree, state: ClusterState, **extra: Any) -> Encoded:
         if self.temperature is None and self.every == 0:
@@ -163,20 +161,7 @@ class Cluster(Transform):
         """The books after a Lloyd step, soft in DKM."""
 
         def move(parts: list[jax.Array], masses: list[jax.Array | None], book: Book) -> Book:
-            entries = books.current(None, book)
-            columns = entries.reshape(len(entries), -1)
-            rows = jnp.concatenate([p.reshape(len(p), columns.shape[1]) for p in parts])
-            mass = [jnp.ones_like(p) if m is None else m for p, m in zip(parts, masses, strict=True)]
-            mass = jnp.concatenate([m.reshape(-1, columns.shape[1]) for m in mass])
-            if self.temperature is None:
-                new = _hard_means(
-                    rows, books.nearest(rows.reshape(-1, *entries.shape[1:]), entries), columns, mass
-                )
-            else:
-                new = soft_means(rows, attention(rows, columns, self._temperature(entries)), columns, mass)
-            new = new.reshape(entries.shape)
-            new = new.at[0].set(0.0) if book.zero.value else new
-            return Book(new / book.scale, book.scale, book.zero)
+            return books.step(book, parts, masses, self.temperature)
 
         if self.leafwise:
             return jax.tree.map(lambda w, m, b: move([self._rows(w)], m, b), values, weights, state.books)
@@ -231,12 +216,6 @@ class Cluster(Transform):
             return Rate(self._unrows(rows, w.shape), jnp.float32(book.bits))
 
         return jax.tree.map(bits, values, state.codes, self._spread(values, state.books))
-
-
-def _hard_means(rows: jax.Array, codes: jax.Array, entries: jax.Array, mass: jax.Array) -> jax.Array:
-    total = jnp.zeros_like(entries).at[codes].add(mass)
-    first = jnp.zeros_like(entries).at[codes].add(mass * rows)
-    return jnp.where(total > 0, first / jnp.where(total > 0, total, 1.0), entries)
 
 
 def _is_book(x: Any) -> bool:

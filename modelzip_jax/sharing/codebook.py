@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from modelzip_jax.sharing import vectors
 from modelzip_jax.sharing.clustered import index_bits
 from modelzip_jax.sharing.kmeans import assign, kmeans
+from modelzip_jax.sharing.lookup import attention, soft_means
 from modelzip_jax.tree import Static
 
-__all__ = ["Book", "current", "fit", "nearest", "of_entries"]
+__all__ = ["Book", "current", "fit", "nearest", "of_entries", "softness", "step"]
 
 _BLOCKS = 1 << 18
 """Blocks that vector codebooks are fitted to, evenly taken from all: a thousand for each of 256 entries."""
@@ -98,3 +99,34 @@ def nearest(x: jax.Array, entries: jax.Array, weights: jax.Array | None = None) 
         return vectors.assign_blocks(x, entries, weights)
     order = jnp.argsort(entries)
     return order.astype(jnp.uint8)[assign(x, entries[order])]
+
+
+def softness(entries: jax.Array, temperature: float) -> jax.Array:
+    """DKM's temperature in units of the weights: relative to the root mean square of the entries."""
+    return jnp.maximum(temperature * jnp.sqrt(jnp.mean(jnp.square(entries))), 1e-30)
+
+
+def step(
+    book: Book, parts: list[jax.Array], weights: list[jax.Array | None], temperature: float | None
+) -> Book:
+    """The book after a step of Lloyd's iteration over leaves or blocks, soft (DKM's) at a temperature."""
+    entries = current(None, book)
+    columns = entries.reshape(len(entries), -1)
+    rows = jnp.concatenate([p.reshape(len(p), columns.shape[1]) for p in parts])
+    masses = [jnp.ones_like(p) if m is None else m for p, m in zip(parts, weights, strict=True)]
+    mass = jnp.concatenate([m.reshape(-1, columns.shape[1]) for m in masses])
+    if temperature is None:
+        codes = nearest(rows.reshape(-1, *entries.shape[1:]), entries)
+        new = _means(rows, codes, columns, mass)
+    else:
+        new = soft_means(rows, attention(rows, columns, softness(entries, temperature)), columns, mass)
+    new = new.reshape(entries.shape)
+    new = new.at[0].set(0.0) if book.zero.value else new
+    return Book(new / book.scale, book.scale, book.zero)
+
+
+def _means(rows: jax.Array, codes: jax.Array, entries: jax.Array, mass: jax.Array) -> jax.Array:
+    """Of the rows with each code; an entry that none has stays."""
+    total = jnp.zeros_like(entries).at[codes].add(mass)
+    first = jnp.zeros_like(entries).at[codes].add(mass * rows)
+    return jnp.where(total > 0, first / jnp.where(total > 0, total, 1.0), entries)

@@ -131,13 +131,13 @@ def histogram(arrays: Sequence[jax.Array], weights: Sequence[jax.Array | None], 
 def sort(arrays: Sequence[jax.Array], weights: Sequence[jax.Array | None], bins: Binning) -> Points:
     """Every value of the arrays together as a point, less the centre.
 
-    Points without mass fill the next power of 4, so that few sizes are compiled for.
+    Points without mass fill the next power of 4 from 1,024 on, so that few sizes are compiled for.
     """
     points = jnp.concatenate([x.reshape(-1) for x in arrays])
     pairs = zip(arrays, weights, strict=True)
     masses = [jnp.ones(x.size, points.dtype) if w is None else w.reshape(-1) for x, w in pairs]
     mass = jnp.concatenate(masses).astype(points.dtype)
-    fill = (0, (1 << 2 * -(-max(points.size - 1, 1).bit_length() // 2)) - points.size)
+    fill = (0, (1 << 2 * max(5, -(-(points.size - 1).bit_length() // 2))) - points.size)
     points = jnp.pad(points, fill, mode="edge") - bins.centre
     points, mass = jax.lax.sort((points, jnp.pad(mass, fill)), num_keys=1)
     return Points(points, mass, points * mass)
