@@ -98,7 +98,12 @@ def main() -> None:
     for path in mine.lenet:
         tensors = matrices(mz.unpack(mz.load(path)))
         first = next(iter(tensors.values()))
-        study(report, f"LeNet-300-100 ({path.parent.name})", tensors, mine)
+        study(
+            report,
+            f"LeNet-300-100 ({path.parent.name})",
+            tensors,
+            argparse.Namespace(values=1 << 18, shapes=3),
+        )
         best, plain = compare("first", first, 1e-2)
         report.bar(
             f"LeNet-300-100 ({path.parent.name}), first layer at 0.01: best basis ÷ identity",

@@ -16,7 +16,7 @@ from modelzip_jax import tree as trees
 from modelzip_jax.chaining import chain
 from modelzip_jax.coding import histograms
 from modelzip_jax.errors import TransformError
-from modelzip_jax.partitioning import partition
+from modelzip_jax.partitioning import Partition, partition
 from modelzip_jax.transform import Transform
 from modelzip_jax.wavelets.bases import Basis
 from modelzip_jax.wavelets.entropy import cheapest_cuts, coded_bits
@@ -59,7 +59,7 @@ def candidates(shape: tuple[int, ...]) -> list[tuple[Basis, tuple[int, ...]]]:
     An axis of a square length is also viewed as the rows of a square image.
 
     >>> [str(basis) for basis, _ in candidates((3, 3, 8, 8))][:2]
-    ['block 3 over 0', 'haar 1 over 0']
+    ['dct block 3 over 0', 'haar 1 over 0']
     """
     found: list[tuple[Basis, tuple[int, ...]]] = []
     for axis, n in enumerate(shape):
@@ -173,9 +173,10 @@ def best_basis(
     distortion: float = 1e-3,
     *,
     pattern: str = "**",
+    bases: Iterable[tuple[Basis, tuple[int, ...]]] | None = None,
     views: Mapping[str, tuple[int, ...]] | None = None,
     min_ndim: int = 2,
-) -> Transform:
+) -> Partition:
     """A transform that stores each tensor in the basis of least bits at equal squared error.
 
     Tries `candidates` and the weights as they are, so that it never loses: each is quantized by the step
@@ -186,6 +187,7 @@ def best_basis(
       params: the weights. Call it on what will be compressed: steps belong to these values.
       distortion: squared error over squared norm of each tensor; 1e-3 is 30 dB.
       pattern: path pattern of the leaves to encode.
+      bases: `(basis, view)` pairs to try for every leaf instead of `candidates`.
       views: path pattern to a shape with which to try its leaves, too, such as `(28, 28, -1)`; the first axes
         of the view, two of them, are transformed together.
       min_ndim: leaves of fewer axes are left alone.
@@ -201,12 +203,13 @@ def best_basis(
 
     >>> rng, t = np.random.default_rng(0), np.linspace(0, 3, 256)[:, None]
     >>> params = {"smooth": np.sin(t + rng.normal(size=64)), "rough": rng.normal(size=(64, 64))}
-    >>> [type(part).__name__ for _, part in best_basis(params).parts]
+    >>> haar = Basis("wavelet", "haar", 3, (0,))
+    >>> [type(part).__name__ for _, part in best_basis(params, bases=[(haar, ())]).parts]
     ['StepQuantize', 'Chain']
     """
     if not 0.0 < distortion < 1.0:
         raise TransformError(f"distortion must be between 0 and 1, not {distortion!r}")
-    views = dict(views or {})
+    views, given = dict(views or {}), None if bases is None else tuple(bases)
     leaves = trees.named_leaves(trees.plain(params))
     names = [name for name, _ in leaves]
     trees.require_matches([pattern, *views], names)
@@ -215,11 +218,11 @@ def best_basis(
         shape = tuple(np.shape(leaf))
         if not trees.matches(pattern, name) or len(shape) < min_ndim or not math.prod(shape):
             continue
-        bases = candidates(shape)
+        tried = candidates(shape) if given is None else list(given)
         for view in (v for p, v in views.items() if trees.matches(p, name)):
             whole = viewed(shape, view, name)
-            bases += [(basis, whole) for basis in _along((0, 1), min(whole[:2]))]
-        transforms[name] = choices(name, leaf, distortion, bases)[0].transform()
+            tried += [(basis, whole) for basis in _along((0, 1), min(whole[:2]))]
+        transforms[name] = choices(name, leaf, distortion, tried)[0].transform()
     if not transforms:
         raise TransformError(f"{pattern!r} selects no leaf of {min_ndim} axes or more")
     return partition(transforms, {name: name for name in transforms})

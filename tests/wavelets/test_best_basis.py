@@ -44,7 +44,7 @@ def test_choices_meet_the_distortion_and_identity_is_among_them(distortion):
 
 
 def test_best_basis_makes_the_file_smaller_at_equal_error(tmp_path):
-    best = best_basis(PARAMS)
+    best = best_basis(PARAMS, bases=FEW)
     parts = dict(best.parts)
     assert set(parts) == {"smooth", "rough"}
     plain = mz.partition(
@@ -57,10 +57,10 @@ def test_best_basis_makes_the_file_smaller_at_equal_error(tmp_path):
 
 
 def test_all_zeros_and_outliers_fall_back_on_the_weights_as_they_are():
-    assert choices("zero", np.zeros((8, 8), np.float32), 1e-3)[0].error == 0.0
+    assert choices("zero", np.zeros((8, 8), np.float32), 1e-3, FEW)[0].error == 0.0
     spiky = np.zeros((64, 8), np.float32)
     spiky[0, 0], spiky[1:, 1:] = 100.0, 0.1 * RNG.normal(size=(63, 7))
-    best = choices("spiky", spiky, 1e-6)[0]
+    best = choices("spiky", spiky, 1e-6, FEW)[0]
     assert np.isfinite(best.bits)
     mz.compress({"w": spiky}, best.transform())
 
@@ -134,5 +134,6 @@ def test_step_errors():
         best_basis(PARAMS, pattern="bias")
 
 
+@pytest.mark.slow
 def test_step_laws():
     mz.testing.check_laws(quantize_step(0.5), {"w": RNG.normal(size=(4, 3)).astype("f4")}, steps=2)
