@@ -15,7 +15,7 @@ import numpy as np
 
 from modelzip_jax.wavelets.filters import LIFTING, Lifting, highpass, lowpass
 
-__all__ = ["join", "merge_bands", "split", "split_bands"]
+__all__ = ["interleave", "join", "merge_bands", "phases", "split", "split_bands"]
 
 _HALF = np.float32(1.0 / math.sqrt(2.0))
 
@@ -38,11 +38,18 @@ def split(x: jax.Array, name: str, axis: int) -> tuple[jax.Array, jax.Array]:
 
 def join(low: jax.Array, high: jax.Array, name: str, axis: int) -> jax.Array:
     """The inverse of `split`."""
+    return interleave(*phases(low, high, name, axis), axis)
+
+
+def phases(low: jax.Array, high: jax.Array, name: str, axis: int) -> tuple[jax.Array, jax.Array]:
+    """Samples 0, 2, … and 1, 3, … of the inverse of `split`."""
     if name in LIFTING:
         return _unlift(low, high, LIFTING[name], axis)
     half = high.shape[axis]
-    x = _join_even(_cut(low, 0, half, axis), high, name, axis)
-    return x if half == low.shape[axis] else jnp.concatenate([x, _cut(low, half, None, axis)], axis)
+    even, odd = _join_even(_cut(low, 0, half, axis), high, name, axis)
+    if half < low.shape[axis]:
+        even = jnp.concatenate([even, _cut(low, half, None, axis)], axis)
+    return even, odd
 
 
 def merge_bands(low: jax.Array, high: jax.Array, axis: int) -> jax.Array:
@@ -67,7 +74,7 @@ def _cut(x: jax.Array, start: int, stop: int | None, axis: int, stride: int = 1)
     return jax.lax.slice_in_dim(x, start, stop, stride, axis)
 
 
-def _interleave(even: jax.Array, odd: jax.Array, axis: int) -> jax.Array:
+def interleave(even: jax.Array, odd: jax.Array, axis: int) -> jax.Array:
     """Samples 0, 2, … and 1, 3, …, which may be one fewer."""
     pairs = odd.shape[axis]
     shape = list(odd.shape)
@@ -88,25 +95,25 @@ def _split_even(x: jax.Array, name: str, axis: int) -> tuple[jax.Array, jax.Arra
     return _weighted(h, taps), _weighted(g, taps)
 
 
-def _join_even(low: jax.Array, high: jax.Array, name: str, axis: int) -> jax.Array:
+def _join_even(low: jax.Array, high: jax.Array, name: str, axis: int) -> tuple[jax.Array, jax.Array]:
     """The adjoint of `_split_even`: x[2j + p] = Σ h[m] low[j - i] + g[m] high[j - i], m - before = 2i + p."""
     n = low.shape[axis]
     if name == "haar":
-        return _interleave((low + high) * _HALF, (low - high) * _HALF, axis)
+        return (low + high) * _HALF, (low - high) * _HALF
     h, g = lowpass(name).astype(low.dtype), highpass(name).astype(low.dtype)
     before = h.size // 2 - 1
     places = [divmod(m - before, 2) for m in range(h.size)]
     first, last = places[-1][0], -places[0][0]
     lows, highs = (_periodic(band, first, last, axis) for band in (low, high))
-    phases = []
+    found = []
     for phase in (0, 1):
         taps = [m for m in range(h.size) if places[m][1] == phase]
         cut = [(first - places[m][0], first - places[m][0] + n) for m in taps]
-        phases.append(
+        found.append(
             _weighted(h[taps], [_cut(lows, *ends, axis) for ends in cut])
             + _weighted(g[taps], [_cut(highs, *ends, axis) for ends in cut])
         )
-    return _interleave(phases[0], phases[1], axis)
+    return found[0], found[1]
 
 
 def _weighted(weights: np.ndarray, arrays: list[jax.Array]) -> jax.Array:
@@ -149,9 +156,8 @@ def _lift(x: jax.Array, lifting: Lifting, axis: int) -> tuple[jax.Array, jax.Arr
     return low * np.asarray(lifting.low, x.dtype), high * np.asarray(lifting.high, x.dtype)
 
 
-def _unlift(low: jax.Array, high: jax.Array, lifting: Lifting, axis: int) -> jax.Array:
+def _unlift(low: jax.Array, high: jax.Array, lifting: Lifting, axis: int) -> tuple[jax.Array, jax.Array]:
     even = low * np.asarray(1.0 / lifting.low, low.dtype)
     odd = high * np.asarray(1.0 / lifting.high, low.dtype)
     steps = [(index, -weight) for index, weight in enumerate(lifting.steps)][::-1]
-    even, odd = _lifted(even, odd, steps, axis)
-    return _interleave(even, odd, axis)
+    return _lifted(even, odd, steps, axis)
