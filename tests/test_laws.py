@@ -59,8 +59,15 @@ quantizers = st.builds(
 WAVELETS = [mz.wavelet("haar", 2, -1), mz.wavelet("db2", 1, 0, packets=True), mz.cosines(3, -1, keep=2)]
 LINEAR_ULP = 8
 
+CLUSTERS = [
+    mz.cluster(4),
+    mz.cluster(3, every=1, granularity="model"),
+    mz.cluster(4, temperature=0.1, zero=True),
+    mz.cluster(4, block=3, every=2, learned=False),
+]
+
 links = st.sampled_from([*PRUNES, *WAVELETS, mz.identity()])
-ends = links | quantizers
+ends = links | quantizers | st.sampled_from(CLUSTERS)
 chains = st.builds(lambda first, last: mz.chain(*first, last), st.lists(links, max_size=2), ends)
 
 
