@@ -109,22 +109,28 @@ def _mean_deviation(
 
 
 def histogram(arrays: Sequence[jax.Array], weights: Sequence[jax.Array | None], bins: Binning) -> Points:
-    """The arrays together as a point a bin: the mean of what is in it, less the centre."""
+    """The arrays together as a point a bin: the mean of what is in it, less the centre.
+
+    The means within bins are those of every eighth value in arrays of a million and more; values that are
+    all alike, of which a bin can be full, are found exactly all the same.
+    """
     dtype = bins.scale.dtype
     counted = all(w is None for w in weights)
     mass = jnp.zeros(BINS, jnp.int32 if counted else dtype)  # Floats would stop counting at 2**24.
-    first = jnp.zeros(BINS, dtype)
+    sampled, first = jnp.zeros(BINS, dtype), jnp.zeros(BINS, dtype)
     for x, w in zip(arrays, weights, strict=True):
         x = x.reshape(-1)
         w = jnp.ones(x.shape, mass.dtype) if w is None else w.reshape(-1).astype(dtype)
+        mass = mass.at[bins(x)].add(w, mode="promise_in_bounds")
+        stride = 8 if x.size >= 1 << 20 else 1
+        x, w = x[::stride], w[::stride].astype(dtype)
         place = bins(x)
-        mass = mass.at[place].add(w, mode="promise_in_bounds")
-        offset = (x - bins.centre - bins.middle(place)) * w.astype(dtype)
+        # Sums of values instead of offsets would be off by a part in 10,000 after 20,000 equal ones.
+        offset = (x - bins.centre - bins.middle(place)) * w
+        sampled = sampled.at[place].add(w, mode="promise_in_bounds")
         first = first.at[place].add(offset, mode="promise_in_bounds")
-    # Sums of values instead of offsets would be off by a part in 10,000 after 20,000 equal ones.
-    mass = mass.astype(dtype)
-    means = bins.middle(jnp.arange(BINS)) + first / jnp.where(mass > 0, mass, 1.0)
-    points = jax.lax.cummax(means)
+    means = bins.middle(jnp.arange(BINS)) + first / jnp.where(sampled > 0, sampled, 1.0)
+    points, mass = jax.lax.cummax(means), mass.astype(dtype)
     return Points(points, mass, points * mass)
 
 
