@@ -29,11 +29,17 @@ def command(folder, *arguments):
 
 @pytest.fixture(autouse=True, scope="module")
 def compile_once(tmp_path_factory):
-    """Processes share what they compile."""
+    """Processes share what they compile, and compile it quickly."""
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     yield
-    del os.environ["JAX_COMPILATION_CACHE_DIR"], os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"]
+    for name in (
+        "COMPILATION_CACHE_DIR",
+        "PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
+        "DISABLE_MOST_OPTIMIZATIONS",
+    ):
+        del os.environ[f"JAX_{name}"]
 
 
 def finish(folder, *arguments, devices=""):
