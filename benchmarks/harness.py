@@ -39,8 +39,13 @@ VERSIONS = (
 Times = dict[str, list[float]]
 
 
-def options(description: str | None, repeats: int, cores: int = 0) -> argparse.Namespace:
-    """Reads the command line and applies `--device` and `--cores`, before JAX has a backend."""
+def options(
+    description: str | None, repeats: int, cores: int = 0, flags: Mapping[str, str] | None = None
+) -> argparse.Namespace:
+    """Reads the command line and applies `--device` and `--cores`, before JAX has a backend.
+
+    flags: further switches and their help.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -48,6 +53,8 @@ def options(description: str | None, repeats: int, cores: int = 0) -> argparse.N
     parser.add_argument("--device", help="platform that JAX shall use: cpu, gpu or tpu")
     parser.add_argument("--cores", type=int, default=cores, help="CPU cores to use; 0 for all")
     parser.add_argument("--quick", action="store_true", help="small cases only, written to no file")
+    for flag, meaning in (flags or {}).items():
+        parser.add_argument(f"--{flag}", action="store_true", help=meaning)
     chosen = parser.parse_args()
     if chosen.device:
         os.environ["JAX_PLATFORMS"] = chosen.device  # For subprocesses.
