@@ -36,6 +36,9 @@ def recordable(cls: Class) -> Class:
 def to_plain(value: Any) -> Any:
     """A transform (or any hyperparameter) as dicts, lists, numbers and strings.
 
+    Fields at the default of their class are left out: a class may gain fields and still read older files,
+    but the default of a recorded class must never change.
+
     >>> import modelzip_jax as mz
     >>> to_plain(mz.identity())
     {'type': 'Identity', 'fields': {}}
@@ -45,7 +48,8 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [to_plain(item) for item in value]
     if type(value) in _classes.values():
-        fields = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        held = ((f, getattr(value, f.name)) for f in dataclasses.fields(value))
+        fields = {f.name: to_plain(x) for f, x in held if f.default is dataclasses.MISSING or x != f.default}
         return {"type": type(value).__name__, "fields": fields}
     if isinstance(value, Opaque):
         return {"opaque": value.description}
@@ -78,7 +82,8 @@ def from_plain(data: Any) -> Any:
             f"defines it first. Known: {', '.join(sorted(_classes))}"
         )
     names = {f.name for f in dataclasses.fields(cls)}
-    if set(data["fields"]) != names:
+    needed = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
+    if not needed <= set(data["fields"]) <= names:
         raise RecipeError(f"{data['type']} has the fields {sorted(names)}, not {sorted(data['fields'])}")
     try:
         return cls(**{name: from_plain(item) for name, item in data["fields"].items()})

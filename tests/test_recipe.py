@@ -68,3 +68,12 @@ def test_a_name_belongs_to_one_class():
 
     with pytest.raises(mz.errors.RecipeError, match="'Identity' is registered already"):
         recordable(Identity)
+
+
+def test_defaults_are_left_out_and_come_back():
+    t = mz.prune(sparsity=0.5)
+    plain = to_plain(t)
+    assert "structure" not in plain["fields"]
+    assert from_plain(plain) == t
+    other = mz.prune(sparsity=0.5, structure=mz.structures.channel(0))
+    assert from_plain(to_plain(other)) == other
