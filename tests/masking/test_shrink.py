@@ -55,7 +55,12 @@ def half(groups, seed=0):
     return [(g, rng.permutation(g.units)[: g.units // 2]) for g in chosen]
 
 
-@pytest.mark.parametrize("name", MODELS)
+SLOW = ("vgg", "resnet, projected", "language model, unscanned")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in MODELS]
+)
 def test_the_smaller_model_computes_what_the_silenced_one_does(name):
     model, variables, x, found = traced(name)
     removals = half(found.groups)

@@ -16,6 +16,10 @@ KERNEL = jnp.asarray(RNG.normal(size=(3, 3, 6, 10)), jnp.float32)
 TREE = {"dense": {"kernel": jnp.asarray(RNG.normal(size=(13, 9)), jnp.float32)}, "conv": {"kernel": KERNEL}}
 
 
+def slow(case):
+    return pytest.param(case, marks=pytest.mark.slow)
+
+
 def mask(leaf):
     return np.asarray(leaf) != 0
 
@@ -82,9 +86,9 @@ def test_two_of_four_in_the_file_and_in_training():
 @pytest.mark.parametrize(
     "t",
     [
-        mz.prune(sparsity=0.5, structure=mz.structures.channel(0), allocation="global"),
+        slow(mz.prune(sparsity=0.5, structure=mz.structures.channel(0), allocation="global")),
         mz.prune(structure=mz.structures.n_of_m(1, 4), every=1),
-        mz.prune(mz.scores.movement(), sparsity=mz.schedules.cubic(0.6, 0, 2), every=1),
+        slow(mz.prune(mz.scores.movement(), sparsity=mz.schedules.cubic(0.6, 0, 2), every=1)),
     ],
     ids=repr,
 )

@@ -27,7 +27,7 @@ def squared_error(x, centroids, weights=1.0):
 
 
 @pytest.mark.parametrize("name", DATA)
-@pytest.mark.parametrize("k", [4, 64])
+@pytest.mark.parametrize("k", [4, pytest.param(64, marks=pytest.mark.slow)])
 def test_no_worse_than_scikit_learn_after_the_same_iterations(name, k):
     x = DATA[name].astype(np.float32)
     start = np.linspace(x.min(), x.max(), k, dtype=np.float32)
@@ -126,7 +126,7 @@ def test_a_small_cluster_among_many_weights_keeps_its_mean():
     np.testing.assert_allclose(found[1], 3.3, rtol=1e-6)
 
 
-@pytest.mark.parametrize("k", [16, 200])
+@pytest.mark.parametrize("k", [16, pytest.param(200, marks=pytest.mark.slow)])
 def test_assignment_by_table_is_binary_search(k):
     x = DATA["heavy"].astype(np.float32)
     centroids = np.sort(np.append(x[: k - 2], [x[0], np.nextafter(x[0], np.float32(9))]))

@@ -103,6 +103,7 @@ def test_what_a_run_leaves(uninterrupted):
     assert [r["step"] for r in records.read(uninterrupted / "log.jsonl") if "loss" in r][:3] == [4, 8, 12]
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one_does(tmp_path, uninterrupted):
     folder = finish(tmp_path / "run", devices=8)
     np.testing.assert_allclose(losses(folder), losses(uninterrupted), atol=1e-5)
