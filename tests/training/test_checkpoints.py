@@ -15,7 +15,12 @@ from modelzip_jax.training.state import begin
 
 
 def state(step=0, width=4, tx=None):
-    params = {"dense": {"kernel": jnp.linspace(-1, 1, 3 * width).reshape(3, width), "bias": jnp.ones(width)}}
+    params = {
+        "dense": {
+            "kernel": jnp.asarray(np.linspace(-1, 1, 3 * width, dtype="f4").reshape(3, width)),
+            "bias": jnp.ones(width),
+        }
+    }
     tx = tx or mz.wrap(optax.adam(0.1), mz.only("**/kernel", mz.prune(sparsity=0.5)))
     params, opt_state = mz.start(tx, params)
     return begin(params, {"batch_stats": {"mean": jnp.full(2, step)}}, opt_state, jax.random.key(3), step)
