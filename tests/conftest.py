@@ -7,12 +7,14 @@ import pytest
 # tested as they are compiled for users, and the sentence encoder computes much.
 QUICK = {"evaluation", "masking", "models", "sharing", "trace", "training", "wavelets"}
 OPTIMIZED = {"test_sentence_encoder.py"}
+QUICK_TOO = {"test_activations.py"}
 
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_compilation(request):
     before = jax.config.read("jax_disable_most_optimizations")
-    quick = request.path.parent.name in QUICK and request.path.name not in OPTIMIZED
+    folder, name = request.path.parent.name, request.path.name
+    quick = name in QUICK_TOO or (folder in QUICK and name not in OPTIMIZED)
     jax.config.update("jax_disable_most_optimizations", quick)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
