@@ -203,16 +203,15 @@ def start(tx: optax.GradientTransformation, params: PyTree, **extra: Any) -> tup
     """
     from modelzip_jax.model import Packed, resume, unpack
 
+    weights = unpack(params) if isinstance(params, Packed) else params
+    token = _init_extra.set(extra)
+    try:
+        opt_state = tx.init(weights)
+    finally:
+        _init_extra.reset(token)
     if not isinstance(params, Packed):
-        token = _init_extra.set(extra)
-        try:
-            opt_state = tx.init(params)
-        finally:
-            _init_extra.reset(token)
         state = find_state(opt_state)
         return trees.merge(params, state.transform.value.decode(*state.encoded)), opt_state
-    weights = unpack(params)
-    opt_state = tx.init(weights)
     transform = find_state(opt_state).transform.value
     _, values, extras, state = resume(params, transform)
     count = jnp.asarray(params.step, jnp.int32)

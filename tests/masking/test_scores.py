@@ -197,6 +197,13 @@ def test_start_takes_what_a_score_needs():
     assert wanted[kept].min() >= wanted[~kept].max()
 
 
+def test_a_file_resumes_with_what_a_score_needs():
+    t = mz.only("a", mz.prune(scores.saliency(), sparsity=0.5))
+    packed = mz.compress(VALUES, t, grads=GRADS)
+    params, _ = mz.start(mz.wrap(optax.sgd(0.1), t), packed, grads=GRADS)
+    np.testing.assert_array_equal(params["a"], mz.unpack(packed)["a"])
+
+
 def test_missing_needs_are_named():
     with pytest.raises(TransformError, match="Saliency needs grads"):
         mz.compress(VALUES, mz.prune(scores.saliency(), sparsity=0.5))
