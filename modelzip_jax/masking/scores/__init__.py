@@ -2,6 +2,7 @@
 
 from modelzip_jax.masking.scores.activations import ActivationSparsity, Wanda, activation_sparsity, wanda
 from modelzip_jax.masking.scores.base import Score
+from modelzip_jax.masking.scores.filters import GeometricMedian, geometric_median
 from modelzip_jax.masking.scores.gradients import (
     Fisher,
     GradientMagnitude,
@@ -20,6 +21,7 @@ from modelzip_jax.masking.scores.zero_cost import Given, given, grasp, iterate, 
 __all__ = [
     "ActivationSparsity",
     "Fisher",
+    "GeometricMedian",
     "Given",
     "GradientMagnitude",
     "Magnitude",
@@ -32,6 +34,7 @@ __all__ = [
     "Wanda",
     "activation_sparsity",
     "fisher",
+    "geometric_median",
     "given",
     "gradient_magnitude",
     "grasp",
