@@ -6,6 +6,7 @@ import collections
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,7 +14,7 @@ from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, TransformError
 from modelzip_jax.trace.couplings import Group
 
-__all__ = ["Removals", "shrink", "shrink_nnx", "silence"]
+__all__ = ["Removals", "shrink", "shrink_nnx", "shrunk_shapes", "silence"]
 
 PyTree = Any
 Removals = Mapping[Group, Any] | Iterable[tuple[Group, Any]]
@@ -59,6 +60,32 @@ def shrink(
     if rebuild is None:
         return smaller
     return rebuild({name: tuple(np.shape(x)) for name, x in trees.named_leaves(smaller)}), smaller
+
+
+def shrunk_shapes(variables: PyTree, removals: Removals) -> PyTree:
+    """What `shrink` would return, as `jax.ShapeDtypeStruct`s: enough for `trace.cost`, and nothing is computed.
+
+    Args:
+      variables, removals: as for `shrink`; shapes suffice.
+
+    Raises:
+      As `shrink`.
+
+    >>> from modelzip_jax import trace
+    >>> params = {"up": jnp.ones((3, 2)), "down": jnp.ones((2, 1))}
+    >>> (group,) = trace.couplings(lambda p, x: x @ p["up"] @ p["down"], params, jnp.ones((1, 3))).groups
+    >>> shrunk_shapes(params, {group: [1]})["up"]
+    ShapeDtypeStruct(shape=(3, 1), dtype=float32)
+    """
+    gone = _indices(removals, variables)
+
+    def cut(name: str, x: Any) -> Any:
+        shape = list(np.shape(x))
+        for axis, indices in gone.get(name, {}).items():
+            shape[axis] -= len(indices)
+        return jax.ShapeDtypeStruct(tuple(shape), x.dtype if hasattr(x, "dtype") else jnp.result_type(x))
+
+    return trees.map_named(cut, variables)
 
 
 def shrink_nnx(module: Any, removals: Removals) -> None:
