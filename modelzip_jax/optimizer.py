@@ -12,6 +12,7 @@ import optax
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import TreeError, WrapError
+from modelzip_jax.moments import clear_moments
 from modelzip_jax.transform import Encoded, Transform, rate, selected_extra
 from modelzip_jax.tree import Static
 
@@ -57,7 +58,7 @@ def wrap(
 
     It must stand last in an `optax.chain`: whatever scales updates after it would take the params off
     the grid. `optax.MultiSteps` goes outside. Extra keyword arguments of `update` reach both `inner`
-    and `transform.update`.
+    and `transform.update`. `inner`'s moments of weights that a mask silences are cleared.
 
     Memory on top of `inner`'s: a copy of the selected leaves (float32 if they are half precision),
     and the transform's state: one bit a weight for `prune`, the step sizes for `quantize`.
@@ -112,7 +113,12 @@ def wrap(
         value_grads, extra_grads = pull(jax.tree.map(lambda g, d: g.astype(d.dtype), grads, decoded))
 
         trained = trees.merge(params, values)
-        steps, inner_state = inner.update(trees.merge(updates, value_grads), state.inner, trained, **extra)
+        inner_state = state.inner
+        support = transform.support(values, transform_state, None)
+        if support is not None:
+            everywhere = jax.tree.map(lambda _: True, params)
+            inner_state = clear_moments(inner_state, trained, trees.merge(everywhere, support))
+        steps, inner_state = inner.update(trees.merge(updates, value_grads), inner_state, trained, **extra)
         values = trees.select(optax.apply_updates(trained, steps), keep, structure)
         extra_steps, extras_inner = extras_tx.update(extra_grads, state.extras_inner, extras)
         extras = optax.apply_updates(extras, extra_steps)

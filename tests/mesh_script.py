@@ -97,7 +97,6 @@ def attempt(name, axis_type):
 
 
 if __name__ == "__main__":
-    cases = [(name, "Auto") for name in TRANSFORMS]
-    cases += [(name, "Explicit") for name in ("global", "mixed")]
+    cases = [case.split() for case in sys.argv[1:]]
     found = {f"{name} {kind}": attempt(name, getattr(AxisType, kind)) for name, kind in cases}
     json.dump(found, sys.stdout)

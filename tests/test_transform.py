@@ -49,7 +49,10 @@ def test_selected_leaves_carry_the_sentinel_elsewhere():
     "transform",
     [
         mz.chain(mz.prune(sparsity=0.5), Rotate(), mz.quantize(6, learned=True)),
-        mz.chain(Rotate(), mz.prune(sparsity=mz.schedules.cubic(0.8, 0, 3), every=1, allocation="global")),
+        pytest.param(
+            mz.chain(Rotate(), mz.prune(sparsity=mz.schedules.cubic(0.8, 0, 3), every=1, allocation="global")),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["pruned and quantized", "scheduled"],
 )
@@ -61,7 +64,9 @@ def test_latents_may_have_another_shape(transform):
     "transform",
     [
         mz.chain(LowRank(2), mz.quantize(8)),
-        mz.chain(mz.prune(sparsity=0.5), LowRank(2), mz.prune(sparsity=0.25)),
+        pytest.param(
+            mz.chain(mz.prune(sparsity=0.5), LowRank(2), mz.prune(sparsity=0.25)), marks=pytest.mark.slow
+        ),
     ],
     ids=["quantized", "pruned"],
 )

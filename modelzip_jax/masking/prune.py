@@ -17,7 +17,6 @@ from modelzip_jax.masking import scores as scoring
 from modelzip_jax.masking.allocation import Allocation, Part, resolve
 from modelzip_jax.masking.bitmask import count_bits, pack_mask, unpack_mask
 from modelzip_jax.masking.masked import Masked
-from modelzip_jax.masking.schedules import Polynomial
 from modelzip_jax.masking.structures import NOfM, Structure, unstructured
 from modelzip_jax.masking.threshold import count_kept, keep_largest
 from modelzip_jax.packed import Dense, PackedArray, is_packed
@@ -53,6 +52,7 @@ class Prune(Transform):
     allocation: str | Allocation
     every: int
     structure: Structure = unstructured()
+    remember: bool = True
 
     def _sparsity(self, step: Any) -> jax.Array:
         value = self.sparsity(step) if callable(self.sparsity) else self.sparsity
@@ -98,7 +98,8 @@ class Prune(Transform):
         dtypes = jax.tree.map(lambda x: Static(str(jnp.result_type(x))), values)
         latents = jax.tree.map(trees.latent, values)
         masks = self._first_masks(latents, self._sparsity(extra.pop("step", 0)), extra)
-        return Encoded(latents, (), PruneState(masks, jnp.zeros(()), dtypes, self.score.start(latents)))
+        latents = latents if self.remember else jax.tree.map(_silenced, latents, masks)
+        return Encoded(latents, (), PruneState(masks, jnp.zeros(()), dtypes, self._remembered(latents)))
 
     def decode(self, values: PyTree, extras: PyTree, state: PruneState) -> PyTree:
         return jax.tree.map(_decode, values, state.masks, state.dtypes)
@@ -111,20 +112,17 @@ class Prune(Transform):
         """Whether the masks are chosen anew after this step."""
         if self.every == 0:
             return False
-        if isinstance(self.sparsity, Polynomial):
-            begin, end = self.sparsity.begin, self.sparsity.end
-            on_beat = ((step - begin) % self.every == 0) | (step == end)
-            return on_beat & (step >= begin) & (step <= end)
-        return step % self.every == 0
+        refreshes = getattr(self.sparsity, "refreshes", None)
+        return step % self.every == 0 if refreshes is None else refreshes(step, self.every)
 
     def update(self, values: PyTree, extras: PyTree, state: PruneState, **extra: Any) -> Encoded:
         if self.every == 0:
             return Encoded(values, extras, state)
         step = extra.pop("step")
-        memory = self.score.observe(state.memory, values, **extra)
+        memory = self._observed(state.memory, values, extra)
 
         def refresh(old: PyTree) -> tuple[PyTree, jax.Array]:
-            new = self._masks(values, self._sparsity(step), memory, extra)
+            new = self._refreshed(old, values, step, memory, extra)
             changed = jax.tree.map(lambda a, b: count_bits(a ^ b), old, new)
             total = sum(jnp.size(leaf) for leaf in jax.tree.leaves(values))
             return new, sum(jax.tree.leaves(changed), jnp.int32(0)) / jnp.float32(max(total, 1))
@@ -133,7 +131,17 @@ class Prune(Transform):
             return old, state.churn
 
         masks, churn = jax.lax.cond(self._due(step), refresh, rest, state.masks)
+        values = values if self.remember else jax.tree.map(_silenced, values, masks)
         return Encoded(values, extras, PruneState(masks, churn, state.dtypes, memory))
+
+    def _remembered(self, values: PyTree) -> PyTree:
+        return self.score.start(values)
+
+    def _observed(self, memory: PyTree, values: PyTree, extra: dict[str, Any]) -> PyTree:
+        return self.score.observe(memory, values, **extra)
+
+    def _refreshed(self, masks: PyTree, values: PyTree, step: Any, memory: PyTree, extra: Any) -> PyTree:
+        return self._masks(values, self._sparsity(step), memory, extra)
 
     def support(self, values: PyTree, state: PruneState, before: PyTree | None) -> PyTree:
         kept = jax.tree.map(lambda v, bits: unpack_mask(bits, jnp.shape(v)), values, state.masks)
@@ -153,7 +161,7 @@ class Prune(Transform):
         dtypes = jax.tree.map(lambda p: Static(p.dtype), packed, is_leaf=is_packed)
         inner = jax.tree.map(_inner, packed, is_leaf=is_packed)
         like = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32), packed, is_leaf=is_packed)
-        return (), PruneState(masks, jnp.zeros(()), dtypes, self.score.start(like)), inner
+        return (), PruneState(masks, jnp.zeros(()), dtypes, self._remembered(like)), inner
 
     def rate(self, values: PyTree, extras: PyTree, state: PruneState, inner: PyTree) -> PyTree:
         def thin(value: jax.Array, bits: jax.Array, r: Rate) -> Rate:
@@ -193,8 +201,12 @@ def _packed_choice(structure: NOfM, scores: jax.Array) -> jax.Array:
     return pack_mask(structure.choose(scores))
 
 
+def _silenced(value: jax.Array, bits: jax.Array) -> jax.Array:
+    return jnp.where(unpack_mask(bits, jnp.shape(value)), value, 0)
+
+
 def _decode(value: jax.Array, bits: jax.Array, dtype: Static) -> jax.Array:
-    return jnp.where(unpack_mask(bits, jnp.shape(value)), value, 0).astype(dtype.value)
+    return _silenced(value, bits).astype(dtype.value)
 
 
 def _entropy(p: jax.Array) -> jax.Array:
@@ -210,11 +222,13 @@ def prune(
     allocation: str | Allocation = "uniform",
     every: int | None = None,
     structure: Structure | None = None,
+    remember: bool = True,
 ) -> Prune:
     """Sets the weights of smallest score to zero, exactly as many as asked.
 
-    The latents keep their values under the mask, so a weight can come back at a later refresh. The
-    network computes with exact zeros; the file stores the mask and the kept weights only.
+    The latents keep their values under the mask, so a weight can come back at a later refresh (see `remember`);
+    meanwhile no gradient and no momentum moves them. The network computes with exact zeros; the file stores
+    the mask and the kept weights only.
 
     Args:
       score: what to rank by; `mz.scores.magnitude()` if None.
@@ -227,6 +241,8 @@ def prune(
         schedule, 0 with a number. Under `mz.schedules` refreshes end with the schedule.
       structure: what is pruned together, one of `mz.structures`: channels, blocks, n of m (which
         fixes the sparsity itself). Single weights if None.
+      remember: whether a pruned weight keeps its latent, with which it may come back at a later refresh;
+        if not, it comes back from zero.
 
     Raises:
       TransformError: a sparsity outside [0, 1), none or one too many, an unknown allocation; (at `init`)
@@ -253,4 +269,4 @@ def prune(
         every = 100 if callable(sparsity) else 0
     if every < 0:
         raise TransformError(f"every must be 0 or more steps, not {every}")
-    return Prune(score or scoring.magnitude(), sparsity, allocation, int(every), structure)
+    return Prune(score or scoring.magnitude(), sparsity, allocation, int(every), structure, remember)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from modelzip_jax.errors import TransformError
 from modelzip_jax.recipe import recordable
 
-__all__ = ["Polynomial", "cubic", "polynomial"]
+__all__ = ["Alternating", "Polynomial", "alternating", "cubic", "dense_sparse_dense", "polynomial"]
 
 
 @recordable
@@ -35,6 +35,11 @@ class Polynomial:
         ramp = self.final + (self.initial - self.final) * (1.0 - t) ** self.power
         return jnp.where(t >= 1.0, jnp.float32(self.final), ramp)
 
+    def refreshes(self, step: Any, every: int) -> jax.Array:
+        """Whether masks are chosen anew at a step: every so many from `begin`, and at `end`."""
+        on_beat = ((step - self.begin) % every == 0) | (step == self.end)
+        return on_beat & (step >= self.begin) & (step <= self.end)
+
 
 def polynomial(final: float, begin: int, end: int, initial: float = 0.0, power: float = 3.0) -> Polynomial:
     """Gradual pruning from `initial` to `final` sparsity (Zhu & Gupta 2017, eq. 1).
@@ -53,11 +58,9 @@ def polynomial(final: float, begin: int, end: int, initial: float = 0.0, power: 
     >>> [round(float(schedule(s)), 3) for s in (0, 150, 300)]
     [0.0, 0.45, 0.9]
     """
-    for name, value in (("final", final), ("initial", initial)):
-        if not 0.0 <= value < 1.0:
-            raise TransformError(f"{name} sparsity must be in [0, 1), not {value}")
-    if end < begin:
-        raise TransformError(f"the schedule ends at step {end}, before it begins at step {begin}")
+    _check_sparsity("final sparsity", final)
+    _check_sparsity("initial sparsity", initial)
+    _check_order(begin, end)
     return Polynomial(float(final), int(begin), int(end), float(initial), float(power))
 
 
@@ -68,3 +71,83 @@ def cubic(final: float, begin: int, end: int, initial: float = 0.0) -> Polynomia
     0.9
     """
     return polynomial(final, begin, end, initial, power=3.0)
+
+
+@recordable
+@dataclasses.dataclass(frozen=True)
+class Alternating:
+    """See `alternating` and `dense_sparse_dense`. Masks are chosen when a phase begins, and at no other step."""
+
+    sparsity: float
+    begin: int
+    end: int
+    sparse: int
+    dense: int
+    final: float
+
+    def __call__(self, step: Any) -> jax.Array:
+        """The sparsity at a step (int32 scalar): float32 scalar."""
+        step = jnp.asarray(step)
+        within = (step - self.begin) % (self.sparse + self.dense) < self.sparse
+        during = jnp.where((step >= self.begin) & within, jnp.float32(self.sparsity), 0.0)
+        return jnp.where(step >= self.end, jnp.float32(self.final), during)
+
+    def refreshes(self, step: Any, every: int) -> jax.Array:
+        """Whether the sparsity changes at a step."""
+        return self(step) != self(step - 1)
+
+
+def alternating(sparsity: float, begin: int, end: int, sparse: int, dense: int) -> Alternating:
+    """AC/DC: sparse and dense phases in turn, the first at `begin`, a sparse one at the end.
+
+    Peste et al. 2021, arXiv:2106.12379, algorithm 1. Pass `remember=False` to `prune`, so that weights come back
+    from zero, as there.
+
+    Args:
+      sparsity: of the sparse phases, in [0, 1).
+      begin: the first step of the first sparse phase; dense warm-up before.
+      end: the step from which on everything stays sparse.
+      sparse: steps of a sparse phase. dense: steps of a dense phase.
+
+    Raises:
+      TransformError: a sparsity outside [0, 1), an empty phase, or `end` before `begin`.
+
+    >>> schedule = alternating(0.5, begin=2, end=9, sparse=2, dense=3)
+    >>> [float(schedule(s)) for s in range(11)]
+    [0.0, 0.0, 0.5, 0.5, 0.0, 0.0, 0.0, 0.5, 0.5, 0.5, 0.5]
+    """
+    _check_sparsity("sparsity", sparsity)
+    _check_order(begin, end)
+    if sparse < 1 or dense < 1:
+        raise TransformError(f"phases take a step or more, not sparse={sparse} and dense={dense}")
+    return Alternating(float(sparsity), int(begin), int(end), int(sparse), int(dense), float(sparsity))
+
+
+def dense_sparse_dense(sparsity: float, begin: int, end: int) -> Alternating:
+    """Dense, then sparse from step `begin`, then dense again from step `end` (Han et al. 2017, arXiv:1607.04381).
+
+    The sparse phase is a regulariser: the weights that it silenced start again from zero with
+    `prune(..., remember=False)`, and the network that is kept has all its weights.
+
+    Args:
+      sparsity: of the sparse phase, in [0, 1); the paper takes 0.25 to 0.5.
+
+    Raises:
+      TransformError: a sparsity outside [0, 1), or `end` not after `begin`.
+
+    >>> [float(dense_sparse_dense(0.5, begin=2, end=4)(s)) for s in range(6)]
+    [0.0, 0.0, 0.5, 0.5, 0.0, 0.0]
+    """
+    _check_sparsity("sparsity", sparsity)
+    _check_order(begin, end - 1)
+    return Alternating(float(sparsity), int(begin), int(end), int(end) - int(begin), 0, 0.0)
+
+
+def _check_sparsity(name: str, value: float) -> None:
+    if not 0.0 <= value < 1.0:
+        raise TransformError(f"{name} must be in [0, 1), not {value}")
+
+
+def _check_order(begin: int, end: int) -> None:
+    if end < begin:
+        raise TransformError(f"the schedule ends at step {end}, before it begins at step {begin}")

@@ -77,6 +77,7 @@ def test_unknown_module_is_named():
         r.docstring_pairs(["textwrap", "no_such_module_here"])
 
 
+@pytest.mark.slow
 def test_the_default_task_is_large_deterministic_and_disjoint():
     pairs = r.docstring_pairs()
     validation, test = r.split(pairs)

@@ -97,7 +97,9 @@ def test_static_ranges_inside_a_scan_are_each_layers_own():
     assert float(jnp.linalg.norm(clipped)) > 10
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "convolutions" else n for n in MODELS]
+)
 def test_gradients_are_straight_through(name):
     apply, params, x = started(name)
     grads = [

@@ -28,9 +28,8 @@ LAWS = {
 
 
 # The random chains of tests/test_laws.py have clusters, too.
-@pytest.mark.parametrize(
-    "name", [n if n == "masked" else pytest.param(n, marks=pytest.mark.slow) for n in LAWS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAWS)
 def test_laws(name):
     tree = {"kernel": normal(6, 4), "half": jnp.asarray(normal(7), jnp.bfloat16)}
     mz.testing.check_laws(LAWS[name], tree, steps=2)

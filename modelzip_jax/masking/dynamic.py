@@ -1,0 +1,178 @@
+"""Dynamic sparse training: weights are dropped and others grown in their place, at a constant sparsity."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from modelzip_jax import tree as trees
+from modelzip_jax.errors import TransformError
+from modelzip_jax.masking import scores as scoring
+from modelzip_jax.masking.allocation import Allocation, Part, resolve
+from modelzip_jax.masking.bitmask import pack_mask, unpack_mask
+from modelzip_jax.masking.prune import Prune
+from modelzip_jax.masking.structures import NOfM, Structure, unstructured
+from modelzip_jax.masking.threshold import count_kept, keep_largest
+from modelzip_jax.recipe import recordable
+from modelzip_jax.transform import Encoded
+
+__all__ = ["Regrow", "regrow", "rigl", "sparse_evolution"]
+
+PyTree = Any
+
+
+@recordable
+@dataclasses.dataclass(frozen=True)
+class Regrow(Prune):
+    """See `regrow`."""
+
+    grow: scoring.Score = scoring.gradient_magnitude()
+    fraction: float = 0.3
+    end: int = 0
+    first: scoring.Score = scoring.random()
+
+    def init(self, values: PyTree, **extra: Any) -> Encoded:
+        start = Prune(self.first, self.sparsity, self.allocation, 0, self.structure, self.remember)
+        latents, extras, state = start.init(values, **extra)
+        return Encoded(latents, extras, state._replace(memory=self._remembered(latents)))
+
+    def _remembered(self, values: PyTree) -> PyTree:
+        return self.score.start(values), self.grow.start(values)
+
+    def _observed(self, memory: PyTree, values: PyTree, extra: dict[str, Any]) -> PyTree:
+        pairs = zip((self.score, self.grow), memory, strict=True)
+        return tuple(score.observe(m, values, **extra) for score, m in pairs)
+
+    def _due(self, step: jax.Array) -> jax.Array | bool:
+        return (step % self.every == 0) & (step < self.end)
+
+    def _refreshed(self, masks: PyTree, values: PyTree, step: Any, memory: PyTree, extra: Any) -> PyTree:
+        extra = {**extra, "step": step}
+        dropping, growing = (
+            [self.structure.group(x) for x in jax.tree.leaves(score(values, memory=m, **extra))]
+            for score, m in zip((self.score, self.grow), memory, strict=True)
+        )
+        leaves, treedef = jax.tree.flatten(values)
+        held = [
+            self.structure.group(unpack_mask(bits, w.shape).astype(jnp.float32)) > 0.5
+            for bits, w in zip(jax.tree.leaves(masks), leaves, strict=True)
+        ]
+        parts = [
+            Part(name, jnp.shape(w), d.size)
+            for (name, w), d in zip(trees.named_leaves(values), dropping, strict=True)
+        ]
+        shares = resolve(self.allocation)(parts, self._sparsity(step))
+        moved = 0.5 * self.fraction * (1.0 + jnp.cos(jnp.pi * step.astype(jnp.float32) / self.end))
+        if shares is None:
+            new = _exchange(held, dropping, growing, self._sparsity(step), moved)
+        else:
+            columns = zip(held, dropping, growing, shares, strict=True)
+            new = [_exchange([h], [d], [g], share, moved)[0] for h, d, g, share in columns]
+        return treedef.unflatten(
+            [pack_mask(self.structure.spread(k, w.shape)) for k, w in zip(new, leaves, strict=True)]
+        )
+
+    @property
+    def leafwise(self) -> bool:
+        return False
+
+
+def _exchange(
+    held: list[jax.Array], drop: list[jax.Array], grow: list[jax.Array], sparsity: jax.Array, moved: jax.Array
+) -> list[jax.Array]:
+    """New masks, as many kept as the sparsity says: the best of what was held, and the best of the rest.
+
+    What is dropped may be grown again at once, as in RigL.
+    """
+    keep = count_kept(sum(x.size for x in drop), sparsity)
+    count = jnp.round(moved * keep.astype(jnp.float32)).astype(jnp.int32)
+    low = jnp.float32(-jnp.inf)
+    stay, _ = keep_largest([jnp.where(h, d, low) for h, d in zip(held, drop, strict=True)], keep - count)
+    come, _ = keep_largest([jnp.where(s, low, g) for s, g in zip(stay, grow, strict=True)], count)
+    return [s | c for s, c in zip(stay, come, strict=True)]
+
+
+def regrow(
+    grow: scoring.Score,
+    *,
+    sparsity: float,
+    every: int = 100,
+    end: int,
+    fraction: float = 0.3,
+    drop: scoring.Score | None = None,
+    first: scoring.Score | None = None,
+    allocation: str | Allocation = "erk",
+    structure: Structure | None = None,
+) -> Regrow:
+    """Trains a sparse network from scratch: every so often some weights are dropped and as many grown.
+
+    At step t a share f(t) = fraction / 2 (1 + cos(π t / end)) of the kept weights of smallest `drop` score goes,
+    and as many of largest `grow` score come, from zero, with cleared optimizer moments. The count of kept
+    weights is the same at every step. The gradient that `grow` reads is the dense one that `mz.wrap` is given anyway.
+
+    Args:
+      grow: what to grow by.
+      sparsity: share of weights that are zero, in [0, 1).
+      every: optimizer steps between exchanges, 1 or more.
+      end: the step after which masks stay; about three quarters of training in RigL's paper.
+      fraction: of kept weights exchanged at first, in (0, 1].
+      drop: what to drop by; magnitude if None.
+      first: what the first masks are chosen by; at random if None.
+      allocation, structure: as in `prune`; n of m is not supported.
+
+    Raises:
+      TransformError: a value out of range.
+
+    >>> import optax, modelzip_jax as mz
+    >>> tx = mz.wrap(optax.sgd(0.1), mz.rigl(sparsity=0.5, every=1, end=10))
+    >>> params, state = mz.start(tx, {"w": jnp.array([1.0, 2.0, 3.0, 4.0])})
+    >>> updates, state = tx.update({"w": jnp.array([9.0, 0.0, 0.0, 9.0])}, state, params)
+    >>> int(jnp.sum(mz.params(state, params)["w"] == 0.0))
+    2
+    """
+    if not 0.0 <= sparsity < 1.0:
+        raise TransformError(f"sparsity must be in [0, 1), not {sparsity!r}")
+    if every < 1 or end < 1:
+        raise TransformError(f"every and end must be 1 step or more, not {every} and {end}")
+    if not 0.0 < fraction <= 1.0:
+        raise TransformError(f"fraction must be in (0, 1], not {fraction!r}")
+    if isinstance(structure, NOfM):
+        raise TransformError(
+            f"{structure} leaves nothing to regrow freely; use single weights, blocks or channels"
+        )
+    resolve(allocation)
+    return Regrow(
+        drop or scoring.magnitude(), float(sparsity), allocation, int(every), structure or unstructured(),
+        remember=False, grow=grow, fraction=float(fraction), end=int(end), first=first or scoring.random(),
+    )  # fmt: skip
+
+
+def rigl(*, sparsity: float, end: int, every: int = 100, fraction: float = 0.3, **options: Any) -> Regrow:
+    """RigL: drops by magnitude, grows by |gradient| (Evci et al. 2020, arXiv:1911.11134, algorithm 1).
+
+    Args and errors as `regrow`.
+
+    >>> rigl(sparsity=0.9, end=1000).grow
+    GradientMagnitude()
+    """
+    return regrow(
+        scoring.gradient_magnitude(), sparsity=sparsity, end=end, every=every, fraction=fraction, **options
+    )
+
+
+def sparse_evolution(
+    *, sparsity: float, end: int, every: int = 100, fraction: float = 0.3, seed: int = 0, **options: Any
+) -> Regrow:
+    """SET: drops by magnitude, grows at random (Mocanu et al. 2018, arXiv:1707.04780, algorithm 2).
+
+    The paper exchanges the same fraction throughout; here it falls as in `regrow`, as RigL's authors found better
+    for both. Args and errors as `regrow`.
+
+    >>> sparse_evolution(sparsity=0.9, end=1000).grow
+    Random(seed=0, renewed=True)
+    """
+    grow = scoring.random(seed, renewed=True)
+    return regrow(grow, sparsity=sparsity, end=end, every=every, fraction=fraction, **options)
