@@ -1,0 +1,205 @@
+"""Optimal brain surgeon, layer by layer: weights go, and those that stay make up for them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from modelzip_jax import tree as trees
+from modelzip_jax.errors import LeafError, NonFiniteError, TransformError
+from modelzip_jax.masking.allocation import Allocation, Part, resolve
+from modelzip_jax.masking.structures import NOfM, Structure, unstructured
+from modelzip_jax.masking.surgeon_steps import Plan, prune_stack
+from modelzip_jax.masking.threshold import count_kept
+
+__all__ = ["Surgery", "surgeon"]
+
+PyTree = Any
+
+
+class Surgery(NamedTuple):
+    """params: like those given; pruned weights are zero, others of their rows updated. scores: float32 trees
+    like them, 1 for what stays and for leaves left alone, 0 for what goes."""
+
+    params: PyTree
+    scores: PyTree
+
+
+def surgeon(
+    params: PyTree,
+    stats: PyTree,
+    *,
+    sparsity: float | None = None,
+    structure: Structure | None = None,
+    allocation: str | Allocation = "uniform",
+    only: str | Sequence[str] = "**/kernel",
+    damping: float = 0.01,
+    block: int = 128,
+) -> Surgery:
+    """Prunes to the least change of each layer's outputs, and updates the weights that stay (SparseGPT).
+
+    For each output the layer's error is (w - ŵ)ᵀ H (w - ŵ), H = E[x xᵀ] + λI of its inputs. Inputs are taken in
+    order, in blocks. Within a block those weights of smallest w² / [H⁻¹]_qq over all outputs go, H being of the
+    inputs not yet passed; when weight q goes, those of later inputs change by -w_q / [H⁻¹]_qq · H⁻¹ e_q.
+    Frantar & Alistarh 2023, arXiv:2301.00774, algorithm 1; Hassibi & Stork 1993 (OBS), eq. 5.
+
+    The result goes through `mz.prune(mz.scores.given(), ...)` with the same sparsity, allocation and structure,
+    which keeps just the weights with score 1. The paper gathers each layer's statistics behind layers that are
+    pruned already: call this once for each, with `only`. As a function of `stats` of the dense model it does
+    all layers at once.
+
+    Args:
+      params: a pytree of arrays. Layers stacked for a scan are pruned one by one.
+      stats: `trace.statistics(apply_fn, params, batches, kinds=("gram",))`.
+      sparsity: share of each leaf that goes, in [0, 1), spread evenly over layers of a stack and over blocks of
+        inputs; counts are those of `mz.prune`, exactly. None with n of m.
+      structure: single weights if None, or `mz.structures.n_of_m(n, m)` along the inputs (the last of them, for a
+        convolution the input features).
+      allocation: as for `mz.prune`, if it gives each leaf a sparsity: not "global".
+      only: path patterns of the leaves to prune: dense or convolution kernels.
+      damping: λ, as a share of the mean of H's diagonal; positive.
+      block: inputs in a block, at least 1; the paper's 128.
+
+    Returns:
+      `Surgery(params, scores)`: updated weights in the leaves' own dtypes, computed in float32.
+
+    Raises:
+      TransformError: a sparsity outside [0, 1), none or one too many, damping or block out of range, another
+        structure, an allocation by one threshold.
+      LeafError: a leaf is no floating-point array, or no kernel of one dense product or ungrouped convolution
+        with a Gram matrix in `stats` (tied, grouped, derived and expert weights are refused).
+      NonFiniteError: weights or statistics are not finite, or H is too near to singular: raise the damping.
+      PatternError: a pattern matches nothing.
+
+    >>> import modelzip_jax as mz
+    >>> from modelzip_jax import trace
+    >>> x = jnp.array([[1.0, 1.0, 0.0], [1.0, 0.9, 0.0], [0.0, 0.0, 1.0]])
+    >>> params = {"kernel": jnp.array([[1.0], [1.1], [2.0]])}
+    >>> stats = trace.statistics(lambda p, x: x @ p["kernel"], params, [x], kinds=("gram",))
+    >>> found = surgeon(params, stats, sparsity=1 / 3)  # inputs 0 and 1 say nearly the same
+    >>> [round(float(w), 2) for w in found.params["kernel"].ravel()]
+    [0.0, 2.14, 2.0]
+    >>> packed = mz.compress(found.params, mz.prune(mz.scores.given(), sparsity=1 / 3), scores=found.scores)
+    >>> bool(jnp.all(mz.unpack(packed)["kernel"] == found.params["kernel"]))
+    True
+    """
+    structure = unstructured() if structure is None else structure
+    _check(sparsity, structure, damping, block)
+    patterns = [only] if isinstance(only, str) else list(only)
+    params = trees.plain(params)
+    named = trees.named_leaves(params)
+    trees.require_matches(patterns, [name for name, _ in named])
+    treedef = jax.tree.structure(params)
+    chosen = [any(trees.matches(p, name) for p in patterns) for name, _ in named]
+    trees.check_floating(trees.select(params, chosen, treedef), "surgeon()")
+    trees.check_finite(trees.select(params, chosen, treedef))
+    parts = [Part(n, jnp.shape(w), jnp.size(w)) for (n, w), c in zip(named, chosen, strict=True) if c]
+    shares = resolve(allocation)(parts, jnp.float32(sparsity or 0.0))
+    if shares is None:
+        raise TransformError(
+            f"surgeon() prunes layer by layer, so that {allocation!r}, one threshold over all, cannot be its "
+            "allocation: use 'uniform', 'erk' or mz.allocation.layers"
+        )
+    todo, weights, scores = iter(shares), [], []
+    for (name, w), measured, operate in zip(named, treedef.flatten_up_to(stats), chosen, strict=True):
+        kept = jnp.ones(jnp.shape(w), bool)
+        if operate:
+            gone = jnp.size(w) - int(count_kept(jnp.size(w), next(todo)))
+            w, kept = _operate(_Layer.of(name, w, measured, structure), w, gone, structure, damping, block)
+        weights.append(w)
+        scores.append(kept.astype(jnp.float32))
+    return Surgery(treedef.unflatten(weights), treedef.unflatten(scores))
+
+
+def _check(sparsity: float | None, structure: Structure, damping: float, block: int) -> None:
+    if structure != unstructured() and not isinstance(structure, NOfM):
+        raise TransformError(f"surgeon() prunes single weights or n of m, not {structure}")
+    if structure.fixes_sparsity != (sparsity is None):
+        fixes = structure.fixes_sparsity
+        raise TransformError(
+            f"{structure} fixes the sparsity; leave it out" if fixes else "surgeon() needs a sparsity"
+        )
+    if sparsity is not None and not 0.0 <= sparsity < 1.0:
+        raise TransformError(f"sparsity must be in [0, 1), not {sparsity!r}")
+    if not damping > 0.0 or block < 1:
+        raise TransformError(f"damping and block must be positive, not {damping!r} and {block!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+    """How a leaf is a stack of matrices, and the Gram matrix of each.
+
+    order: the leaf's axes as (layers, outputs, inputs). shape: so transposed. sizes: (layers, outputs, inputs).
+    gram: float32 `(layers, inputs, inputs)`. inner: length of the last input axis.
+    """
+
+    name: str
+    order: tuple[int, ...]
+    shape: tuple[int, ...]
+    sizes: tuple[int, int, int]
+    gram: jax.Array
+    inner: int
+
+    @staticmethod
+    def of(name: str, w: jax.Array, measured: Any, structure: Structure) -> _Layer:
+        found = [m for m in measured if m.inputs is not None and m.inputs.gram is not None]
+        if len(found) != 1 or len(measured) != 1:
+            raise LeafError(
+                f"surgeon() needs the Gram matrix of the one product that leaf {name!r} is used in; stats have "
+                f"{len(measured)} uses of it, {len(found)} with one: select kernels with `only`, and pass "
+                "stats=trace.statistics(apply_fn, params, batches, kinds=('gram',))"
+            )
+        use, gram = found[0].use, found[0].inputs.gram
+        inputs = tuple(sorted(use.contracted))
+        order = (*use.layers, *use.output, *inputs)
+        layers, outputs, count = (
+            math.prod(w.shape[a] for a in axes) for axes in (use.layers, use.output, inputs)
+        )
+        plain = (
+            not use.batch and not use.derived and use.view.complete and sorted(order) == list(range(w.ndim))
+        )
+        if not plain or gram.shape != (*(w.shape[a] for a in use.layers), count, count):
+            raise LeafError(
+                f"leaf {name!r} of shape {w.shape} is no kernel that surgeon() can prune: it is used by "
+                f"{use.primitive} with inputs {use.contracted}, outputs {use.output}, layers {use.layers}, "
+                f"batched axes {use.batch}{', and derived' if use.derived else ''}, with a Gram matrix of "
+                f"{gram.shape}"
+            )
+        if isinstance(structure, NOfM) and structure.axis % w.ndim != inputs[-1]:
+            raise LeafError(
+                f"{structure} is along axis {structure.axis} of leaf {name!r}, whose last input axis is "
+                f"{inputs[-1]}: pass that as `axis`"
+            )
+        shape = tuple(w.shape[a] for a in order)
+        gram = gram.reshape(layers, count, count)
+        return _Layer(name, order, shape, (layers, outputs, count), gram, w.shape[inputs[-1]])
+
+
+def _operate(
+    layer: _Layer, w: jax.Array, gone: int, structure: Structure, damping: float, block: int
+) -> tuple[jax.Array, jax.Array]:
+    """The leaf's updated weights, and which of them stay."""
+    layers, outputs, count = layer.sizes
+    plan = Plan.of(count, layer.inner, structure, block)
+    stack = jnp.transpose(w, layer.order).reshape(layers, outputs, count).astype(jnp.float32)
+    # What goes of each block, so that running totals over all layers and blocks are rounded, not each.
+    inputs = np.cumsum(np.bincount(plan.place // plan.block, minlength=plan.blocks))
+    done = [k * count + int(n) for k in range(layers) for n in inputs]
+    quota = np.diff([gone * d // max(layers * count, 1) for d in done], prepend=0).reshape(
+        layers, plan.blocks
+    )
+    new, kept = prune_stack(stack, layer.gram, jnp.asarray(quota, jnp.int32), jnp.float32(damping), plan)
+    if not bool(jnp.all(jnp.isfinite(new))):
+        raise NonFiniteError(
+            f"the update of leaf {layer.name!r} is not finite: its Gram matrix is not, or is too near to singular "
+            f"for a damping of {damping}; raise it"
+        )
+    back = tuple(map(int, np.argsort(layer.order)))
+    restored = [jnp.transpose(x.reshape(layer.shape), back) for x in (new, kept)]
+    return restored[0].astype(w.dtype), restored[1]
