@@ -50,6 +50,8 @@ def resized(module: Any, shapes: Shapes) -> Any:
         }
     elif isinstance(module, LanguageModel):
         changes = _language_model(module, outputs)
+        if module.scan:
+            changes["num_layers"] = shapes["blocks/mlp_in/kernel"][0]
     else:
         raise ModelError(
             f"no rule rebuilds a {type(module).__name__}; pass a function of your own as `rebuild`"
