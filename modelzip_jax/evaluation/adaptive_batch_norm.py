@@ -47,6 +47,7 @@ def adapt_batch_norm(apply: Callable[..., Any], variables: PyTree, batches: PyTr
 
     Raises:
       EvaluationError: there are no `batch_stats`, or `apply` does not update them; no batches.
+      NonFiniteError: weights or inputs make statistics that are NaN or infinite.
 
     >>> import flax.linen as nn
     >>> class Model(nn.Module):
@@ -62,6 +63,7 @@ def adapt_batch_norm(apply: Callable[..., Any], variables: PyTree, batches: PyTr
     check(variables, batches)
     found, rates = _adapt(apply, variables, batches)
     check_rates(rates)
+    trees.check_finite(found["batch_stats"])
     return found
 
 
@@ -105,7 +107,8 @@ def check(variables: PyTree, batches: PyTree) -> None:
 def check_rates(rates: PyTree) -> None:
     """Refuses statistics that no update of the form of eq. 3 made."""
     for name, rate in trees.named_leaves(rates):
-        if not np.all((np.asarray(rate) > 0) & (np.asarray(rate) <= 1)):
+        # NaN passes: it comes from weights that are NaN, not from the update.
+        if np.any((np.asarray(rate) <= 0) | (np.asarray(rate) > 1)):
             raise EvaluationError(
                 f"apply(..., train=True, mutable=['batch_stats']) does not update {name!r} as a running mean does: "
                 "is it frozen, or no batch normalisation?"
