@@ -14,7 +14,7 @@ from modelzip_jax.errors import RecipeError, TransformError
 from modelzip_jax.optimizer import WrapState, find_state
 from modelzip_jax.packed import Dense, PackedArray, is_packed, static
 from modelzip_jax.recipe import opaque_fields
-from modelzip_jax.transform import Encoded, Transform, dense, selected_extra
+from modelzip_jax.transform import Encoded, Transform, dense, outside, selected_extra
 
 __all__ = ["Packed", "compress", "decoded", "pack", "resume", "unpack"]
 
@@ -114,6 +114,7 @@ def compress(params: PyTree, transform: Transform, **extra: Any) -> Packed:
     trees.check_finite(trees.select(params, keep, treedef))
     every = [index for index, chosen in enumerate(keep) if chosen]
     packed = [leaf if chosen else dense(leaf) for leaf, chosen in zip(leaves, keep, strict=True)]
+    extra = {"frozen": outside(params, keep), **extra}
     # A caller who keeps no reference of its own has each leaf freed once it is packed.
     del params
     for group in _groups(leaves, every) if transform.leafwise else [every]:
@@ -154,7 +155,8 @@ def decoded(params: PyTree, transform: Transform, **extra: Any) -> PyTree:
     """
     params = trees.plain(params)
     keep, treedef = transform.selects(trees.outlines(params)), jax.tree.structure(params)
-    encoded = transform.init(trees.select(params, keep, treedef), **selected_extra(extra, keep, treedef))
+    extra = {"frozen": outside(params, keep), **selected_extra(extra, keep, treedef)}
+    encoded = transform.init(trees.select(params, keep, treedef), **extra)
     return trees.merge(params, transform.decode(*encoded))
 
 

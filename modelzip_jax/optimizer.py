@@ -13,7 +13,7 @@ import optax
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import TreeError, WrapError
 from modelzip_jax.moments import clear_moments
-from modelzip_jax.transform import Encoded, Transform, rate, selected_extra
+from modelzip_jax.transform import Encoded, Transform, outside, rate, selected_extra
 from modelzip_jax.tree import Static
 
 __all__ = ["WrapState", "find_state", "metrics", "params", "start", "wrap"]
@@ -87,7 +87,8 @@ def wrap(
         keep, treedef = transform.selects(trees.outlines(params)), jax.tree.structure(params)
         chosen = trees.select(params, keep, treedef)
         trees.check_floating(chosen, "wrap()")
-        encoded = transform.init(chosen, **selected_extra(_init_extra.get(), keep, treedef))
+        extra = {"frozen": outside(params, keep), **selected_extra(_init_extra.get(), keep, treedef)}
+        encoded = transform.init(chosen, **extra)
         # A copy, so that the loop may donate both the params and this state.
         values = jax.tree.map(lambda x: jnp.array(x, copy=True), encoded.values)
         return WrapState(
@@ -107,7 +108,7 @@ def wrap(
         # Before the step: masks chosen from the stored latents leave the step itself one fused pass
         # over the weights (after it, a refresh that does not happen would still cost a third more).
         values, extras, transform_state = transform.update(
-            *state.encoded, **{**extra, "grads": grads, "step": count}
+            *state.encoded, **{**extra, "grads": grads, "step": count, "frozen": outside(params, keep)}
         )
         decoded, pull = jax.vjp(lambda v, e: transform.decode(v, e, transform_state), values, extras)
         value_grads, extra_grads = pull(jax.tree.map(lambda g, d: g.astype(d.dtype), grads, decoded))

@@ -88,14 +88,22 @@ class Partition(Transform):
         ]
         return self._join([*out, inners[-1]], labels)
 
-    def _extra(self, extra: dict[str, Any], labels: PyTree) -> list[dict[str, Any]]:
-        """`extra` for each part: trees that follow the weights are split as they are."""
+    def _extra(self, extra: dict[str, Any], labels: PyTree, values: list[PyTree]) -> list[dict[str, Any]]:
+        """`extra` for each part: trees that follow the weights are split as they are.
+
+        Leaves of other parts are frozen to a part, as those outside of all are.
+        """
         split = {
             name: self._split(extra[name], labels)
             for name in ("grads", "importance", "scores", "stats", "support")
             if extra.get(name) is not None
         }
-        return [{**extra, **{name: t[i] for name, t in split.items()}} for i in range(len(self.parts))]
+        sizes = [sum(jnp.size(x) for x in jax.tree.leaves(part)) for part in values]
+        frozen = extra.get("frozen", 0) + sum(sizes)
+        return [
+            {**extra, "frozen": frozen - sizes[i], **{name: t[i] for name, t in split.items()}}
+            for i in range(len(self.parts))
+        ]
 
     def init(self, values: PyTree, **extra: Any) -> Encoded:
         treedef, leaves = jax.tree.structure(values), trees.outlines(values)
@@ -104,7 +112,7 @@ class Partition(Transform):
             self._check(leaves)
         labels = treedef.unflatten([Static(self._place(leaf)) for leaf in leaves])
         split = self._split(values, labels)
-        extras_for = self._extra(extra, labels)
+        extras_for = self._extra(extra, labels, split)
         encoded = [
             part.init(v, **x) for (_, part), v, x in zip(self.parts, split[:-1], extras_for, strict=True)
         ]
@@ -127,7 +135,7 @@ class Partition(Transform):
         out = [
             part.update(v, e, s, **x)
             for (_, part), v, e, s, x in zip(
-                self.parts, split[:-1], extras, states, self._extra(extra, labels), strict=True
+                self.parts, split[:-1], extras, states, self._extra(extra, labels, split), strict=True
             )
         ]
         unchanged = all(new.values is old for new, old in zip(out, split, strict=False))

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from modelzip_jax import tree as trees
 from modelzip_jax.packed import Dense
@@ -29,6 +30,7 @@ __all__ = [
     "Transform",
     "dense",
     "identity",
+    "outside",
     "rate",
     "selected",
 ]
@@ -90,7 +92,8 @@ class Transform:
         """Schedules, mask refreshes, observers: at the beginning of each optimizer step.
 
         `extra` holds `step` (int32 scalar, the number of this step, from 1), and where the caller has them
-        `grads` (of the decoded weights: dense), `stats`, `importance`, `key`; `support` behind a mask.
+        `grads` (of the decoded weights: dense), `stats`, `importance`, `key`; `support` behind a mask; `frozen`,
+        how many parameters there are beside these values, which `init` is given as well.
         """
         return Encoded(values, extras, state)
 
@@ -152,6 +155,11 @@ def selected_extra(extra: dict[str, Any], keep: list[bool], treedef: Any) -> dic
         name: trees.select(tree, keep, treedef) if name in LIKE_PARAMS and tree is not None else tree
         for name, tree in extra.items()
     }
+
+
+def outside(params: PyTree, keep: list[bool]) -> int:
+    """How many elements the leaves have that a transform does not encode: `frozen` among `extra`."""
+    return sum(int(np.size(x)) for x, chosen in zip(jax.tree.leaves(params), keep, strict=True) if not chosen)
 
 
 def dense(values: PyTree) -> PyTree:

@@ -14,7 +14,7 @@ import numpy as np
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import TransformError
 from modelzip_jax.masking import scores as scoring
-from modelzip_jax.masking.allocation import Allocation, Part, resolve
+from modelzip_jax.masking.allocation import Allocation, AtMost, Part, resolve
 from modelzip_jax.masking.bitmask import count_bits, pack_mask, unpack_mask
 from modelzip_jax.masking.masked import Masked
 from modelzip_jax.masking.structures import NOfM, Structure, unstructured
@@ -55,6 +55,10 @@ class Prune(Transform):
     remember: bool = True
 
     def _sparsity(self, step: Any) -> jax.Array:
+        """At a step; of a budget how much of the way to it is gone."""
+        allocation = resolve(self.allocation)
+        if isinstance(allocation, AtMost):
+            return allocation.progress(self.sparsity if callable(self.sparsity) else None, step)
         value = self.sparsity(step) if callable(self.sparsity) else self.sparsity
         return jnp.asarray(0.0 if value is None else value, jnp.float32)
 
@@ -69,9 +73,11 @@ class Prune(Transform):
             Part(name, jnp.shape(leaf), jnp.size(group))
             for (name, leaf), group in zip(trees.named_leaves(values), grouped, strict=True)
         ]
-        shares = resolve(self.allocation)(parts, sparsity)
-        score = pointwise or _same
-        if shares is None:
+        allocation, score = resolve(self.allocation), pointwise or _same
+        if isinstance(allocation, AtMost):
+            frozen = extra.get("frozen", 0)
+            kept = allocation.choose(parts, grouped, score, self.structure, sparsity, frozen)
+        elif (shares := allocation(parts, sparsity)) is None:
             kept = _choose(grouped, sparsity, score)
         else:
             kept = [_choose([g], s, score)[0] for g, s in zip(grouped, shares, strict=True)]
@@ -236,7 +242,8 @@ def prune(
         `every` is given), or a schedule: a function of the optimizer step.
       allocation: "uniform": the same share of every tensor. "global": one threshold over all
         selected tensors together. "erk": Erdős–Rényi–Kernel, smaller layers denser. Or one of
-        `mz.allocation`, such as a share for each path pattern. Shares are of groups of the structure.
+        `mz.allocation`, such as a share for each path pattern. Shares are of groups of the structure. Under a
+        budget, `mz.allocation.at_most(params=...)`, leave the sparsity out.
       every: optimizer steps between mask refreshes; 0 keeps the first masks. Default: 100 with a
         schedule, 0 with a number. Under `mz.schedules` refreshes end with the schedule.
       structure: what is pruned together, one of `mz.structures`: channels, blocks, n of m (which
@@ -256,7 +263,9 @@ def prune(
     {'w': Array([ 3.,  0.,  0., -2.], dtype=float32)}
     """
     structure = unstructured() if structure is None else structure
-    if structure.fixes_sparsity != (sparsity is None):
+    if isinstance(budget := resolve(allocation), AtMost):
+        budget.check(sparsity, structure)
+    elif structure.fixes_sparsity != (sparsity is None):
         raise TransformError(
             f"{structure} fixes the sparsity; leave it out"
             if structure.fixes_sparsity
@@ -264,7 +273,6 @@ def prune(
         )
     if sparsity is not None and not callable(sparsity) and not 0.0 <= sparsity < 1.0:
         raise TransformError(f"sparsity must be in [0, 1) or a schedule, not {sparsity!r}")
-    resolve(allocation)
     if every is None:
         every = 100 if callable(sparsity) else 0
     if every < 0:

@@ -34,6 +34,12 @@ class Structure:
         """The boolean mask of the leaf's shape, from which groups are kept."""
         return kept
 
+    def largest(self, shape: tuple[int, ...]) -> int:
+        """How many weights the largest group of a leaf of this shape has: what a budget counts a group as."""
+        if type(self) is not Structure:
+            raise TransformError(f"{type(self).__name__} defines no `largest`, which a budget needs")
+        return 1
+
 
 def unstructured() -> Structure:
     """Single weights, wherever they are.
@@ -58,6 +64,9 @@ class Channel(Structure):
     def spread(self, kept: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         axis = self._axis(shape)
         return jnp.broadcast_to(kept.reshape([-1 if a == axis else 1 for a in range(len(shape))]), shape)
+
+    def largest(self, shape: tuple[int, ...]) -> int:
+        return math.prod(shape) // max(shape[self._axis(shape)], 1)
 
     def _axis(self, shape: tuple[int, ...]) -> int:
         if not -len(shape) <= self.axis < len(shape):
@@ -93,6 +102,10 @@ class Block(Structure):
         for axis, size in zip(range(-len(self.shape), 0), self.shape, strict=True):
             kept = jnp.repeat(kept, size, axis=axis)
         return kept[tuple(slice(n) for n in shape)]
+
+    def largest(self, shape: tuple[int, ...]) -> int:
+        tail = shape[len(shape) - len(self.shape) :]
+        return math.prod(min(n, b) for n, b in zip(tail, self.shape, strict=True))
 
     def _sums(self, x: jax.Array) -> jax.Array:
         if x.ndim < len(self.shape):

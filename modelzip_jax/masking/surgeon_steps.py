@@ -128,7 +128,7 @@ def _block(
         kept = jnp.ones(w.shape, bool)
     else:
         scores = jnp.where(real, w**2 / saliency, jnp.inf)
-        (kept,), _ = keep_largest([scores], scores.size - quota)
+        kept = keep_largest([scores], scores.size - quota)[0][0]
 
     def group(w: jax.Array, kept: jax.Array, column: jax.Array) -> jax.Array:
         """n of m: chosen when the first of them is reached, as those before have changed them by then."""

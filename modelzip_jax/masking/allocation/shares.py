@@ -1,42 +1,21 @@
-"""How a sparsity is shared out among leaves."""
+"""Allocations that give each leaf a sparsity, or all of them one threshold."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import TransformError
+from modelzip_jax.masking.allocation.base import Allocation, Part
 from modelzip_jax.naming import nearest
 from modelzip_jax.recipe import recordable
 
-__all__ = ["Allocation", "Layers", "Part", "erk", "layers", "resolve"]
-
-
-class Part(NamedTuple):
-    """A leaf: its name, its shape, and how many groups of weights it has."""
-
-    name: str
-    shape: tuple[int, ...]
-    groups: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Allocation:
-    """Base of allocations. `leafwise`: whether a leaf's share does not depend on the others."""
-
-    @property
-    def leafwise(self) -> bool:
-        return True
-
-    def __call__(self, parts: list[Part], sparsity: jax.Array) -> list[jax.Array] | None:
-        """The sparsity of each leaf, float32 scalars; None for one threshold over all of them."""
-        raise TypeError(f"{type(self).__name__} defines no __call__")
+__all__ = ["Erk", "Global", "Layers", "Uniform", "erk", "layers", "resolve"]
 
 
 @recordable

@@ -1,0 +1,22 @@
+"""Allocations: how pruning is shared out among leaves (`mz.allocation`)."""
+
+from modelzip_jax.masking.allocation.activations import ByActivation, by_activation
+from modelzip_jax.masking.allocation.base import Allocation, Part
+from modelzip_jax.masking.allocation.budget import AtMost, at_most
+from modelzip_jax.masking.allocation.shares import Erk, Global, Layers, Uniform, erk, layers, resolve
+
+__all__ = [
+    "Allocation",
+    "AtMost",
+    "ByActivation",
+    "Erk",
+    "Global",
+    "Layers",
+    "Part",
+    "Uniform",
+    "at_most",
+    "by_activation",
+    "erk",
+    "layers",
+    "resolve",
+]
