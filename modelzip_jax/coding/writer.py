@@ -21,7 +21,7 @@ from modelzip_jax.recipe import to_plain
 from modelzip_jax.transform import dense
 from modelzip_jax.tree import check_arrays, plain
 
-__all__ = ["FileSizes", "save"]
+__all__ = ["FileSizes", "file_sizes", "save"]
 
 PyTree = Any
 MAX_CHUNK = 4 << 20
@@ -70,35 +70,66 @@ def save(path: str | os.PathLike[str], packed: Packed, variables: PyTree = None)
     ...     mz.unpack(mz.load(folder + "/model.mz"))["w"].trace()
     Array(9., dtype=float32)
     """
-    carried = packed.variables if variables is None else plain(variables)
-    check_arrays(carried)
-    tree = {"params": packed.params, "variables": dense(carried)}
-    leaves = jax.tree.leaves(tree, is_leaf=is_packed)
-    stored = [sparse.stored(leaf) for leaf in leaves]
-    plans = plan_all(stream for leaf in stored for stream in symbols.streams(leaf))
-    lanes, target = _layout(plans)
-    cut = _cut((n for p in plans for n in p.lengths), target)
-    chunks = _code(_segments(stored, plans), cut, lanes)
-    header = Header(
-        outline(tree, is_packed), [symbols.describe(leaf) for leaf in stored], plans, lanes,
-        [(count, len(data)) for count, data in chunks], to_plain(packed.transform), packed.step,
-    )  # fmt: skip
-    head, parts = header.to_bytes()
-    raw = 0
-    with atomic_file(path) as file:
-        file.write(head)
-        for _, data in chunks:
-            file.write(checksum(data) + data)
-        for piece in _raw_chunks(stored, plans):
-            file.write(checksum(piece))
-            file.write(piece)
-            raw += len(piece) + CHECKSUM
-    raw_bytes = sum(p.length for p in plans if p.coding == RAW)
-    flush = len(chunks) * rans.header_bytes(lanes)
-    coded = sum(len(data) for _, data in chunks)
-    parts["tensors"] += CHECKSUM * len(chunks) + raw - raw_bytes
-    total = len(head) + coded + CHECKSUM * len(chunks) + raw
-    return FileSizes(total=total, payload=coded - flush + raw_bytes, lanes=flush, **parts)
+    file = _File.of(packed, variables)
+    with atomic_file(path) as out:
+        for piece in file.pieces():
+            out.write(piece)
+    return file.sizes
+
+
+def file_sizes(packed: Packed, variables: PyTree = None) -> FileSizes:
+    """What `save` would return, without writing: everything is coded, nothing but its length is kept.
+
+    >>> import modelzip_jax as mz
+    >>> packed = mz.compress({"w": np.eye(9, dtype=np.float32)}, mz.quantize(bits=2))
+    >>> file_sizes(packed).total < 200
+    True
+    """
+    return _File.of(packed, variables).sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class _File:
+    """A file that is coded: its header, the coded chunks, and what will be stored raw."""
+
+    head: bytes
+    chunks: list[tuple[int, bytes]]
+    stored: list[PackedArray]
+    plans: list[Plan]
+    sizes: FileSizes
+
+    @staticmethod
+    def of(packed: Packed, variables: PyTree) -> _File:
+        carried = packed.variables if variables is None else plain(variables)
+        check_arrays(carried)
+        tree = {"params": packed.params, "variables": dense(carried)}
+        stored = [sparse.stored(leaf) for leaf in jax.tree.leaves(tree, is_leaf=is_packed)]
+        plans = plan_all(stream for leaf in stored for stream in symbols.streams(leaf))
+        lanes, target = _layout(plans)
+        cut = _cut((n for p in plans for n in p.lengths), target)
+        chunks = _code(_segments(stored, plans), cut, lanes)
+        header = Header(
+            outline(tree, is_packed), [symbols.describe(leaf) for leaf in stored], plans, lanes,
+            [(count, len(data)) for count, data in chunks], to_plain(packed.transform), packed.step,
+        )  # fmt: skip
+        head, parts = header.to_bytes()
+        raw = sum(p.length for p in plans if p.coding == RAW)
+        checks = CHECKSUM * (len(chunks) + -(-raw // MAX_CHUNK))
+        flush = len(chunks) * rans.header_bytes(lanes)
+        coded = sum(len(data) for _, data in chunks)
+        parts["tensors"] += checks
+        total = len(head) + coded + raw + checks
+        sizes = FileSizes(total=total, payload=coded - flush + raw, lanes=flush, **parts)
+        return _File(head, chunks, stored, plans, sizes)
+
+    def pieces(self) -> Iterator[bytes]:
+        """All bytes of the file, in order."""
+        yield self.head
+        for _, data in self.chunks:
+            yield checksum(data) + data
+        for piece in _raw_chunks(self.stored, self.plans):
+            yield checksum(piece)
+            yield piece
 
 
 def _layout(plans: list[Plan]) -> tuple[int, int]:

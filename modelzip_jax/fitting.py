@@ -1,0 +1,115 @@
+"""`fit`: the least compression with which a model's file is no larger than asked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from modelzip_jax import tree as trees
+from modelzip_jax.coding.writer import file_sizes
+from modelzip_jax.errors import TransformError
+from modelzip_jax.model import Packed, compress
+from modelzip_jax.transform import Transform
+
+__all__ = ["fit"]
+
+PyTree = Any
+_STRONGEST = 1.0 - 1e-6
+_FINEST = 1e-6
+
+
+class _Try(NamedTuple):
+    level: float
+    size: int
+    packed: Packed
+
+
+def fit(
+    params: PyTree,
+    recipe: Callable[[float], Transform],
+    *,
+    bytes: int,
+    variables: PyTree = None,
+    tolerance: float = 0.005,
+    tries: int = 40,
+    **extra: Any,
+) -> Packed:
+    """Compresses to a number of bytes on disk: `mz.save` of the result writes no more.
+
+    Sizes are those of real files, headers and all, coded in memory at each try: by interpolation between a level
+    that is too large and one that fits, and a bisection every third time. It ends once a file fits and leaves no
+    more than `tolerance` of the bytes unused, usually in five to eight tries.
+
+    Args:
+      params: as for `mz.compress`.
+      recipe: from a compression level in [0, 1) to a transform: 0 is the least, and sizes should fall with it.
+        Mostly a sparsity: `lambda s: mz.only("**/kernel", mz.chain(mz.prune(sparsity=s), mz.quantize(4)))`.
+      bytes: most bytes of the file.
+      variables: what is to travel along, such as batch statistics; the result carries it.
+      tolerance: share of the bytes that may stay unused. Where sizes go in steps (a level that sets bits, channels,
+        a tiny model) it may not be reached, and the largest file that fits is the result.
+      tries: most levels to try.
+      **extra: as for `mz.compress`.
+
+    Returns:
+      The packed model; that of level 0 if it fits as it is.
+
+    Raises:
+      TransformError: no level fits, with the smallest size found; bytes, tolerance or tries out of range; a recipe
+        that makes no transform.
+
+    >>> import numpy as np, modelzip_jax as mz
+    >>> params = {"w": np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)}
+    >>> packed = fit(params, lambda s: mz.chain(mz.prune(sparsity=s), mz.quantize(bits=4)), bytes=1000)
+    >>> 995 <= file_sizes(packed).total <= 1000
+    True
+    """
+    _check(bytes, tolerance, tries)
+    carried = {} if variables is None else trees.plain(variables)
+
+    def attempt(level: float) -> _Try:
+        transform = recipe(level)
+        if not isinstance(transform, Transform):
+            raise TransformError(f"the recipe makes transforms, not {transform!r}")
+        packed = dataclasses.replace(compress(params, transform, **extra), variables=carried)
+        return _Try(level, file_sizes(packed).total, packed)
+
+    too_large = attempt(0.0)
+    if too_large.size <= bytes:
+        return too_large.packed
+    fits = attempt(_STRONGEST)
+    smallest = min(too_large.size, fits.size)
+    if fits.size > bytes:
+        raise TransformError(
+            f"no file of {bytes} bytes: the smallest found has {smallest}, at a level of {_STRONGEST}; what the recipe "
+            "does not compress stays as it is"
+        )
+    best = fits
+    for number in range(tries - 2):
+        if best.size >= (1.0 - tolerance) * bytes or fits.level - too_large.level < _FINEST:
+            break
+        found = attempt(_between(too_large, fits, (1.0 - 0.5 * tolerance) * bytes, number))
+        if found.size > bytes:
+            too_large = found
+        else:
+            fits = found
+            best = found if found.size > best.size else best
+    return best.packed
+
+
+def _check(size: int, tolerance: float, tries: int) -> None:
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise TransformError(f"bytes must be a positive integer, not {size!r}")
+    if not 0.0 <= tolerance < 1.0 or tries < 2:
+        raise TransformError(
+            f"tolerance must be in [0, 1) and tries at least 2, not {tolerance!r} and {tries!r}"
+        )
+
+
+def _between(too_large: _Try, fits: _Try, target: float, number: int) -> float:
+    """The next level: where a straight line meets the target, or the middle."""
+    share = 0.5
+    if number % 3 < 2:
+        share = min(max((too_large.size - target) / (too_large.size - fits.size), 0.02), 0.98)
+    return too_large.level + share * (fits.level - too_large.level)
