@@ -1,4 +1,4 @@
-"""Three small models with their cost, for tests of budgets."""
+"""Models with their cost, three small and three of real sizes, for tests of budgets."""
 
 import functools
 from fractions import Fraction
@@ -10,8 +10,9 @@ import numpy as np
 import modelzip_jax as mz
 from modelzip_jax import trace
 from modelzip_jax.models.language_model import LanguageModel
-from modelzip_jax.models.lenet import LeNet5
+from modelzip_jax.models.lenet import LeNet5, lenet_300_100
 from modelzip_jax.models.mlp import MLP
+from modelzip_jax.models.resnet import resnet20
 
 SMALL = {
     "mlp": (MLP((40, 24)), jnp.zeros((1, 16))),
@@ -23,12 +24,20 @@ SMALL = {
 }
 
 
+REAL = {
+    "lenet_300_100": (lenet_300_100(), jnp.zeros((1, 28, 28, 1))),
+    "lenet5_caffe": (LeNet5(), jnp.zeros((1, 28, 28, 1))),
+    "resnet20": (resnet20(), jnp.zeros((1, 32, 32, 3))),
+}
+
+
 @functools.cache
-def case(name, full=None):
-    """`(params, cost)`: random weights and the cost of one input; `full`: another table of models."""
-    model, x = (full or SMALL)[name] if full is None else dict(full)[name]
-    params = jax.jit(model.init)(jax.random.key(1), x)["params"]
-    return params, trace.cost(lambda p, x: model.apply({"params": p}, x), params, x)
+def case(name):
+    """`(params, cost)`: random weights and the cost of one input."""
+    model, x = (SMALL | REAL)[name]
+    variables = jax.jit(model.init)(jax.random.key(1), x)
+    params, rest = variables["params"], {k: v for k, v in variables.items() if k != "params"}
+    return params, trace.cost(lambda p, x: model.apply({"params": p, **rest}, x), params, x)
 
 
 def kernels(leaves):
