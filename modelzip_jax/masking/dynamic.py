@@ -49,7 +49,9 @@ class Regrow(Prune):
     def _due(self, step: jax.Array) -> jax.Array | bool:
         return (step % self.every == 0) & (step < self.end)
 
-    def _refreshed(self, masks: PyTree, values: PyTree, step: Any, memory: PyTree, extra: Any) -> PyTree:
+    def _refreshed(
+        self, masks: PyTree, values: PyTree, step: Any, memory: PyTree, extra: Any, near: jax.Array
+    ) -> tuple[PyTree, jax.Array]:
         extra = {**extra, "step": step}
         dropping, growing = (
             [self.structure.group(x) for x in jax.tree.leaves(score(values, memory=m, **extra))]
@@ -71,9 +73,8 @@ class Regrow(Prune):
         else:
             columns = zip(held, dropping, growing, shares, strict=True)
             new = [_exchange([h], [d], [g], share, moved)[0] for h, d, g, share in columns]
-        return treedef.unflatten(
-            [pack_mask(self.structure.spread(k, w.shape)) for k, w in zip(new, leaves, strict=True)]
-        )
+        spread = [self.structure.spread(k, w.shape) for k, w in zip(new, leaves, strict=True)]
+        return treedef.unflatten([pack_mask(mask) for mask in spread]), near
 
     @property
     def leafwise(self) -> bool:
@@ -90,8 +91,8 @@ def _exchange(
     keep = count_kept(sum(x.size for x in drop), sparsity)
     count = jnp.round(moved * keep.astype(jnp.float32)).astype(jnp.int32)
     low = jnp.float32(-jnp.inf)
-    stay, _ = keep_largest([jnp.where(h, d, low) for h, d in zip(held, drop, strict=True)], keep - count)
-    come, _ = keep_largest([jnp.where(s, low, g) for s, g in zip(stay, grow, strict=True)], count)
+    stay, *_ = keep_largest([jnp.where(h, d, low) for h, d in zip(held, drop, strict=True)], keep - count)
+    come, *_ = keep_largest([jnp.where(s, low, g) for s, g in zip(stay, grow, strict=True)], count)
     return [s | c for s, c in zip(stay, come, strict=True)]
 
 

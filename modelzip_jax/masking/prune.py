@@ -34,12 +34,15 @@ class PruneState(NamedTuple):
 
     churn: float32 scalar, the share of mask bits that the last refresh changed.
     dtypes: each leaf's dtype before encoding (static). memory: what the score remembers.
+    thresholds: uint32 `(leaves,)`: where the last refresh found each leaf's threshold (a global one in the
+    first place), and the next one begins to search; 0: nowhere yet.
     """
 
     masks: PyTree
     churn: jax.Array
     dtypes: PyTree
     memory: PyTree = ()
+    thresholds: jax.Array = np.zeros(0, np.uint32)  # type: ignore[assignment]
 
 
 @recordable
@@ -62,12 +65,17 @@ class Prune(Transform):
         value = self.sparsity(step) if callable(self.sparsity) else self.sparsity
         return jnp.asarray(0.0 if value is None else value, jnp.float32)
 
-    def _masks(self, values: PyTree, sparsity: jax.Array, memory: PyTree, extra: dict[str, Any]) -> PyTree:
+    def _masks(
+        self, values: PyTree, sparsity: jax.Array, memory: PyTree, extra: dict[str, Any], near: jax.Array
+    ) -> tuple[PyTree, jax.Array]:
+        """The masks, packed, and where their thresholds are; `near` is where they were."""
         pointwise = self.score.pointwise() if self.structure == unstructured() else None
         found = values if pointwise else self.score(values, memory=memory, **extra)
         leaves, treedef = jax.tree.flatten(found)
+        if not leaves:
+            return found, near
         if isinstance(self.structure, NOfM):
-            return treedef.unflatten([_packed_choice(self.structure, leaf) for leaf in leaves])
+            return treedef.unflatten([_packed_choice(self.structure, leaf) for leaf in leaves]), near
         grouped = [self.structure.group(leaf) for leaf in leaves]
         parts = [
             Part(name, jnp.shape(leaf), jnp.size(group))
@@ -78,18 +86,23 @@ class Prune(Transform):
             frozen = extra.get("frozen", 0)
             kept = allocation.choose(parts, grouped, score, self.structure, sparsity, frozen)
         elif (shares := allocation(parts, sparsity)) is None:
-            kept = _choose(grouped, sparsity, score)
+            kept, first = _choose(grouped, sparsity, score, near[:1])
+            near = jnp.concatenate([first, near[1:]])
         else:
-            kept = [_choose([g], s, score)[0] for g, s in zip(grouped, shares, strict=True)]
-        return treedef.unflatten(
-            [pack_mask(self.structure.spread(k, part.shape)) for k, part in zip(kept, parts, strict=True)]
-        )
+            columns = zip(grouped, shares, jnp.split(near, near.size), strict=True)
+            found = [_choose([g], s, score, at) for g, s, at in columns]
+            kept, near = [masks[0] for masks, _ in found], jnp.concatenate([at for _, at in found])
+        spread = [self.structure.spread(k, part.shape) for k, part in zip(kept, parts, strict=True)]
+        return treedef.unflatten([pack_mask(mask) for mask in spread]), near
 
-    def _first_masks(self, values: PyTree, sparsity: jax.Array, extra: dict[str, Any]) -> PyTree:
+    def _first_masks(
+        self, values: PyTree, sparsity: jax.Array, extra: dict[str, Any]
+    ) -> tuple[PyTree, jax.Array]:
+        near = _nowhere(values)
         missing = [name for name in self.score.needs if extra.get(name) is None]
         if not missing:
             memory = self.score.observe(self.score.start(values), values, **extra)
-            return self._masks(values, sparsity, memory, extra)
+            return self._masks(values, sparsity, memory, extra, near)
         dense = not isinstance(sparsity, jax.core.Tracer) and float(sparsity) == 0.0
         if not dense or self.structure.fixes_sparsity:
             name = type(self.score).__name__
@@ -97,15 +110,15 @@ class Prune(Transform):
                 f"the score {name} needs {', '.join(missing)} to choose the first masks: pass them to mz.compress or "
                 "mz.start, or begin with a schedule at sparsity 0"
             )
-        return jax.tree.map(lambda w: pack_mask(jnp.ones(jnp.shape(w), bool)), values)
+        return jax.tree.map(lambda w: pack_mask(jnp.ones(jnp.shape(w), bool)), values), near
 
     def init(self, values: PyTree, **extra: Any) -> Encoded:
         trees.check_floating(values, "prune")
         dtypes = jax.tree.map(lambda x: Static(str(jnp.result_type(x))), values)
         latents = jax.tree.map(trees.latent, values)
-        masks = self._first_masks(latents, self._sparsity(extra.pop("step", 0)), extra)
+        masks, near = self._first_masks(latents, self._sparsity(extra.pop("step", 0)), extra)
         latents = latents if self.remember else jax.tree.map(_silenced, latents, masks)
-        return Encoded(latents, (), PruneState(masks, jnp.zeros(()), dtypes, self._remembered(latents)))
+        return Encoded(latents, (), PruneState(masks, jnp.zeros(()), dtypes, self._remembered(latents), near))
 
     def decode(self, values: PyTree, extras: PyTree, state: PruneState) -> PyTree:
         return jax.tree.map(_decode, values, state.masks, state.dtypes)
@@ -127,18 +140,18 @@ class Prune(Transform):
         step = extra.pop("step")
         memory = self._observed(state.memory, values, extra)
 
-        def refresh(old: PyTree) -> tuple[PyTree, jax.Array]:
-            new = self._refreshed(old, values, step, memory, extra)
+        def refresh(old: PyTree, near: jax.Array) -> tuple[PyTree, jax.Array, jax.Array]:
+            new, near = self._refreshed(old, values, step, memory, extra, near)
             changed = jax.tree.map(lambda a, b: count_bits(a ^ b), old, new)
             total = sum(jnp.size(leaf) for leaf in jax.tree.leaves(values))
-            return new, sum(jax.tree.leaves(changed), jnp.int32(0)) / jnp.float32(max(total, 1))
+            return new, sum(jax.tree.leaves(changed), jnp.int32(0)) / jnp.float32(max(total, 1)), near
 
-        def rest(old: PyTree) -> tuple[PyTree, jax.Array]:
-            return old, state.churn
+        def rest(old: PyTree, near: jax.Array) -> tuple[PyTree, jax.Array, jax.Array]:
+            return old, state.churn, near
 
-        masks, churn = jax.lax.cond(self._due(step), refresh, rest, state.masks)
+        masks, churn, near = jax.lax.cond(self._due(step), refresh, rest, state.masks, state.thresholds)
         values = values if self.remember else jax.tree.map(_silenced, values, masks)
-        return Encoded(values, extras, PruneState(masks, churn, state.dtypes, memory))
+        return Encoded(values, extras, PruneState(masks, churn, state.dtypes, memory, near))
 
     def _remembered(self, values: PyTree) -> PyTree:
         return self.score.start(values)
@@ -146,8 +159,10 @@ class Prune(Transform):
     def _observed(self, memory: PyTree, values: PyTree, extra: dict[str, Any]) -> PyTree:
         return self.score.observe(memory, values, **extra)
 
-    def _refreshed(self, masks: PyTree, values: PyTree, step: Any, memory: PyTree, extra: Any) -> PyTree:
-        return self._masks(values, self._sparsity(step), memory, extra)
+    def _refreshed(
+        self, masks: PyTree, values: PyTree, step: Any, memory: PyTree, extra: Any, near: jax.Array
+    ) -> tuple[PyTree, jax.Array]:
+        return self._masks(values, self._sparsity(step), memory, extra, near)
 
     def support(self, values: PyTree, state: PruneState, before: PyTree | None) -> PyTree:
         kept = jax.tree.map(lambda v, bits: unpack_mask(bits, jnp.shape(v)), values, state.masks)
@@ -167,7 +182,7 @@ class Prune(Transform):
         dtypes = jax.tree.map(lambda p: Static(p.dtype), packed, is_leaf=is_packed)
         inner = jax.tree.map(_inner, packed, is_leaf=is_packed)
         like = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32), packed, is_leaf=is_packed)
-        return (), PruneState(masks, jnp.zeros(()), dtypes, self._remembered(like)), inner
+        return (), PruneState(masks, jnp.zeros(()), dtypes, self._remembered(like), _nowhere(like)), inner
 
     def rate(self, values: PyTree, extras: PyTree, state: PruneState, inner: PyTree) -> PyTree:
         def thin(value: jax.Array, bits: jax.Array, r: Rate) -> Rate:
@@ -189,17 +204,21 @@ def _inner(packed: Masked) -> PackedArray:
     return Dense(trees.latent(inner.array), inner.shape) if isinstance(inner, Dense) else inner
 
 
+def _nowhere(values: PyTree) -> jax.Array:
+    return jnp.zeros(len(jax.tree.leaves(values)), jnp.uint32)
+
+
 def _same(x: jax.Array) -> jax.Array:
     return x
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _choose(
-    arrays: list[jax.Array], sparsity: jax.Array, score: Callable[[jax.Array], jax.Array]
-) -> list[jax.Array]:
-    """Masks that keep the largest scores over all of the arrays together."""
-    masks, _ = keep_largest(arrays, count_kept(sum(x.size for x in arrays), sparsity), score)
-    return masks
+    arrays: list[jax.Array], sparsity: jax.Array, score: Callable[[jax.Array], jax.Array], near: jax.Array
+) -> tuple[list[jax.Array], jax.Array]:
+    """Masks that keep the largest scores over all of the arrays together, and the threshold: uint32 `(1,)`."""
+    kept = keep_largest(arrays, count_kept(sum(x.size for x in arrays), sparsity), score, near[0])
+    return kept.masks, kept.threshold[None]
 
 
 @functools.partial(jax.jit, static_argnums=0)

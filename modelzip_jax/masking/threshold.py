@@ -16,11 +16,12 @@ import jax.numpy as jnp
 
 from modelzip_jax.errors import TransformError
 
-__all__ = ["count_kept", "keep_largest", "order_keys"]
+__all__ = ["Kept", "count_kept", "keep_largest", "order_keys"]
 
 _SAMPLE = 4096
 _TOP = 0xFFFFFFFF
 _DIGITS = 10_000_000
+_AIM = 1.5
 
 
 def count_kept(size: int, sparsity: jax.Array | float) -> jax.Array:
@@ -64,6 +65,18 @@ def order_keys(scores: jax.Array) -> jax.Array:
     return jnp.where(jnp.isnan(scores), jnp.uint32(_TOP - 1), keys)
 
 
+class Kept(NamedTuple):
+    """What `keep_largest` found.
+
+    masks: boolean, of the arrays' shapes. threshold: uint32 scalar, the least key that was kept, or the one below
+    it that is tied. passes: int32 scalar, how often the data was read to count.
+    """
+
+    masks: list[jax.Array]
+    threshold: jax.Array
+    passes: jax.Array
+
+
 class _Data(NamedTuple):
     """Arrays and the pointwise function that scores them."""
 
@@ -78,13 +91,17 @@ class _Data(NamedTuple):
 
 
 class _Search(NamedTuple):
-    """`count(low) >= keep >= count(high)`, where `count(t)` is the number of keys >= t."""
+    """`count(low) >= keep >= count(high)`, where `count(t)` is the number of keys >= t.
+
+    before: int32, how many keys were between the ends before the last pass.
+    """
 
     low: jax.Array
     high: jax.Array
     at_low: jax.Array
     at_high: jax.Array
     passes: jax.Array
+    before: jax.Array
 
 
 def _total(flags: jax.Array) -> jax.Array:
@@ -115,6 +132,7 @@ def _probe(search: _Search, data: _Data, keep: jax.Array, threshold: jax.Array) 
         jnp.where(up, found, search.at_low),
         jnp.where(down, found, search.at_high),
         search.passes + 1,
+        search.at_low - search.at_high,
     )
 
 
@@ -137,34 +155,78 @@ def _sample(data: _Data) -> jax.Array:
     return jnp.sort(jnp.concatenate(taken))
 
 
-def _first_guesses(data: _Data, keep: jax.Array) -> jax.Array:
-    """Two thresholds that a sample says bracket the wanted one; uint32 `(2,)`, or `(0,)` if unsampled."""
-    total = data.size()
-    if total <= 4 * _SAMPLE or any(_is_sharded_in_type(x) for x in data.arrays):
-        return jnp.zeros(0, jnp.uint32)
-    sample = _sample(data)
-    rank = (1.0 - keep.astype(jnp.float32) / total) * sample.size
-    spread = 2.5 * jnp.sqrt(jnp.maximum(rank * (1.0 - rank / sample.size), 0.0)) + 2.0
-    places = jnp.clip(jnp.stack([rank - spread, rank + spread]), 0, sample.size - 1)
-    return sample[places.astype(jnp.int32)]
+class _Guide(NamedTuple):
+    """What a sample says of the order of the keys: where to look first.
+
+    sample: uint32 `(s,)`, sorted; empty if there is none. total: the number of keys.
+    """
+
+    sample: jax.Array
+    total: int
+
+    def bracket(self, keep: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Two thresholds around the one wanted, all but surely."""
+        rank = (1.0 - keep.astype(jnp.float32) / self.total) * self.sample.size
+        spread = 2.5 * jnp.sqrt(jnp.maximum(rank * (1.0 - rank / self.sample.size), 0.0)) + 2.0
+        return self._at(rank - spread), self._at(rank + spread)
+
+    def step(self, threshold: jax.Array, excess: jax.Array) -> jax.Array:
+        """A threshold somewhat beyond the wanted one, from one that keeps `excess` too many (or too few).
+
+        From the density around it, known to an eighth from 64 places of the sample.
+        """
+        place = jnp.searchsorted(self.sample, threshold).astype(jnp.float32)
+        low, high = self._at(place - 32.0), self._at(place + 32.0)
+        keys_each = (high - low).astype(jnp.float32) / (64.0 * self.total / self.sample.size)
+        away = jnp.abs(excess).astype(jnp.float32)
+        move = (keys_each * (1.2 * away + 2.0)).astype(jnp.uint32) + 1
+        return jnp.where(excess > 0, threshold + move, threshold - jnp.minimum(move, threshold))
+
+    def _at(self, place: jax.Array) -> jax.Array:
+        return self.sample[jnp.clip(place, 0, self.sample.size - 1).astype(jnp.int32)]
 
 
-def _search(data: _Data, keep: jax.Array) -> _Search:
+def _guide(data: _Data) -> _Guide | None:
+    if data.size() <= 4 * _SAMPLE or any(_is_sharded_in_type(x) for x in data.arrays):
+        return None
+    return _Guide(_sample(data), data.size())
+
+
+def _interpolated(s: _Search, keep: jax.Array) -> jax.Array:
+    """A threshold within the bracket, aimed beyond the wanted one by the count's own error, towards the farther end.
+
+    So the farther end comes close, and the next step does the same to the other: each shrinks to the root of what
+    it was. Aimed at the wanted one itself, one end would stay where it is.
+    """
+    above, below = (s.at_low - keep).astype(jnp.float32), (keep - s.at_high).astype(jnp.float32)
+    error = jnp.sqrt(above * below / (above + below))
+    aim = jnp.where(error > 2.0, jnp.where(above > below, _AIM, -_AIM) * error, 0.0)
+    share = jnp.clip((above - aim) / (above + below), 0.0, 1.0)
+    return (share * (s.high - s.low).astype(jnp.float32)).astype(jnp.uint32)
+
+
+def _search(data: _Data, keep: jax.Array, near: jax.Array) -> _Search:
     zero = jnp.int32(0)
-    start = _Search(jnp.uint32(0), jnp.uint32(_TOP), jnp.int32(data.size()), zero, zero)
-    guesses = _first_guesses(data, keep)
+    start = _Search(jnp.uint32(0), jnp.uint32(_TOP), jnp.int32(data.size()), zero, zero, zero)
+    guide = _guide(data)
+    warm = near > 0
 
     def unfinished(s: _Search) -> jax.Array:
         return (s.at_low != keep) & (s.at_high != keep) & (s.high - s.low > 1)
 
     def narrow(s: _Search) -> _Search:
         width = s.high - s.low
-        share = (s.at_low - keep).astype(jnp.float32) / (s.at_low - s.at_high).astype(jnp.float32)
-        guess = (share * width.astype(jnp.float32)).astype(jnp.uint32)
-        step = jnp.where(s.passes % 3 == 2, width // 2, guess)
-        threshold = s.low + jnp.clip(step, 1, width - 1)
-        for index in range(guesses.size):
-            threshold = jnp.where(s.passes == index, guesses[index], threshold)
+        # Interpolation fails where many keys are equal or far apart: halve until the counts fall again.
+        halve = (s.passes > 2) & (s.at_low - s.at_high > s.before - s.before // 10)
+        threshold = s.low + jnp.clip(jnp.where(halve, width // 2, _interpolated(s, keep)), 1, width - 1)
+        if guide is not None:
+            low, high = guide.bracket(keep)
+            excess = jnp.where(s.low == near, s.at_low, s.at_high) - keep
+            first = jnp.where(warm, near, low)
+            second = jnp.where(warm, guide.step(near, excess), high)
+            threshold = jnp.where(s.passes == 0, first, jnp.where(s.passes == 1, second, threshold))
+        else:
+            threshold = jnp.where(warm & (s.passes == 0), near, threshold)
         return _probe(s, data, keep, threshold)
 
     return jax.lax.while_loop(unfinished, narrow, start)
@@ -204,7 +266,8 @@ def keep_largest(
     arrays: list[jax.Array],
     keep: jax.Array,
     score: Callable[[jax.Array], jax.Array] = lambda x: x,
-) -> tuple[list[jax.Array], jax.Array]:
+    near: jax.Array | None = None,
+) -> Kept:
     """Masks of the `keep` largest scores over all arrays together, exactly that many.
 
     Equal scores at the threshold are kept in order of array, then C-order index.
@@ -213,14 +276,12 @@ def keep_largest(
       arrays: float arrays of any shapes, fewer than 2**31 elements in all.
       keep: int32 scalar in [0, total], may be traced.
       score: a pointwise function of an array, computed anew in each pass instead of stored.
-
-    Returns:
-      Boolean masks of the arrays' shapes, and the number of counting passes (int32 scalar).
+      near: the `threshold` of a search over similar scores, to start from; 0 for none. Changes no mask.
 
     Raises:
       TransformError: 2**31 scores or more under one threshold.
 
-    >>> masks, _ = keep_largest([jnp.array([1.0, 3.0]), jnp.array([[2.0, 2.0]])], jnp.int32(2))
+    >>> masks, *_ = keep_largest([jnp.array([1.0, 3.0]), jnp.array([[2.0, 2.0]])], jnp.int32(2))
     >>> masks
     [Array([False,  True], dtype=bool), Array([[ True, False]], dtype=bool)]
     """
@@ -229,7 +290,9 @@ def keep_largest(
             "one threshold over 2**31 weights or more is not supported: use allocation='uniform', or "
             "mz.partition to group the leaves"
         )
-    search = _search(_Data([x for x in arrays if x.size], score), keep)
+    search = _search(
+        _Data([x for x in arrays if x.size], score), keep, jnp.uint32(0) if near is None else near
+    )
     above = jnp.where(search.at_low == keep, search.low, search.high)
     missing = jnp.where(search.at_low == keep, 0, keep - search.at_high)
 
@@ -245,4 +308,4 @@ def keep_largest(
             left = left - take
         return masks
 
-    return jax.lax.cond(missing > 0, with_ties, distinct, arrays), search.passes
+    return Kept(jax.lax.cond(missing > 0, with_ties, distinct, arrays), above, search.passes)

@@ -50,7 +50,7 @@ _keep_largest = jax.jit(keep_largest, static_argnums=2)
 
 
 def masks_of(arrays, keep, score=jnp.abs):
-    masks, passes = _keep_largest([jnp.asarray(a) for a in arrays], jnp.int32(keep), score)
+    masks, _, passes = _keep_largest([jnp.asarray(a) for a in arrays], jnp.int32(keep), score)
     return [np.asarray(m) for m in masks], int(passes)
 
 
@@ -156,3 +156,35 @@ def test_every_sparsity_in_one_program():
         for sparsity, mask in zip(np.float32(grid), masks, strict=True):
             np.testing.assert_array_equal(mask, best(np.abs(np.asarray(x)), kept(x.size, sparsity)))
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_threshold_to_start_from_changes_no_mask(kind):
+    """From its own threshold, from that of other data, and from the ends of the range."""
+    x = data(kind).reshape(200, 100)
+    search = jax.jit(lambda x, keep, near: keep_largest([x], keep, jnp.abs, near))
+    for keep in (0, 1, 3_000, SIZE - 1, SIZE):
+        cold = search(x, jnp.int32(keep), jnp.uint32(0))
+        for near in (
+            cold.threshold,
+            search(x + 0.01, jnp.int32(keep), jnp.uint32(0)).threshold,
+            1,
+            0xFFFFFFFE,
+        ):
+            warm = search(x, jnp.int32(keep), jnp.uint32(near))
+            np.testing.assert_array_equal(warm.masks[0], best(np.abs(x), keep))
+            assert int(warm.passes) <= 70
+
+
+def test_a_refresh_starts_where_the_last_one_ended():
+    """A tenth of a percent further, and a hundredth of a standard deviation of change in the weights."""
+    x = RNG.normal(size=400_000).astype(np.float32)
+    search = jax.jit(lambda x, keep, near: keep_largest([x], keep, jnp.abs, near))
+    cold = search(x, jnp.int32(80_000), jnp.uint32(0))
+    warm = search(
+        x + np.float32(1e-2) * RNG.normal(size=x.size).astype("f4"), jnp.int32(79_920), cold.threshold
+    )
+    again = search(x, jnp.int32(80_000), cold.threshold)
+    assert int(again.passes) == 1
+    assert int(warm.passes) <= 9
+    assert int(cold.passes) <= 16
