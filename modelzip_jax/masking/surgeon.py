@@ -64,7 +64,9 @@ def surgeon(
       allocation: as for `mz.prune`, if it gives each leaf a sparsity: not "global".
       only: path patterns of the leaves to prune: dense or convolution kernels.
       damping: λ, as a share of the mean of H's diagonal; positive.
-      block: inputs in a block, at least 1; the paper's 128.
+      block: inputs in a block, at least 1; the paper's 128. Each block loses the same share, so where inputs differ
+        much in scale, larger ones lose less: of 768 inputs with scales from 1 down to 0.02, half of the weights cost
+        0.6 % of the output's power in one block, 2.2 % in six (Wanda 0.6 %, magnitude 7.2 %).
 
     Returns:
       `Surgery(params, scores)`: updated weights in the leaves' own dtypes, computed in float32.

@@ -25,6 +25,14 @@ def report(record_property, what, name, left, budgets):
     return max(unused)
 
 
+@pytest.mark.parametrize("what", ["params", "flops"])
+def test_laws(what):
+    params, cost = case("mlp")
+    budget = {"params": size(params) // 2} if what == "params" else {"flops": cost.flops // 2, "costs": cost}
+    t = mz.prune(allocation=mz.allocation.at_most(**budget))
+    mz.testing.check_laws(mz.only("**/kernel", mz.chain(t, mz.quantize(bits=4))), params)
+
+
 @pytest.mark.parametrize("name", REAL)
 def test_parameters(name, record_property):
     params, _ = case(name)

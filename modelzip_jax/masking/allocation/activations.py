@@ -58,13 +58,13 @@ def by_activation(found: Sparsity, limit: float) -> ByActivation:
     """
     if not 0.0 < limit <= 1.0:
         raise TransformError(f"the limit is a share of activations in (0, 1], not {limit!r}")
-    zeros: collections.Counter[str] = collections.Counter()
-    seen: collections.Counter[str] = collections.Counter()
+    zeros: dict[str, float] = collections.defaultdict(float)
+    seen: dict[str, float] = collections.defaultdict(float)
     for layer in found.layers:
         # Of "[i]", the layer in a scan, and "#1", a second use, which `LayerSparsity.name` may end with.
         name = re.sub(r"(#\d+)?(\[[\d, ]+\])?$", "", layer.name)
-        zeros[name] += layer.count * float(np.sum(layer.zeros))  # type: ignore[assignment]
-        seen[name] += layer.count * layer.zeros.size  # type: ignore[assignment]
+        zeros[name] += layer.count * float(np.sum(layer.zeros))
+        seen[name] += layer.count * layer.zeros.size
     active = {name: 1.0 - zeros[name] / max(seen[name], 1.0) for name in seen}
     thinned = tuple(name for name, share in active.items() if share < limit)
     if not thinned:
