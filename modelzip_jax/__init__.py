@@ -15,6 +15,7 @@ from modelzip_jax.coding.writer import save
 from modelzip_jax.masking import allocation, schedules, scores, structures
 from modelzip_jax.masking.dynamic import regrow, rigl, sparse_evolution
 from modelzip_jax.masking.prune import prune
+from modelzip_jax.masking.rewinding import rewind
 from modelzip_jax.masking.shrink import shrink
 from modelzip_jax.model import Packed, compress, decoded, pack, resume, unpack
 from modelzip_jax.optimizer import metrics, params, start, wrap
@@ -62,6 +63,7 @@ __all__ = [
     "recordable",
     "regrow",
     "resume",
+    "rewind",
     "rigl",
     "save",
     "schedules",
