@@ -200,10 +200,11 @@ def main() -> None:
         ranking_seconds / tuning_seconds, unit="×",
         remark=f"{ranking_seconds:.1f} s and {tuning_seconds:.1f} s, in one compiled call and in {count}",
     )  # fmt: skip
+    error = 100 * np.sqrt(whole * (1 - whole) / len(test["labels"]))
     report.note(
-        f"ResNet-8 of (8, 16, 32) channels with projections, Fashion-MNIST averaged to 14×14, {steps} steps of training and {tuning} of "
-        f"fine-tuning in batches of {BATCH}; statistics from {ADAPT} training batches. Test accuracies have standard "
-        f"errors of about {100 * np.sqrt(whole * (1 - whole) / len(test['labels'])):.1f} points, and one seed each."
+        "ResNet-8 of (8, 16, 32) channels with projections, Fashion-MNIST averaged to 14×14, "
+        f"{steps} steps of training and {tuning} of fine-tuning in batches of {BATCH}; statistics from {ADAPT} "
+        f"training batches. Test accuracies have standard errors of about {error:.1f} points, and one seed each."
     )
     report.finish()
 

@@ -66,7 +66,7 @@ def block_effects(
       loss: of the params alone, a scalar: bind a batch. Batch normalisation in evaluation mode.
       params: the tree of the patterns: the params, or all variables.
       blocks: name → the leaves whose zeros make the branch vanish.
-      at_once: blocks at a time, by `vmap`: faster on accelerators, for as many times the memory.
+      at_once: blocks at a time, by `vmap`, for as many times the memory: for models too small to fill a device.
 
     Returns:
       The effect of each block, in the unit of the loss; negative if the model is better without it.

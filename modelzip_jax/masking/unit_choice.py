@@ -66,6 +66,7 @@ def choose_units(
       TransformError: neither a share nor a bound, or both; a bound that cannot be reached, with the smallest number
         that can; scores that do not fit their group.
       NonFiniteError: a score is NaN or infinite.
+      What `rebuild` raises, for models whose layers cannot shrink apart.
 
     >>> import jax, jax.numpy as jnp
     >>> from modelzip_jax import trace

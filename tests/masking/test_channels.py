@@ -194,3 +194,20 @@ def test_shapes_are_those_of_the_shrunk_tree():
     got = jax.tree.map(lambda s: (s.shape, s.dtype), shrunk_shapes(variables, removals))
     expected = jax.tree.map(lambda x: (x.shape, x.dtype), shrink(variables, removals))
     assert got == expected
+
+
+def test_shapes_suffice_to_choose():
+    model, variables, x, groups = traced("mlp")
+    shapes = jax.eval_shape(lambda v: v, variables)
+    scores = magnitudes("mlp")
+    from_shapes = choose_units(
+        scores,
+        shapes,
+        max_flops=1000,
+        rebuild=lambda s: resized(model, s),
+        inputs=(jax.eval_shape(lambda: x),),
+    )
+    expected = bounded("mlp", scores, max_flops=1000)
+    for group in groups:
+        np.testing.assert_array_equal(from_shapes[group], expected[group])
+        assert len(expected[group])
