@@ -9,8 +9,8 @@ are of the test split. `--fashion` trains LeNet-5 on Fashion-MNIST, too (a quart
 JaxPruner as in `benchmarks.step_overhead`: a checkout named in MODELZIP_JAXPRUNER_SOURCE.
 
 The curves: a trained network is pruned at once, by one threshold over all layers, and fine-tuned; every score starts
-from the same weights. All sparsities and seeds of a score train in one `vmap`. Their figure is `runs/pruning_curves.svg`, if
-matplotlib is installed.
+from the same weights. All sparsities of a score train in one `vmap`. Their figure is
+`runs/pruning_curves.svg`, if matplotlib is installed.
 """
 
 from __future__ import annotations
@@ -188,10 +188,11 @@ def methods(job: Task, sparsity: float, report: harness.Report) -> dict[str, Cal
 def quality(job: Task, sparsities: tuple[float, ...], seeds: int, report: harness.Report) -> None:
     """Test error after training, method by method."""
     rows, found = [], {}
-    regular = mz.schedules.dense_sparse_dense(0.3, job.steps // 3, 2 * job.steps // 3)
+    phase, single = (job.steps // 3, 2 * job.steps // 3), mz.structures.unstructured()
     cases = [
         (0.0, "dense", _plain(job)),
-        (0.0, "dense–sparse–dense", _ours(job, mz.prune(sparsity=regular, every=1, remember=False))),
+        (0.0, "dense–sparse–dense", _ours(job, mz.sparse_dense(0.3, *phase, structure=single))),
+        (0.0, "sparse–dense features", _ours(job, mz.sparse_dense(0.3, *phase))),
     ]
     for sparsity in sparsities:
         cases += [(sparsity, name, run) for name, run in methods(job, sparsity, report).items()]

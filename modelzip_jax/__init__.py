@@ -17,6 +17,7 @@ from modelzip_jax.masking.dynamic import regrow, rigl, sparse_evolution
 from modelzip_jax.masking.prune import prune
 from modelzip_jax.masking.rewinding import rewind
 from modelzip_jax.masking.shrink import shrink
+from modelzip_jax.masking.sparse_dense import sparse_dense
 from modelzip_jax.model import Packed, compress, decoded, pack, resume, unpack
 from modelzip_jax.optimizer import metrics, params, start, wrap
 from modelzip_jax.packed import PackedArray, packed_kind
@@ -70,6 +71,7 @@ __all__ = [
     "scores",
     "share_neurons",
     "shrink",
+    "sparse_dense",
     "sparse_evolution",
     "start",
     "structures",
