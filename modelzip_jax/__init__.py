@@ -12,12 +12,17 @@ from modelzip_jax import errors, testing, tree
 from modelzip_jax.chaining import chain
 from modelzip_jax.coding.reader import load, load_tensor
 from modelzip_jax.coding.writer import save
+from modelzip_jax.fitting import fit
 from modelzip_jax.masking import allocation, schedules, scores, structures
+from modelzip_jax.masking.blocks import Branch, block_effects, drop_blocks, remove_layers, stacked_blocks
+from modelzip_jax.masking.channels import batch_norm_scale, unit_scores
 from modelzip_jax.masking.dynamic import regrow, rigl, sparse_evolution
 from modelzip_jax.masking.prune import prune
 from modelzip_jax.masking.rewinding import rewind
-from modelzip_jax.masking.shrink import shrink
+from modelzip_jax.masking.shrink import shrink, silence
 from modelzip_jax.masking.sparse_dense import sparse_dense
+from modelzip_jax.masking.surgeon import surgeon
+from modelzip_jax.masking.unit_choice import choose_units
 from modelzip_jax.model import Packed, compress, decoded, pack, resume, unpack
 from modelzip_jax.optimizer import metrics, params, start, wrap
 from modelzip_jax.packed import PackedArray, packed_kind
@@ -35,18 +40,24 @@ from modelzip_jax.wavelets.transform import cosines, wavelet
 __version__ = "0.1.0"
 
 __all__ = [
+    "Branch",
     "Encoded",
     "Packed",
     "PackedArray",
     "Transform",
     "allocation",
+    "batch_norm_scale",
     "best_basis",
+    "block_effects",
     "chain",
+    "choose_units",
     "cluster",
     "compress",
     "cosines",
     "decoded",
+    "drop_blocks",
     "errors",
+    "fit",
     "identity",
     "load",
     "load_tensor",
@@ -63,6 +74,7 @@ __all__ = [
     "rate",
     "recordable",
     "regrow",
+    "remove_layers",
     "resume",
     "rewind",
     "rigl",
@@ -71,12 +83,16 @@ __all__ = [
     "scores",
     "share_neurons",
     "shrink",
+    "silence",
     "sparse_dense",
     "sparse_evolution",
+    "stacked_blocks",
     "start",
     "structures",
+    "surgeon",
     "testing",
     "tree",
+    "unit_scores",
     "unpack",
     "wavelet",
     "wrap",

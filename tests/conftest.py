@@ -7,7 +7,7 @@ import pytest
 # tested as they are compiled for users, and the sentence encoder computes much.
 QUICK = {"evaluation", "masking", "models", "sharing", "trace", "training", "wavelets"}
 OPTIMIZED = {"test_sentence_encoder.py"}
-QUICK_TOO = {"test_activations.py"}
+QUICK_TOO = {"test_activations.py", "test_pages.py"}
 
 
 @pytest.fixture(autouse=True, scope="module")

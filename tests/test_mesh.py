@@ -18,7 +18,9 @@ CASES = [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)]
 def results(cases):
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     script = Path(__file__).with_name("mesh_script.py")
-    done = subprocess.run([sys.executable, str(script), *cases], env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(script), *cases], env=env, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
 

@@ -50,7 +50,9 @@ def test_selected_leaves_carry_the_sentinel_elsewhere():
     [
         mz.chain(mz.prune(sparsity=0.5), Rotate(), mz.quantize(6, learned=True)),
         pytest.param(
-            mz.chain(Rotate(), mz.prune(sparsity=mz.schedules.cubic(0.8, 0, 3), every=1, allocation="global")),
+            mz.chain(
+                Rotate(), mz.prune(sparsity=mz.schedules.cubic(0.8, 0, 3), every=1, allocation="global")
+            ),
             marks=pytest.mark.slow,
         ),
     ],

@@ -56,6 +56,7 @@ def test_a_resnet_without_blocks_is_a_shallower_resnet(blocks):
     assert not np.allclose(model.apply(variables, x), expected, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_language_model_without_a_layer_is_a_smaller_one():
     model, params, x = language_model()
     blocks = stacked_blocks(params, *OUTPUTS)
@@ -102,6 +103,7 @@ def test_effects_are_differences_of_losses_in_one_trace(at_once):
     assert again["layer_0"] == again["attention of layer 0"] == 0.0
 
 
+@pytest.mark.slow
 def test_effects_of_resnet_blocks():
     model, variables, x = resnet(2)
 

@@ -138,6 +138,7 @@ def test_bounds_on_parameters_hold_tightly(allocation):
         assert used > limit - 33  # A unit of the first layer has 17 + 16 parameters.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.5])
 def test_bounds_on_flops_hold_and_nothing_more_fits(share):
     _, flops = cut("resnet", {})

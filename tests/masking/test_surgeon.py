@@ -218,6 +218,7 @@ def test_other_uses_are_refused_by_name():
         surgeon(lora, stats, sparsity=0.5)
 
 
+@pytest.mark.slow
 def test_a_real_network_loses_less_than_by_magnitude_or_wanda():
     from sklearn.datasets import load_digits
     from sklearn.neural_network import MLPClassifier

@@ -1,21 +1,25 @@
-"""The examples of docs/trace.md run, and print what it says."""
+"""The examples of the pages in docs/ run, and print what they say."""
 
 import contextlib
 import io
 import re
 from pathlib import Path
 
-PAGE = Path(__file__).parents[2] / "docs" / "trace.md"
+import pytest
+
+DOCS = Path(__file__).parents[1] / "docs"
 
 
-def test_the_examples_of_the_page():
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+@pytest.mark.parametrize("page", ["pruning.md", "trace.md"])
+def test_the_examples_of_the_page(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
     names = {}
     for block in blocks:
         said = [line[2:] for line in block.splitlines() if line.startswith("# ")]
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            exec(compile(block, str(PAGE), "exec"), names)
+            exec(compile(block, page, "exec"), names)
         if said and "print(" in block:
             assert printed.getvalue().splitlines() == said
         elif said:
