@@ -44,7 +44,12 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.trace
 	$(BIN)/python -m benchmarks.activations
 	$(BIN)/python -m benchmarks.shrink
-	$(BIN)/python -m benchmarks.trace
+	$(BIN)/python -m benchmarks.threshold
+	$(BIN)/python -m benchmarks.pruning --fashion
+	$(BIN)/python -m benchmarks.eagle_eye
+	$(BIN)/python -m benchmarks.kmeans
+	$(BIN)/python -m benchmarks.wavelets
+	$(BIN)/python -m benchmarks.wavelets_study
 	$(BIN)/python -m benchmarks.report
 
 # The tables in docs/benchmarks.md, from the recorded results.

@@ -118,7 +118,11 @@ class Prune(Transform):
         latents = jax.tree.map(trees.latent, values)
         masks, near = self._first_masks(latents, self._sparsity(extra.pop("step", 0)), extra)
         latents = latents if self.remember else jax.tree.map(_silenced, latents, masks)
-        return Encoded(latents, (), PruneState(masks, jnp.zeros((), jnp.float32), dtypes, self._remembered(latents), near))
+        return Encoded(
+            latents,
+            (),
+            PruneState(masks, jnp.zeros((), jnp.float32), dtypes, self._remembered(latents), near),
+        )
 
     def decode(self, values: PyTree, extras: PyTree, state: PruneState) -> PyTree:
         return jax.tree.map(_decode, values, state.masks, state.dtypes)
@@ -182,7 +186,11 @@ class Prune(Transform):
         dtypes = jax.tree.map(lambda p: Static(p.dtype), packed, is_leaf=is_packed)
         inner = jax.tree.map(_inner, packed, is_leaf=is_packed)
         like = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32), packed, is_leaf=is_packed)
-        return (), PruneState(masks, jnp.zeros((), jnp.float32), dtypes, self._remembered(like), _nowhere(like)), inner
+        return (
+            (),
+            PruneState(masks, jnp.zeros((), jnp.float32), dtypes, self._remembered(like), _nowhere(like)),
+            inner,
+        )
 
     def rate(self, values: PyTree, extras: PyTree, state: PruneState, inner: PyTree) -> PyTree:
         def thin(value: jax.Array, bits: jax.Array, r: Rate) -> Rate:
