@@ -129,7 +129,6 @@ def compress(params: PyTree, transform: Transform, **extra: Any) -> Packed:
     return Packed(treedef.unflatten(packed), {}, transform, 0)
 
 
-_LIKE_PARAMS = ("grads", "importance", "scores", "stats")
 _GROUP_BYTES = 32 << 20
 
 

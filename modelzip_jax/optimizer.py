@@ -107,8 +107,9 @@ def wrap(
         count = optax.safe_increment(state.count)
         # Before the step: masks chosen from the stored latents leave the step itself one fused pass
         # over the weights (after it, a refresh that does not happen would still cost a third more).
+        chosen = {**selected_extra(extra, keep, structure), "grads": grads}
         values, extras, transform_state = transform.update(
-            *state.encoded, **{**extra, "grads": grads, "step": count, "frozen": outside(params, keep)}
+            *state.encoded, **{**chosen, "step": count, "frozen": outside(params, keep)}
         )
         decoded, pull = jax.vjp(lambda v, e: transform.decode(v, e, transform_state), values, extras)
         value_grads, extra_grads = pull(jax.tree.map(lambda g, d: g.astype(d.dtype), grads, decoded))

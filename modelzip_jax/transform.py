@@ -37,7 +37,7 @@ __all__ = [
 
 PyTree = Any
 
-LIKE_PARAMS = ("grads", "scores", "stats")
+LIKE_PARAMS = ("grads", "importance", "scores", "stats")
 """Names of `extra` that are trees like the weights, and are split as they are."""
 
 

@@ -221,3 +221,20 @@ def test_missing_needs_are_named():
 def test_bad_options(build):
     with pytest.raises(TransformError):
         build()
+
+
+@pytest.mark.parametrize("name", ["scores", "stats"])
+def test_trees_for_scores_are_those_of_all_params_at_every_step(name):
+    """Of leaves that are not pruned, too: what they hold there is not looked at."""
+    params = {"a": {"kernel": VALUES["a"], "bias": jnp.zeros(5)}}
+    if name == "stats":
+        score, tree = (
+            scores.wanda(),
+            trace.statistics(lambda p, x: x @ p["a"]["kernel"], params, [jnp.ones((3, 6))]),
+        )
+    else:
+        score, tree = scores.given(), {"a": {"kernel": jnp.abs(VALUES["a"]), "bias": "none"}}
+    tx = mz.wrap(optax.sgd(0.1), mz.only("**/kernel", mz.prune(score, sparsity=lambda step: 0.5, every=1)))
+    now, state = mz.start(tx, params, **{name: tree})
+    updates, state = tx.update(jax.tree.map(jnp.zeros_like, now), state, now, **{name: tree})
+    assert int((optax.apply_updates(now, updates)["a"]["kernel"] == 0).sum()) == 15
