@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import TransformError
 from modelzip_jax.masking import scores as scoring
-from modelzip_jax.masking.allocation import Allocation, Part, resolve
+from modelzip_jax.masking.allocation import Allocation, AtMost, Part, resolve
 from modelzip_jax.masking.bitmask import pack_mask, unpack_mask
 from modelzip_jax.masking.prune import Prune
 from modelzip_jax.masking.structures import NOfM, Structure, unstructured
@@ -144,7 +144,8 @@ def regrow(
         raise TransformError(
             f"{structure} leaves nothing to regrow freely; use single weights, blocks or channels"
         )
-    resolve(allocation)
+    if isinstance(resolve(allocation), AtMost):
+        raise TransformError("a budget fixes the sparsity of mz.prune; sparse training takes a sparsity and 'erk'")
     return Regrow(
         drop or scoring.magnitude(), float(sparsity), allocation, int(every), structure or unstructured(),
         remember=False, grow=grow, fraction=float(fraction), end=int(end), first=first or scoring.random(),

@@ -160,6 +160,7 @@ def test_dense_sparse_dense_ends_dense():
         (lambda: mz.rigl(sparsity=0.5, end=9, fraction=0.0), r"fraction must be in \(0, 1\]"),
         (lambda: mz.rigl(sparsity=0.5, end=9, structure=mz.structures.n_of_m(2, 4)), "nothing to regrow"),
         (lambda: mz.rigl(sparsity=0.5, end=9, allocation="ekr"), "did you mean 'erk'"),
+        (lambda: mz.rigl(sparsity=0.5, end=9, allocation=mz.allocation.at_most(params=9)), "a budget fixes"),
         (lambda: mz.schedules.alternating(0.5, 0, 9, 0, 1), "phases take a step or more"),
         (lambda: mz.schedules.dense_sparse_dense(0.5, 4, 4), "before it begins"),
         (lambda: mz.schedules.dense_sparse_dense(1.5, 4, 5), r"sparsity must be in \[0, 1\)"),
