@@ -18,3 +18,5 @@ def quick_compilation(request):
     jax.config.update("jax_disable_most_optimizations", quick)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+    # Thousands of programs in memory make everything slower; `make test` finds those it needs again on disk.
+    jax.clear_caches()
