@@ -137,7 +137,7 @@ def small(**more):
     return config
 
 
-@pytest.mark.parametrize("framework", ["linen", "nnx"])
+@pytest.mark.parametrize("framework", [pytest.param("linen", marks=pytest.mark.slow), "nnx"])
 def test_one_line_switches_the_framework(tmp_path, framework):
     config = small()
     config.model.framework = framework
