@@ -145,7 +145,9 @@ def regrow(
             f"{structure} leaves nothing to regrow freely; use single weights, blocks or channels"
         )
     if isinstance(resolve(allocation), AtMost):
-        raise TransformError("a budget fixes the sparsity of mz.prune; sparse training takes a sparsity and 'erk'")
+        raise TransformError(
+            "a budget fixes the sparsity of mz.prune; sparse training takes a sparsity and 'erk'"
+        )
     return Regrow(
         drop or scoring.magnitude(), float(sparsity), allocation, int(every), structure or unstructured(),
         remember=False, grow=grow, fraction=float(fraction), end=int(end), first=first or scoring.random(),
