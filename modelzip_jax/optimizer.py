@@ -116,7 +116,9 @@ def wrap(
 
         trained = trees.merge(params, values)
         inner_state = state.inner
-        support = transform.support(values, transform_state, None)
+        # Where no mask can have changed, moments outside it are zero already, and a pass over them is saved.
+        revised = not _same_leaves(transform_state, state.transform_state)
+        support = transform.support(values, transform_state, None) if revised else None
         if support is not None:
             everywhere = jax.tree.map(lambda _: True, params)
             inner_state = clear_moments(inner_state, trained, trees.merge(everywhere, support))
@@ -133,6 +135,12 @@ def wrap(
         return trees.merge(_only_unselected(steps, keep, params), landing), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _same_leaves(a: PyTree, b: PyTree) -> bool:
+    """Whether two trees hold the very same arrays: under `jit`, whether nothing was computed."""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(x is y for x, y in pairs)
 
 
 def _follows(params: PyTree, updates: PyTree, values: PyTree) -> list[bool]:

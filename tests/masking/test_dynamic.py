@@ -125,11 +125,20 @@ def test_moments_of_pruned_weights_are_zero_and_come_back_so(inner):
 
 def test_moments_of_partitioned_and_factored_optimizers():
     parts = optax.partition({"a": optax.adam(1e-2), "b": optax.adafactor(1e-2)}, {"w": "a", "v": "b"})
-    tx = mz.wrap(parts, mz.prune(sparsity=0.5))
+    tx = mz.wrap(parts, mz.prune(sparsity=0.5, every=1))
     _, state = trained(tx, 2, {"w": W, "v": W})[-1]
     (adam,) = (s for s in jax.tree.leaves(state.inner, is_leaf=_is_adam) if _is_adam(s))
     mask = np.asarray(unpack_mask(state.transform_state.masks["w"], W.shape))
     np.testing.assert_array_equal(np.asarray(adam.mu["w"])[~mask], 0.0)
+
+
+def test_moments_under_fixed_masks_are_zero_without_clearing():
+    tx = mz.wrap(optax.adam(1e-2), mz.only("w", mz.chain(mz.prune(sparsity=0.5), mz.quantize(bits=4))))
+    params = {"w": W, "bias": jnp.ones(3)}
+    for now, state in trained(tx, 3, params):
+        mask = np.asarray(unpack_mask(state.transform_state[1][0][0].masks["w"], W.shape))
+        np.testing.assert_array_equal(np.asarray(state.inner[0].mu["w"])[~mask], 0.0)
+        assert (np.asarray(now["w"])[~mask] == 0).all()
 
 
 def _is_adam(x):
