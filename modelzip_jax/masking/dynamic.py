@@ -52,7 +52,6 @@ class Regrow(Prune):
     def _refreshed(
         self, masks: PyTree, values: PyTree, step: Any, memory: PyTree, extra: Any, near: jax.Array
     ) -> tuple[PyTree, jax.Array]:
-        extra = {**extra, "step": step}
         dropping, growing = (
             [self.structure.group(x) for x in jax.tree.leaves(score(values, memory=m, **extra))]
             for score, m in zip((self.score, self.grow), memory, strict=True)

@@ -141,7 +141,7 @@ class Prune(Transform):
     def update(self, values: PyTree, extras: PyTree, state: PruneState, **extra: Any) -> Encoded:
         if self.every == 0:
             return Encoded(values, extras, state)
-        step = extra.pop("step")
+        step = extra["step"]
         memory = self._observed(state.memory, values, extra)
 
         def refresh(old: PyTree, near: jax.Array) -> tuple[PyTree, jax.Array, jax.Array]:

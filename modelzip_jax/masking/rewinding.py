@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import TransformError
 from modelzip_jax.masking.prune import Prune, PruneState
+from modelzip_jax.moments import clear_moments
 from modelzip_jax.optimizer import WrapState, find_state
 from modelzip_jax.transform import Transform
 
@@ -26,7 +27,7 @@ def rewind(
 
     A round of iterative magnitude pruning (Frankle & Carbin 2019, arXiv:1803.03635; with rewinding to a step after
     initialisation, Frankle et al. 2020, arXiv:1912.05671): train, `rewind`, train again. Weights, optimizer moments
-    and step counters are those of the early step; repeated with a rising sparsity, each round prunes what the one
+    (cleared where the masks are) and step counters are those of the early step; repeated with a rising sparsity, each round prunes what the one
     before had kept, under scores that rank zeros last.
 
     Args:
@@ -66,8 +67,14 @@ def rewind(
     state = jax.tree.map(masked, before.transform_state, found, is_leaf=_is_pruned)
     decoded = before.transform.value.decode(before.values, before.extras, state)
 
+    trained = trees.merge(early[0], before.values)
+    support = before.transform.value.support(before.values, state, None)
+    inner = before.inner
+    if support is not None:
+        inner = clear_moments(inner, trained, trees.merge(jax.tree.map(lambda _: True, early[0]), support))
+
     def replaced(node: Any) -> Any:
-        return node._replace(transform_state=state) if isinstance(node, WrapState) else node
+        return node._replace(transform_state=state, inner=inner) if isinstance(node, WrapState) else node
 
     opt_state = jax.tree.map(replaced, early[1], is_leaf=lambda x: isinstance(x, WrapState))
     return trees.merge(early[0], decoded), opt_state

@@ -201,3 +201,14 @@ def test_a_vmap_trains_a_family_of_sparsities_in_one_trace():
     family = jax.jit(jax.vmap(final))(sparsities)
     assert len(traces) == 1
     assert [int((w == 0).sum()) for w in family] == [30, 150, 270]
+
+
+def test_random_scores_may_be_renewed_at_each_refresh():
+    def masks(renewed):
+        return [
+            mask for mask, _ in masks_of(mz.prune(mz.scores.random(0, renewed), sparsity=0.5, every=1), 2)
+        ]
+
+    fixed, renewed = masks(False), masks(True)
+    np.testing.assert_array_equal(fixed[1], fixed[2])
+    assert (renewed[1] != renewed[2]).any()
