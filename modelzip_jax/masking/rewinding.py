@@ -27,8 +27,8 @@ def rewind(
 
     A round of iterative magnitude pruning (Frankle & Carbin 2019, arXiv:1803.03635; with rewinding to a step after
     initialisation, Frankle et al. 2020, arXiv:1912.05671): train, `rewind`, train again. Weights, optimizer moments
-    (cleared where the masks are) and step counters are those of the early step; repeated with a rising sparsity, each round prunes what the one
-    before had kept, under scores that rank zeros last.
+    (cleared where the masks are) and step counters are those of the early step; repeated with a rising
+    sparsity, each round prunes what the one before had kept, under scores that rank zeros last.
 
     Args:
       early, late: `(params, opt_state)` of one optimizer made by `mz.wrap`, of two steps.
