@@ -139,8 +139,8 @@ def wrap(
 
 def _same_leaves(a: PyTree, b: PyTree) -> bool:
     """Whether two trees hold the very same arrays: under `jit`, whether nothing was computed."""
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return all(x is y for x, y in pairs)
+    a, b = jax.tree.leaves(a), jax.tree.leaves(b)
+    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
 
 
 def _follows(params: PyTree, updates: PyTree, values: PyTree) -> list[bool]:
