@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from modelzip_jax import tree as trees
 from modelzip_jax.errors import TransformError
 from modelzip_jax.masking import scores as scoring
-from modelzip_jax.masking.allocation import Allocation, AtMost, Part, resolve
-from modelzip_jax.masking.bitmask import pack_mask, unpack_mask
+from modelzip_jax.masking.allocation import Allocation, AtMost, resolve
+from modelzip_jax.masking.allocation.base import parts_of, shared_out
+from modelzip_jax.masking.bitmask import unpack_mask
 from modelzip_jax.masking.prune import Prune
 from modelzip_jax.masking.structures import NOfM, Structure, unstructured
 from modelzip_jax.masking.threshold import count_kept, keep_largest
@@ -53,27 +53,21 @@ class Regrow(Prune):
         self, masks: PyTree, values: PyTree, step: Any, memory: PyTree, extra: Any, near: jax.Array
     ) -> tuple[PyTree, jax.Array]:
         dropping, growing = (
-            [self.structure.group(x) for x in jax.tree.leaves(score(values, memory=m, **extra))]
+            self._grouped(score(values, memory=m, **extra))
             for score, m in zip((self.score, self.grow), memory, strict=True)
         )
-        leaves, treedef = jax.tree.flatten(values)
-        held = [
-            self.structure.group(unpack_mask(bits, w.shape).astype(jnp.float32)) > 0.5
-            for bits, w in zip(jax.tree.leaves(masks), leaves, strict=True)
-        ]
-        parts = [
-            Part(name, jnp.shape(w), d.size)
-            for (name, w), d in zip(trees.named_leaves(values), dropping, strict=True)
-        ]
-        shares = resolve(self.allocation)(parts, self._sparsity(step))
+        flags = jax.tree.map(lambda w, bits: unpack_mask(bits, w.shape).astype(jnp.float32), values, masks)
+        held = [group > 0.5 for group in self._grouped(flags)]
         moved = 0.5 * self.fraction * (1.0 + jnp.cos(jnp.pi * step.astype(jnp.float32) / self.end))
-        if shares is None:
-            new = _exchange(held, dropping, growing, self._sparsity(step), moved)
-        else:
-            columns = zip(held, dropping, growing, shares, strict=True)
-            new = [_exchange([h], [d], [g], share, moved)[0] for h, d, g, share in columns]
-        spread = [self.structure.spread(k, w.shape) for k, w in zip(new, leaves, strict=True)]
-        return treedef.unflatten([pack_mask(mask) for mask in spread]), near
+
+        def exchange(rows: list[Any], share: jax.Array) -> list[jax.Array]:
+            held, drop, grow = (list(column) for column in zip(*rows, strict=True))
+            return _exchange(held, drop, grow, share, moved)
+
+        sparsity = self._sparsity(step)
+        shares = resolve(self.allocation)(parts_of(values, dropping), sparsity)
+        rows = list(zip(held, dropping, growing, strict=True))
+        return self._spread(values, shared_out(shares, sparsity, rows, exchange)), near
 
     @property
     def leafwise(self) -> bool:

@@ -14,7 +14,8 @@ import numpy as np
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import TransformError
 from modelzip_jax.masking import scores as scoring
-from modelzip_jax.masking.allocation import Allocation, AtMost, Part, resolve
+from modelzip_jax.masking.allocation import Allocation, AtMost, resolve
+from modelzip_jax.masking.allocation.base import parts_of, shared_out
 from modelzip_jax.masking.bitmask import count_bits, pack_mask, unpack_mask
 from modelzip_jax.masking.masked import Masked
 from modelzip_jax.masking.structures import NOfM, Structure, unstructured
@@ -76,24 +77,31 @@ class Prune(Transform):
             return found, near
         if isinstance(self.structure, NOfM):
             return treedef.unflatten([_packed_choice(self.structure, leaf) for leaf in leaves]), near
-        grouped = [self.structure.group(leaf) for leaf in leaves]
-        parts = [
-            Part(name, jnp.shape(leaf), jnp.size(group))
-            for (name, leaf), group in zip(trees.named_leaves(values), grouped, strict=True)
-        ]
-        allocation, score = resolve(self.allocation), pointwise or _same
-        if isinstance(allocation, AtMost):
+        grouped = self._grouped(found)
+        parts, score = parts_of(values, grouped), pointwise or _same
+        if isinstance(allocation := resolve(self.allocation), AtMost):
             frozen = extra.get("frozen", 0)
             kept = allocation.choose(parts, grouped, score, self.structure, sparsity, frozen)
-        elif (shares := allocation(parts, sparsity)) is None:
-            kept, first = _choose(grouped, sparsity, score, near[:1])
-            near = jnp.concatenate([first, near[1:]])
-        else:
-            columns = zip(grouped, shares, jnp.split(near, near.size), strict=True)
-            found = [_choose([g], s, score, at) for g, s, at in columns]
-            kept, near = [masks[0] for masks, _ in found], jnp.concatenate([at for _, at in found])
-        spread = [self.structure.spread(k, part.shape) for k, part in zip(kept, parts, strict=True)]
-        return treedef.unflatten([pack_mask(mask) for mask in spread]), near
+            return self._spread(values, kept), near
+
+        def choose(rows: list[Any], share: jax.Array) -> list[Any]:
+            groups, places = (list(column) for column in zip(*rows, strict=True))
+            masks, place = _choose(groups, share, score, places[0])
+            return list(zip(masks, [place, *places[1:]], strict=True))
+
+        rows = list(zip(grouped, jnp.split(near, near.size), strict=True))
+        found = shared_out(allocation(parts, sparsity), sparsity, rows, choose)
+        return self._spread(values, [mask for mask, _ in found]), jnp.concatenate([at for _, at in found])
+
+    def _grouped(self, tree: PyTree) -> list[jax.Array]:
+        """The groups of each leaf."""
+        return [self.structure.group(leaf) for leaf in jax.tree.leaves(tree)]
+
+    def _spread(self, values: PyTree, kept: list[jax.Array]) -> PyTree:
+        """The masks of the groups that each leaf keeps, packed."""
+        leaves, treedef = jax.tree.flatten(values)
+        spread = [self.structure.spread(k, jnp.shape(w)) for k, w in zip(kept, leaves, strict=True)]
+        return treedef.unflatten([pack_mask(mask) for mask in spread])
 
     def _first_masks(
         self, values: PyTree, sparsity: jax.Array, extra: dict[str, Any]
