@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from modelzip_jax.trace.coupling_layout import Labelled
+from modelzip_jax.trace.interchange import numbered, standings
 from modelzip_jax.trace.interpret import interpret
-from modelzip_jax.trace.labels import Labels, Reason, Solution, expand
+from modelzip_jax.trace.labels import Axis, Labels, Reason, Solution, expand
 from modelzip_jax.trace.program import Program, program
 from modelzip_jax.trace.propagation import Couple
 
@@ -43,11 +44,14 @@ class Group:
 
     Removing a unit means removing what every member says. The smaller model computes what the
     larger one computes with those slices set to zero. name: of the member that names it best.
+    kinds: int64 `(units,)`: units of equal kind are interchangeable. Permuting them, in all members alike, leaves
+    what the model computes as it is, to rounding; most groups have one kind.
     """
 
     name: str
     units: int
     members: tuple[Member, ...]
+    kinds: np.ndarray
 
     @property
     def leaves(self) -> tuple[str, ...]:
@@ -143,7 +147,8 @@ def couplings_of(traced: Program) -> Couplings:
         for i, axis in enumerate(leaf.axes)
     ]
     solution = labels.solve()
-    groups = _groups(axes, labels, solution, dict(zip(traced.names, traced.shapes, strict=True)))
+    met = [*(axis for leaf in leaves for axis in leaf.axes), *domain.axes.values()]
+    groups = _groups(axes, met, labels, solution, dict(zip(traced.names, traced.shapes, strict=True)))
     return Couplings(groups, _frozen(axes, labels, solution, groups), tuple(domain.uncovered.values()))
 
 
@@ -152,9 +157,13 @@ _LeafAxis = tuple[str, int, np.ndarray]
 
 
 def _groups(
-    axes: list[_LeafAxis], labels: Labels, solution: Solution, shapes: dict[str, tuple[int, ...]]
+    axes: list[_LeafAxis],
+    met: list[Axis],
+    labels: Labels,
+    solution: Solution,
+    shapes: dict[str, tuple[int, ...]],
 ) -> tuple[Group, ...]:
-    """Units with the same members, made by the same equations, are one group."""
+    """Units with the same members, made by the same equations, are one group. met: axes of all variables."""
     touched: dict[int, dict[tuple[str, int], list[int]]] = collections.defaultdict(
         lambda: collections.defaultdict(list)
     )
@@ -168,11 +177,16 @@ def _groups(
                 for each in expand(solution.combined, which):
                     touched[each][leaf, axis].append(index)
     sources = _sources(labels, solution, list(touched))
-    kinds: dict[Any, list[dict[tuple[str, int], list[int]]]] = collections.defaultdict(list)
+    alike: dict[Any, list[int]] = collections.defaultdict(list)
     for each, places in touched.items():
         counts = tuple((place, len(indices)) for place, indices in places.items())
-        kinds[sources[each], counts].append(places)
-    made = [_group(units, shapes) for units in kinds.values() if len(units) > 1]
+        alike[sources[each], counts].append(each)
+    standing = standings(met, solution, touched)
+    made = [
+        _group([touched[each] for each in units], numbered(standing[each] for each in units), shapes)
+        for units in alike.values()
+        if len(units) > 1
+    ]
     return tuple(_named(made))
 
 
@@ -188,7 +202,9 @@ def _sources(labels: Labels, solution: Solution, classes: list[int]) -> dict[int
     return {each: frozenset(some) for each, some in found.items()}
 
 
-def _group(units: list[dict[tuple[str, int], list[int]]], shapes: dict[str, tuple[int, ...]]) -> Group:
+def _group(
+    units: list[dict[tuple[str, int], list[int]]], kinds: np.ndarray, shapes: dict[str, tuple[int, ...]]
+) -> Group:
     members = tuple(
         Member(leaf, axis, np.array([unit[leaf, axis] for unit in units])) for leaf, axis in units[0]
     )
@@ -197,7 +213,7 @@ def _group(units: list[dict[tuple[str, int], list[int]]], shapes: dict[str, tupl
         return len(shapes[member.leaf]), member.axis
 
     best = max(members, key=weight)
-    return Group(f"{best.leaf}[{best.axis}]", len(units), members)
+    return Group(f"{best.leaf}[{best.axis}]", len(units), members, kinds)
 
 
 def _named(groups: list[Group]) -> list[Group]:

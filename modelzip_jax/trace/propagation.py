@@ -10,17 +10,21 @@ from modelzip_jax.trace.coupling_layout import Axes, Context, Labelled
 from modelzip_jax.trace.coupling_rules import rule_of
 from modelzip_jax.trace.coupling_zeros import vanishing
 from modelzip_jax.trace.interpret import Domain
-from modelzip_jax.trace.labels import Labels, Reason
+from modelzip_jax.trace.labels import Axis, Labels, Reason
 from modelzip_jax.trace.program import Equation
 
 __all__ = ["Couple"]
 
 
 class Couple(Domain[Labelled]):
-    """Records in `labels` what each equation couples. uncovered: equations that no rule covers."""
+    """Records in `labels` what each equation couples.
+
+    uncovered: equations that no rule covers. axes: labels of the axes of all results, each array once.
+    """
 
     def __init__(self, labels: Labels) -> None:
         self.labels = labels
+        self.axes: dict[int, Axis] = {}
         self.uncovered: dict[str, Reason] = {}
 
     def new(self, shape: Sequence[int], reason: Reason, fixed: bool) -> Labelled:
@@ -40,6 +44,7 @@ class Couple(Domain[Labelled]):
         alone = Reason(equation.path, equation.primitive, "the only element of an axis")
         for axis in (axis for axes in made for axis in axes if axis.shape[0] == 1):
             self.labels.freeze(axis, alone)
+        self.axes.update((id(axis), axis) for axes in made for axis in axes)
         flags = vanishing(equation, values)
         return [Labelled(tuple(axes), fixed, flag) for axes, flag in zip(made, flags, strict=True)]
 

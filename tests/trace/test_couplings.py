@@ -39,13 +39,33 @@ def removed(params, found, seed=0, share=0.5):
     return tuple(structure.unflatten([jnp.asarray(x[n]) for n in names]) for x in (zeroed, small))
 
 
+def interchanged(params, found, seed=0):
+    """The parameters with the units of each kind of each group in a random order."""
+    rng = np.random.default_rng(seed)
+    leaves = {n: np.array(x) for n, x in tree.named_leaves(params)}
+    for group in found.groups:
+        order = np.arange(group.units)
+        for kind in np.unique(group.kinds):
+            units = np.flatnonzero(group.kinds == kind)
+            order[units] = rng.permutation(units)
+        for m in group.members:
+            x = np.moveaxis(leaves[m.leaf], m.axis, 0)
+            x[m.indices] = x[m.indices[order]]
+    return jax.tree.structure(params).unflatten(
+        [jnp.asarray(leaves[n]) for n, _ in tree.named_leaves(params)]
+    )
+
+
 def check(model, params, *inputs, groups, seed=0):
-    """Zeroing and removing agree, and the groups have these numbers of units."""
+    """Zeroing and removing agree, interchanging changes nothing, and the groups have these numbers of units."""
     found = couplings(model, params, *inputs)
     assert sorted(g.units for g in found.groups) == sorted(groups)
     zeroed, small = removed(params, found, seed)
-    want, got = (jax.jit(model)(p, *inputs) for p in (zeroed, small))
-    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    run = jax.jit(model)
+    np.testing.assert_allclose(run(small, *inputs), run(zeroed, *inputs), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        run(interchanged(params, found), *inputs), run(params, *inputs), rtol=1e-4, atol=1e-5
+    )
     assert sum(x.size for x in jax.tree.leaves(small)) < sum(x.size for x in jax.tree.leaves(params))
     return found
 
@@ -331,6 +351,32 @@ def test_channels_that_are_shuffled_into_their_residual_only_go_together():
     assert not found.groups
     why = {(f.leaf, f.axis): f.reasons[0].why for f in found.frozen}
     assert why["a", 1] == why["b", 0] == "could only go as a whole"
+
+
+def test_units_that_are_met_differently_are_of_different_kinds():
+    p = {"a": normal(3, 6), "b": normal(6, 2, seed=2)}
+
+    def halves(p, x):
+        h = x @ p["a"]
+        return jnp.concatenate([jax.nn.relu(h[:, :3]), jnp.tanh(h[:, 3:])], -1) @ p["b"]
+
+    found = check(halves, p, normal(5, 3), groups=[6])
+    np.testing.assert_array_equal(found.groups[0].kinds, [0, 0, 0, 1, 1, 1])
+    wide = {"a": normal(3, 4), "b": normal(8, 2, seed=2)}
+
+    def woven(p, x):  # f0 f1 g0 g1 g2 g3 f2 f3: rows come in another order for half of the units.
+        f, g = jax.nn.relu(x @ p["a"]), jnp.tanh(x @ p["a"])
+        return jnp.concatenate([f[:, :2], g, f[:, 2:]], -1) @ p["b"]
+
+    found = check(woven, wide, normal(5, 3), groups=[4])
+    np.testing.assert_array_equal(found.groups[0].kinds, [0, 0, 1, 1])
+
+    def mirrored(p, x):
+        h = x @ p["a"]
+        return jnp.concatenate([jax.nn.relu(h), jnp.tanh(h[:, ::-1])], -1) @ p["b"]
+
+    found = check(mirrored, wide, normal(5, 3), groups=[4])
+    np.testing.assert_array_equal(found.groups[0].kinds, np.arange(4))
 
 
 @pytest.mark.parametrize("axis", [0, 1])
