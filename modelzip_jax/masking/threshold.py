@@ -1,8 +1,9 @@
 """The exact k largest of many scores, by counting: no sort, no gather of the weights.
 
-The search runs on the scores' bits, mapped to integers of the same order. A bracket from a small
-sample, then interpolation on the counts with a bisection every third step, finds a threshold that
-keeps exactly k in about ten passes over the data; a sort costs hundreds (docs/benchmarks.md).
+The search runs on the scores' bits, mapped to integers of the same order. A pass counts at three thresholds at
+once: first around the wanted one by a small sample, then around where interpolation on the counts puts it, as far
+to each side as it errs. So what is left between two thresholds falls to about its square root, and five passes find
+one that keeps exactly k; a sort costs hundreds (docs/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -21,7 +22,12 @@ __all__ = ["Kept", "count_kept", "keep_largest", "order_keys"]
 _SAMPLE = 4096
 _TOP = 0xFFFFFFFF
 _DIGITS = 10_000_000
-_AIM = 1.5
+_NEAR = 1 << 16
+"""A step of keys that is at most 1 % of a score."""
+_SPREAD = 1.5
+"""How many standard errors of an interpolation its outer thresholds are away."""
+_FEW = 8
+"""Keys of so small a number are told apart by thresholds less than one of them apart."""
 
 
 def count_kept(size: int, sparsity: jax.Array | float) -> jax.Array:
@@ -118,22 +124,35 @@ def _total(flags: jax.Array) -> jax.Array:
     return jnp.sum(columns.astype(jnp.int32), dtype=jnp.int32)
 
 
-def _probe(search: _Search, data: _Data, keep: jax.Array, threshold: jax.Array) -> _Search:
+def _counts(data: _Data, thresholds: jax.Array) -> list[jax.Array]:
+    """The number of keys that reach each threshold, int32 scalars.
+
+    By one reduction of several operands, which reads the data once and which XLA:CPU vectorizes: it does not
+    vectorize an integer sum alone, so that three counts cost a fourth of one.
+    """
+    totals = [jnp.int32(0)] * len(thresholds)
+    for key in data.order():
+        flags = [(key >= t).astype(jnp.int32) for t in thresholds]
+        axes = tuple(range(key.ndim))
+        found = jax.lax.reduce(
+            flags, [jnp.int32(0)] * len(flags), lambda a, b: jax.tree.map(jnp.add, a, b), axes
+        )
+        totals = [total + more for total, more in zip(totals, found, strict=True)]
+    return totals
+
+
+def _probe(search: _Search, data: _Data, keep: jax.Array, thresholds: jax.Array) -> _Search:
     """Narrows the bracket by one pass over the data; thresholds outside it change nothing."""
     # The barrier keeps XLA from hoisting the keys out of the loop: a pass that recomputes them is as
     # fast, and a step whose scratch memory stays small is faster even when no refresh happens.
-    arrays, threshold = jax.lax.optimization_barrier((data.arrays, threshold))
-    found = sum((_total(key >= threshold) for key in data._replace(arrays=arrays).order()), jnp.int32(0))
-    inside = (threshold > search.low) & (threshold < search.high)
-    up, down = inside & (found >= keep), inside & (found <= keep)
-    return _Search(
-        jnp.where(up, threshold, search.low),
-        jnp.where(down, threshold, search.high),
-        jnp.where(up, found, search.at_low),
-        jnp.where(down, found, search.at_high),
-        search.passes + 1,
-        search.at_low - search.at_high,
-    )
+    arrays, thresholds = jax.lax.optimization_barrier((data.arrays, thresholds))
+    low, high, at_low, at_high, passes, _ = search
+    for threshold, found in zip(thresholds, _counts(data._replace(arrays=arrays), thresholds), strict=True):
+        inside = (threshold > low) & (threshold < high)
+        up, down = inside & (found >= keep), inside & (found <= keep)
+        low, at_low = jnp.where(up, threshold, low), jnp.where(up, found, at_low)
+        high, at_high = jnp.where(down, threshold, high), jnp.where(down, found, at_high)
+    return _Search(low, high, at_low, at_high, passes + 1, search.at_low - search.at_high)
 
 
 def _is_sharded_in_type(x: jax.Array) -> bool:
@@ -164,23 +183,11 @@ class _Guide(NamedTuple):
     sample: jax.Array
     total: int
 
-    def bracket(self, keep: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Two thresholds around the one wanted, all but surely."""
+    def around(self, keep: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Where the wanted threshold should be, and two others with it between them, all but surely."""
         rank = (1.0 - keep.astype(jnp.float32) / self.total) * self.sample.size
         spread = 2.5 * jnp.sqrt(jnp.maximum(rank * (1.0 - rank / self.sample.size), 0.0)) + 2.0
-        return self._at(rank - spread), self._at(rank + spread)
-
-    def step(self, threshold: jax.Array, excess: jax.Array) -> jax.Array:
-        """A threshold somewhat beyond the wanted one, from one that keeps `excess` too many (or too few).
-
-        From the density around it, known to an eighth from 64 places of the sample.
-        """
-        place = jnp.searchsorted(self.sample, threshold).astype(jnp.float32)
-        low, high = self._at(place - 32.0), self._at(place + 32.0)
-        keys_each = (high - low).astype(jnp.float32) / (64.0 * self.total / self.sample.size)
-        away = jnp.abs(excess).astype(jnp.float32)
-        move = (keys_each * (1.2 * away + 2.0)).astype(jnp.uint32) + 1
-        return jnp.where(excess > 0, threshold + move, threshold - jnp.minimum(move, threshold))
+        return self._at(rank - spread), self._at(rank), self._at(rank + spread)
 
     def _at(self, place: jax.Array) -> jax.Array:
         return self.sample[jnp.clip(place, 0, self.sample.size - 1).astype(jnp.int32)]
@@ -192,42 +199,35 @@ def _guide(data: _Data) -> _Guide | None:
     return _Guide(_sample(data), data.size())
 
 
-def _interpolated(s: _Search, keep: jax.Array) -> jax.Array:
-    """A threshold within the bracket, aimed beyond the wanted one by the count's own error, towards the farther end.
-
-    So the farther end comes close, and the next step does the same to the other: each shrinks to the root of what
-    it was. Aimed at the wanted one itself, one end would stay where it is.
-    """
+def _next(s: _Search, keep: jax.Array) -> jax.Array:
+    """Three thresholds within the bracket, uint32 `(3,)`, around where its keys, if uniform, had the wanted one."""
+    width, left = s.high - s.low, s.at_low - s.at_high
     above, below = (s.at_low - keep).astype(jnp.float32), (keep - s.at_high).astype(jnp.float32)
     error = jnp.sqrt(above * below / (above + below))
-    aim = jnp.where(error > 2.0, jnp.where(above > below, _AIM, -_AIM) * error, 0.0)
-    share = jnp.clip((above - aim) / (above + below), 0.0, 1.0)
-    return (share * (s.high - s.low).astype(jnp.float32)).astype(jnp.uint32)
+    apart = jnp.where(left < _FEW, 0.6, _SPREAD * error) / (above + below)
+    # Interpolation fails where many keys are equal or far apart: divide the bracket itself until the counts fall again.
+    stalled = (s.passes > 2) & (left > s.before // 2)
+    middle = jnp.where(stalled, 0.5, above / (above + below))
+    apart = jnp.where(stalled, 0.25, apart)
+    shares = jnp.clip(jnp.stack([middle - apart, middle, middle + apart]), 0.0, 1.0 - 2.0**-24)
+    return s.low + jnp.clip((shares * width.astype(jnp.float32)).astype(jnp.uint32), 1, width - 1)
 
 
 def _search(data: _Data, keep: jax.Array, near: jax.Array) -> _Search:
     zero = jnp.int32(0)
     start = _Search(jnp.uint32(0), jnp.uint32(_TOP), jnp.int32(data.size()), zero, zero, zero)
-    guide = _guide(data)
     warm = near > 0
+    if (guide := _guide(data)) is not None:
+        low, middle, high = guide.around(keep)
+        first = jnp.stack([low, jnp.where(warm, near, middle), high])
+    else:
+        first = jnp.where(warm, near + jnp.array([-_NEAR, 0, _NEAR]).astype(jnp.uint32), _next(start, keep))
 
     def unfinished(s: _Search) -> jax.Array:
         return (s.at_low != keep) & (s.at_high != keep) & (s.high - s.low > 1)
 
     def narrow(s: _Search) -> _Search:
-        width = s.high - s.low
-        # Interpolation fails where many keys are equal or far apart: halve until the counts fall again.
-        halve = (s.passes > 2) & (s.at_low - s.at_high > s.before - s.before // 10)
-        threshold = s.low + jnp.clip(jnp.where(halve, width // 2, _interpolated(s, keep)), 1, width - 1)
-        if guide is not None:
-            low, high = guide.bracket(keep)
-            excess = jnp.where(s.low == near, s.at_low, s.at_high) - keep
-            first = jnp.where(warm, near, low)
-            second = jnp.where(warm, guide.step(near, excess), high)
-            threshold = jnp.where(s.passes == 0, first, jnp.where(s.passes == 1, second, threshold))
-        else:
-            threshold = jnp.where(warm & (s.passes == 0), near, threshold)
-        return _probe(s, data, keep, threshold)
+        return _probe(s, data, keep, jnp.where(s.passes == 0, first, _next(s, keep)))
 
     return jax.lax.while_loop(unfinished, narrow, start)
 
