@@ -138,6 +138,30 @@ def test_bounds_on_parameters_hold_tightly(allocation):
         assert used > limit - 33  # A unit of the first layer has 17 + 16 parameters.
 
 
+def test_counts_that_stay_are_multiples():
+    *_, groups = traced("resnet")
+    scores = {g: np.arange(g.units)[::-1] for g in groups}
+    for allocation in ("global", "uniform"):
+        gone = choose_units(scores, share=0.5, allocation=allocation, round_to=4)
+        left = {g: g.units - len(gone[g]) for g in groups}
+        assert all(n == g.units or n % 4 == 0 for g, n in left.items())
+        assert any(n < g.units for g, n in left.items())
+        assert all(set(gone[g]) == set(range(n, g.units)) for g, n in left.items())  # Lowest scores go.
+    everything = choose_units(scores, share=0.999, round_to=4)
+    assert {len(units) - g.units for g, units in everything.items()} == {-4}
+    # A group of fewer units stays, and so does one of which more shall be kept.
+    assert not any(map(len, choose_units(scores, share=0.9, round_to=11).values()))
+    assert {g.units - len(u) for g, u in choose_units(scores, share=0.999, round_to=4, keep=5).items()} <= {
+        6,
+        8,
+    }
+
+    params, _ = cut("mlp", {})
+    gone = bounded("mlp", magnitudes("mlp"), max_params=params // 2, round_to=8)
+    assert all((g.units - len(units)) % 8 == 0 for g, units in gone.items())
+    assert cut("mlp", gone)[0] <= params // 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("share", [0.5])
 def test_bounds_on_flops_hold_and_nothing_more_fits(share):
@@ -181,6 +205,8 @@ def test_bad_requests_are_named():
         choose_units(scores, variables, share=0.5, max_params=10)
     with pytest.raises(TransformError, match="rebuild="):
         choose_units(scores, variables, max_flops=10)
+    with pytest.raises(TransformError, match="round_to must be at least 1"):
+        choose_units(scores, share=0.5, round_to=0)
     with pytest.raises(TransformError, match="share must"):
         choose_units(scores, share=1.0)
     with pytest.raises(TransformError, match="not scores"):
