@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 if devices := os.environ.get("TEST_DEVICES"):
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={devices}"
 
 import modelzip_jax as mz
 from modelzip_jax.training import config as configs

@@ -133,7 +133,7 @@ def test_a_sharded_state_is_restored_onto_another_mesh(tmp_path):
     """In a process with eight devices: saved from a mesh of 8, restored onto meshes of 2 by 4 and of 1."""
     script = f"""
 import os, sys
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 sys.path[:0] = {[os.path.dirname(__file__), os.getcwd()]!r}
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
