@@ -20,7 +20,7 @@ SPECS = {"w": P("data", "model"), "v": P("model", None)}
 GRADS = [{k: RNG.normal(size=x.shape).astype("f4") for k, x in TREE.items()} for _ in range(2)]
 
 
-COUNTED = ("uniform", "global")
+COUNTED = ("uniform", "global", "rigl", "budget")
 
 
 def scheduled(allocation):
@@ -38,6 +38,18 @@ TRANSFORMS = {
         {"w": "channel", "v": "tensor"},
     ),
     "group": mz.quantize(4, granularity="group", group_size=32),
+    "rigl": mz.rigl(sparsity=0.8, every=1, end=3),
+    "grown": mz.chain(
+        mz.wavelet("haar", 1, -1),
+        mz.sparse_evolution(sparsity=0.8, every=1, end=3, allocation="global"),
+        mz.quantize(4),
+    ),
+    "watched": mz.prune(mz.scores.fisher(), sparsity=mz.schedules.cubic(0.8, 0, 3), every=1),
+    "budget": mz.prune(
+        allocation=mz.allocation.AtMost(flops=100_000, costs=((("w",), 98_304), (("v",), 131_072))),
+        sparsity=mz.schedules.cubic(0.8, 0, 3),
+        every=1,
+    ),
 }
 
 

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 QUICK = ("global Auto", "mixed Explicit")
-SLOW = ("uniform Auto", "mixed Auto", "group Auto", "global Explicit")
+SLOW = (
+    "uniform Auto", "mixed Auto", "group Auto", "global Explicit", "rigl Auto", "rigl Explicit", "grown Auto",
+    "watched Explicit", "budget Auto", "budget Explicit",
+)  # fmt: skip
 CASES = [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)]
 
 
@@ -41,5 +44,6 @@ def test_counting_gathers_no_weights():
 
 
 @pytest.mark.slow
-def test_counting_for_each_leaf_gathers_none_either():
-    assert results(SLOW)["uniform Auto"]["gathers"] == []
+@pytest.mark.parametrize("case", ["uniform", "rigl", "budget"])
+def test_counting_for_each_leaf_gathers_none_either(case):
+    assert results(SLOW)[f"{case} Auto"]["gathers"] == []

@@ -103,28 +103,25 @@ class Prune(Transform):
         spread = [self.structure.spread(k, jnp.shape(w)) for k, w in zip(kept, leaves, strict=True)]
         return treedef.unflatten([pack_mask(mask) for mask in spread])
 
-    def _first_masks(
-        self, values: PyTree, sparsity: jax.Array, extra: dict[str, Any]
-    ) -> tuple[PyTree, jax.Array]:
+    def _first_masks(self, values: PyTree, step: Any, extra: dict[str, Any]) -> tuple[PyTree, jax.Array]:
         near = _nowhere(values)
         missing = [name for name in self.score.needs if extra.get(name) is None]
         if not missing:
             memory = self.score.observe(self.score.start(values), values, **extra)
-            return self._masks(values, sparsity, memory, extra, near)
-        dense = not isinstance(sparsity, jax.core.Tracer) and float(sparsity) == 0.0
-        if not dense or self.structure.fixes_sparsity:
+            return self._masks(values, self._sparsity(step), memory, extra, near)
+        if not _is_zero(lambda: self._sparsity(step)) or self.structure.fixes_sparsity:
             name = type(self.score).__name__
             raise TransformError(
                 f"the score {name} needs {', '.join(missing)} to choose the first masks: pass them to mz.compress or "
                 "mz.start, or begin with a schedule at sparsity 0"
             )
-        return jax.tree.map(lambda w: pack_mask(jnp.ones(jnp.shape(w), bool)), values), near
+        return jax.tree.map(lambda w: pack_mask(jnp.ones_like(w, bool)), values), near
 
     def init(self, values: PyTree, **extra: Any) -> Encoded:
         trees.check_floating(values, "prune")
         dtypes = jax.tree.map(lambda x: Static(str(jnp.result_type(x))), values)
         latents = jax.tree.map(trees.latent, values)
-        masks, near = self._first_masks(latents, self._sparsity(extra.pop("step", 0)), extra)
+        masks, near = self._first_masks(latents, extra.pop("step", 0), extra)
         latents = latents if self.remember else jax.tree.map(_silenced, latents, masks)
         return Encoded(
             latents,
@@ -218,6 +215,15 @@ def _inner(packed: Masked) -> PackedArray:
     """What the mask was packed around, floats as latents again."""
     inner = packed.expanded()
     return Dense(trees.latent(inner.array), inner.shape) if isinstance(inner, Dense) else inner
+
+
+def _is_zero(number: Callable[[], jax.Array]) -> bool:
+    """Whether a number is known to be zero, also within `jit`."""
+    try:
+        with jax.ensure_compile_time_eval():
+            return float(number()) == 0.0
+    except jax.errors.JAXTypeError:
+        return False
 
 
 def _nowhere(values: PyTree) -> jax.Array:

@@ -213,7 +213,9 @@ def test_missing_needs_are_named():
         mz.compress(params, mz.prune(scores.activation_sparsity("zeros"), sparsity=0.5), stats=inputs)
     # From sparsity 0 training supplies the gradients.
     schedule = mz.schedules.cubic(0.5, 2, 4)
-    mz.wrap(optax.sgd(0.1), mz.prune(scores.saliency(), sparsity=schedule)).init(VALUES)
+    begin = mz.wrap(optax.sgd(0.1), mz.prune(scores.saliency(), sparsity=schedule)).init
+    begin(VALUES)
+    jax.jit(begin)(VALUES)
 
 
 @pytest.mark.parametrize("build", [lambda: scores.magnitude(3), lambda: scores.fisher(1.0),

@@ -163,4 +163,4 @@ def fisher(decay: float = 0.99) -> Fisher:
 
 
 def _zeros(values: PyTree) -> PyTree:
-    return jax.tree.map(lambda w: jnp.zeros(jnp.shape(w), jnp.float32), values)
+    return jax.tree.map(lambda w: jnp.zeros_like(w, jnp.float32), values)

@@ -63,7 +63,7 @@ class Random(Score):
         def draw(name: str, w: jax.Array) -> jax.Array:
             # By name, so that a leaf's scores do not depend on what else is pruned.
             start = zlib.crc32(f"{self.seed}/{name}".encode())
-            return _shuffled(jnp.shape(w), _mixed(turn + jnp.uint32(start)))
+            return _shuffled(w, _mixed(turn + jnp.uint32(start)))
 
         return trees.map_named(draw, values)
 
@@ -90,11 +90,11 @@ def _mixed(x: jax.Array) -> jax.Array:
     return x ^ (x >> 16)
 
 
-def _shuffled(shape: tuple[int, ...], key: jax.Array) -> jax.Array:
-    """Positive floats in random order; seldom are two equal."""
-    place = jnp.zeros(shape, jnp.uint32)
-    for axis, length in enumerate(shape):
-        place = place * jnp.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+def _shuffled(like: jax.Array, key: jax.Array) -> jax.Array:
+    """Positive floats in random order; seldom are two equal. Of the shape and the sharding of an array."""
+    place = jnp.zeros_like(like, jnp.uint32)
+    for axis, length in enumerate(place.shape):
+        place = place * jnp.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, place.shape, axis)
     # Bits of positive floats are in their order; these are of 2^-63 to 2^65, whose sums over a group are finite.
     bits = jnp.uint32(0x20000000) + (_mixed(_mixed(place) ^ key) >> 2)
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
