@@ -236,9 +236,9 @@ def file_table(report: harness.Report, networks: dict[str, Callable[[], Coupled]
          "largest error ÷ distortion"], rows,
     )  # fmt: skip
     report.note(
-        f"Files hold one tensor of each of a network's {SHAPES} largest shapes, those above {LARGEST:,} weights left out. "
-        "An error above the distortion is of a tensor whose plain weights cannot meet it with 8 bits: the bases then get "
-        "the error of these."
+        f"Files hold one tensor of each of a network's {SHAPES} largest shapes, those above {LARGEST:,} weights left "
+        "out. An error above the distortion is of a tensor whose plain weights cannot meet it with 8 bits: the bases "
+        "then get the error of these."
     )
 
 
