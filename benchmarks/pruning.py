@@ -395,20 +395,22 @@ def _figure(job: Task, found: dict[str, np.ndarray], dense: float, report: harne
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 5))
+    figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
+    axes.set_prop_cycle(
+        color=pyplot.get_cmap("tab20").colors
+    )  # As many as there are scores, without repetition.
+    ratios = [1 / (1 - s) for s in CURVE]
     for name, errors in found.items():
-        axes.plot(
-            [1 / (1 - s) for s in CURVE], errors.mean(0), "--" if "channels" in name else "-", label=name
-        )
+        axes.plot(ratios, errors.mean(0), "--" if "channels" in name else "-", marker=".", label=name)
     axes.axhline(dense, color="black", lw=0.5)
     axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="kernel weights, dense ÷ kept",
-        ylabel="test error, %",
-        title=job.name,
+        xscale="log", yscale="log", xlabel="kernel weights pruned", ylabel="test error, %", title=job.name
     )
-    axes.legend(fontsize="x-small", ncols=2)
+    axes.set_xticks(ratios, [f"{s:.0%}" for s in CURVE])
+    axes.set_xticks([], minor=True)
+    axes.set_yticks(errors_shown := [2, 5, 10, 20, 50, 90], [str(e) for e in errors_shown])
+    axes.set_yticks([], minor=True)
+    figure.legend(loc="outside right upper", fontsize="small")
     path = Path("runs/pruning_curves.svg")
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path)
