@@ -266,6 +266,9 @@ def main() -> None:
         points += tensor_by_tensor(report, name, weights)
         if name == "MiniLM-L6":
             unused_rows(report, weights["embeddings/word_embeddings/weight"])
+        if name == "EfficientNet-Lite0":
+            depthwise = {n: x for n, x in weights.items() if "depthwise" in n}
+            points += tensor_by_tensor(report, "EfficientNet-Lite0's depthwise kernels", depthwise)
     rank = spearmanr(*zip(*points, strict=True))
     report.note(
         "Spearman's rank correlation of the Gini coefficient of |w| with what the cheapest basis costs at 0.01, over "
