@@ -68,5 +68,5 @@ def shared_out(
     [('a', 1, 0.8), ('b', 1, 0.95)]
     """
     if shares is None:
-        return choose(rows, sparsity)
+        return choose(rows, sparsity) if rows else []
     return [chosen for row, share in zip(rows, shares, strict=True) for chosen in choose([row], share)]
