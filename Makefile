@@ -54,6 +54,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.eagle_eye
 	$(BIN)/python -m benchmarks.kmeans
 	$(BIN)/python -m benchmarks.deep_compression
+	$(BIN)/python -m benchmarks.share_neurons
 	$(BIN)/python -m benchmarks.wavelets
 	$(BIN)/python -m benchmarks.wavelets_study
 	$(BIN)/python -m benchmarks.report
