@@ -124,21 +124,27 @@ def _total(flags: jax.Array) -> jax.Array:
     return jnp.sum(columns.astype(jnp.int32), dtype=jnp.int32)
 
 
-def _counts(data: _Data, thresholds: jax.Array) -> list[jax.Array]:
-    """The number of keys that reach each threshold, int32 scalars.
+def _totals(flags: list[jax.Array]) -> list[jax.Array]:
+    """The number of true flags in each of several arrays of one shape.
 
-    By one reduction of several operands, which reads the data once and which XLA:CPU vectorizes: it does not
-    vectorize an integer sum alone, so that three counts cost a fourth of one.
+    By one reduction of several operands, which XLA:CPU vectorizes: it does not vectorize an integer sum alone, so that
+    three counts cost a fourth of one. Of sharded arrays it would gather every operand's part sums one by one,
+    where a sum alone is one all-reduce.
     """
-    totals = [jnp.int32(0)] * len(thresholds)
+    if jax.device_count() > 1:
+        return [_total(x) for x in flags]
+    numbers, zeros = [x.astype(jnp.int32) for x in flags], [jnp.int32(0)] * len(flags)
+    return jax.lax.reduce(
+        numbers, zeros, lambda a, b: jax.tree.map(jnp.add, a, b), tuple(range(flags[0].ndim))
+    )
+
+
+def _counts(data: _Data, thresholds: jax.Array) -> list[jax.Array]:
+    """The number of keys that reach each threshold, int32 scalars, from one pass over the data."""
+    counts = [jnp.int32(0)] * len(thresholds)
     for key in data.order():
-        flags = [(key >= t).astype(jnp.int32) for t in thresholds]
-        axes = tuple(range(key.ndim))
-        found = jax.lax.reduce(
-            flags, [jnp.int32(0)] * len(flags), lambda a, b: jax.tree.map(jnp.add, a, b), axes
-        )
-        totals = [total + more for total, more in zip(totals, found, strict=True)]
-    return totals
+        counts = list(map(jnp.add, counts, _totals([key >= t for t in thresholds])))
+    return counts
 
 
 def _probe(search: _Search, data: _Data, keep: jax.Array, thresholds: jax.Array) -> _Search:
