@@ -4,7 +4,8 @@
 
 A repeat is a seed. Runs live in `runs/baselines` and go on where they stand, so that a benchmark that
 was interrupted costs only what is missing. Choices (epochs, rates, decay) were made on the validation
-split; the figures are of the test split, after training on the training split alone.
+split; the figures are of the test split, after training on the training split alone. With `--finished` only
+finished runs are reported, and rows without any stay as they were recorded.
 """
 
 from __future__ import annotations
@@ -45,10 +46,17 @@ def _is_of(config: Any, folder: Path) -> bool:
     return json.loads(json.dumps(ours)) == json.loads((folder / "config.json").read_text())
 
 
+def _recorded() -> dict[str, list[Any]]:
+    """Rows of the last recording by title."""
+    path = harness.RESULTS / "baselines.json"
+    tables = json.loads(path.read_text())["tables"] if path.exists() else []
+    return {row[0]: row for table in tables for row in table["rows"]}
+
+
 def main() -> None:
     chosen = harness.options(__doc__, repeats=3, flags={"finished": "report the seeds that are done"})
     report = harness.Report("baselines", "Float baselines", chosen)
-    rows = []
+    rows, recorded = [], _recorded()
     for title, name, fields, limit, quick in CASES:
         if chosen.quick and not quick:
             continue
@@ -64,22 +72,26 @@ def main() -> None:
                 raise SystemExit(f"{folder} is of another config: remove it")
             results.append(json.loads(done.read_text()) if done.exists() else experiment.run(config, folder))
             print(title, seed, f"{results[-1]['test']['accuracy']:.4f}", flush=True)
-        if not results:
+        if results:
+            errors = [100 * (1 - r["test"]["accuracy"]) for r in results]
+            mean = sum(errors) / len(errors)
+            spread = sum((e - mean) ** 2 for e in errors) / max(len(errors) - 1, 1)
+            error = round(math.sqrt(spread / len(errors)), 3) if len(errors) > 1 else "one seed"
+            rows.append([
+                title, " / ".join(f"{e:.2f}" for e in errors), mean, error,
+                100 * sum(1 - r["validation"]["accuracy"] for r in results) / len(results),
+                100 * sum(r["gap"] for r in results) / len(results), results[0]["steps"],
+            ])  # fmt: skip
+        elif title in recorded:
+            rows.append(recorded[title])
+            report.note(f"{title}: no seed is finished here; the row of an earlier recording stands")
+        else:
             report.note(f"{title}: no seed is finished")
             continue
-        errors = [100 * (1 - r["test"]["accuracy"]) for r in results]
-        mean = sum(errors) / len(errors)
-        spread = math.sqrt(sum((e - mean) ** 2 for e in errors) / max(len(errors) - 1, 1))
-        rows.append([
-            title, " / ".join(f"{e:.2f}" for e in errors), mean, spread / math.sqrt(len(errors)),
-            100 * sum(1 - r["validation"]["accuracy"] for r in results) / len(results),
-            100 * sum(r["gap"] for r in results) / len(results), results[0]["steps"],
-        ])  # fmt: skip
         if math.isfinite(limit):
-            report.bar(
-                f"{title}: test error, mean of {len(errors)} seeds", limit, mean, unit="%",
-                remark=f"± {rows[-1][3]:.2f}; each seed ± {100 * results[0]['test']['accuracy_se']:.2f}",
-            )  # fmt: skip
+            seeds = len(rows[-1][1].split(" / "))
+            what = f"{title}: test error, mean of {seeds} seed{'s' * (seeds > 1)}"
+            report.bar(what, limit, rows[-1][2], unit="%", remark=f"± {rows[-1][3]}")
     columns = [
         "run", "test error, %", "mean, %", "± standard error", "validation error, %", "train − test accuracy, %",
         "steps",
