@@ -104,7 +104,7 @@ def test_gradients_are_lsq(grid, bits, symmetric):
 @pytest.mark.parametrize("granularity", ["tensor", "channel", "group"])
 @pytest.mark.parametrize(("bits", "symmetric"), [(1, True), (2, False), (4, True)])
 def test_the_searched_range_is_not_worse(granularity, symmetric, bits):
-    heavy = jnp.asarray(np.random.default_rng(0).standard_t(2, size=(64, 8)), jnp.float32)
+    heavy = jnp.asarray(RNG.standard_t(2, size=(64, 8)), jnp.float32)
     grid = Grid(granularity, -1, 24)
     errors = []
     for method in ("max", "mse"):
