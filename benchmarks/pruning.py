@@ -4,7 +4,7 @@
 
 A repeat is a seed. Every method trains the same network from the same initial weights on the same batches with the
 same AdamW; only kernels are pruned, the same share of each unless a row says otherwise. Nothing is tuned here; figures
-are of the test split. `--fashion` trains LeNet-5 on Fashion-MNIST, too (a quarter of an hour on two cores).
+are of the test split. `--fashion` trains LeNet-5 on Fashion-MNIST, too (three quarters of an hour on two cores).
 
 JaxPruner as in `benchmarks.step_overhead`: a checkout named in MODELZIP_JAXPRUNER_SOURCE.
 
