@@ -159,18 +159,19 @@ def test_without_learning_entries_become_means():
 
 def test_dkm_has_the_gradient_of_its_layer():
     """By finite differences of softmax(-|w - c| / t) C with one update of C, in NumPy."""
-    t, w = mz.cluster(4, temperature=0.5), normal(9).astype(np.float64)
+    t, w = mz.cluster(4, temperature=0.5), normal(24).astype(np.float64)
     values, extras, state = t.init({"w": jnp.asarray(w, jnp.float32)})
     book = np.asarray(t.decode(values, extras, state)["w"])
     c = np.asarray(state.books["w"].base * state.books["w"].scale, np.float64)
-    weights = np.arange(9.0)
+    assert np.min(np.abs(w[:, None] - c)) > 1e-4, "where a weight is an entry, there is a kink"
+    weights = np.arange(24.0)
 
     def layer(w):
         a = np.exp(-np.abs(w[:, None] - c) / (0.5 * np.sqrt(np.mean(c**2))))
         a /= a.sum(axis=1, keepdims=True)
         return weights @ (a @ ((a.T @ w) / a.sum(axis=0)))
 
-    step = 1e-5 * np.eye(9)
+    step = 1e-5 * np.eye(24)
     slope = [(layer(w + d) - layer(w - d)) / 2e-5 for d in step]
     found = jax.grad(lambda v: jnp.sum(t.decode(v, extras, state)["w"] * weights))(values)
     np.testing.assert_allclose(found["w"], slope, rtol=2e-3, atol=1e-3)
