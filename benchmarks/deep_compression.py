@@ -6,7 +6,7 @@ A repeat is a seed. Two runs each: the network is trained from scratch while one
 rises; then the kernels' remaining weights share a codebook each, which is trained, under masks that stay. What is
 reported is the file of the second run, biases, codebooks and header included, read back and evaluated. The
 choices (sparsity, entries, epochs, rates) were made on the validation split; the figures are of the test split.
-Runs live in `runs/deep_compression` and go on where they stand. Two cores take 5 minutes a seed for LeNet-300-100 and
+Runs live in `runs/deep_compression` and go on where they stand. Two cores take 4 minutes a seed for LeNet-300-100 and
 15 for LeNet-5.
 """
 
@@ -102,7 +102,7 @@ def main() -> None:
         mean = sum(errors) / len(errors)
         validation = 100 * sum(1 - r["validation"]["accuracy"] for r in results) / len(results)
         rows.append([
-            case.title, f"{case.sparsity:.0%}", case.entries, " / ".join(f"{s:,}" for s in sizes), ratio,
+            case.title, f"{case.sparsity:.1%}", case.entries, " / ".join(f"{s:,}" for s in sizes), ratio,
             " / ".join(f"{e:.2f}" for e in errors), mean, validation, f"{case.ratio:.0f} at {case.error:.2f}",
         ])  # fmt: skip
         remark = f"{len(results)} seeds"
