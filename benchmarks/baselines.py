@@ -40,10 +40,14 @@ CASES: list[tuple[str, str, dict[str, Any], float, bool]] = [
 ]
 
 
-def _is_of(config: Any, folder: Path) -> bool:
-    """Whether a finished run is of this config."""
+def finished(config: Any, folder: Path) -> dict[str, Any] | None:
+    """The result of a finished run, None if there is none; stops at one of another config."""
+    if not (folder / "result.json").exists():
+        return None
     ours = {name: value for name, value in config.to_dict().items() if name != "distributed"}
-    return json.loads(json.dumps(ours)) == json.loads((folder / "config.json").read_text())
+    if json.loads(json.dumps(ours)) != json.loads((folder / "config.json").read_text()):
+        raise SystemExit(f"{folder} is of another config: remove it")
+    return json.loads((folder / "result.json").read_text())
 
 
 def _recorded() -> dict[str, list[Any]]:
@@ -65,12 +69,10 @@ def main() -> None:
             changes = [f"--config.{field}={value}" for field, value in {**fields, "seed": seed}.items()]
             config = configs.override(configs.load(ROOT / "configs" / f"{name}.py"), changes)
             folder = RUNS / f"{title.lower().replace(', ', '-').replace(' ', '-')}-{seed}"
-            done = folder / "result.json"
-            if not done.exists() and chosen.finished:
+            result = finished(config, folder)
+            if result is None and chosen.finished:
                 continue
-            if done.exists() and not _is_of(config, folder):
-                raise SystemExit(f"{folder} is of another config: remove it")
-            results.append(json.loads(done.read_text()) if done.exists() else experiment.run(config, folder))
+            results.append(result or experiment.run(config, folder))
             print(title, seed, f"{results[-1]['test']['accuracy']:.4f}", flush=True)
         if results:
             errors = [100 * (1 - r["test"]["accuracy"]) for r in results]

@@ -12,12 +12,12 @@ Runs live in `runs/deep_compression` and go on where they stand. Two cores take 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import modelzip_jax as mz
 from benchmarks import harness
+from benchmarks.baselines import finished
 from modelzip_jax import checkpoints
 from modelzip_jax.training import config as configs
 from modelzip_jax.training import experiment
@@ -57,21 +57,19 @@ def _steps(config: Any) -> int:
     return experiment.build(config).steps
 
 
-def _run(config: Any, folder: Path, transform: mz.Transform, finished: bool) -> dict[str, Any] | None:
-    done = folder / "result.json"
-    if done.exists():
-        return json.loads(done.read_text())
-    return None if finished else experiment.run(config, folder, transform)
+def _run(config: Any, folder: Path, transform: mz.Transform, only_finished: bool) -> dict[str, Any] | None:
+    result = finished(config, folder)
+    return result if result or only_finished else experiment.run(config, folder, transform)
 
 
-def compressed(case: Case, seed: int, finished: bool) -> dict[str, Any] | None:
+def compressed(case: Case, seed: int, only_finished: bool) -> dict[str, Any] | None:
     """The result of the second run; None if it is not there and shall not be made."""
-    folder = RUNS / f"{case.config}-{seed}"
+    folder = RUNS / f"{case.config}-{case.sparsity:g}-{case.entries}-{seed}"  # What a config does not say.
     config = _config(case, seed)
     steps = _steps(config)
     rising = mz.schedules.cubic(case.sparsity, steps // 10, 3 * steps // 4)
     thin = mz.only("**/kernel", mz.prune(sparsity=rising, allocation="global", every=max(steps // 100, 1)))
-    if _run(config, folder / "pruned", thin, finished) is None:
+    if _run(config, folder / "pruned", thin, only_finished) is None:
         return None
     weights = folder / "pruned.npz"
     if not weights.exists():
@@ -83,7 +81,7 @@ def compressed(case: Case, seed: int, finished: bool) -> dict[str, Any] | None:
         {"**/kernel": "kernels", "**/bias": "biases"},
     )
     tuning = _config(case, seed, **case.tuning, start=str(weights))
-    return _run(tuning, folder / "shared", shared, finished)
+    return _run(tuning, folder / "shared", shared, only_finished)
 
 
 def main() -> None:

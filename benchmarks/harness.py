@@ -150,8 +150,9 @@ class Report:
         )
 
     def bar(self, what: str, limit: float, figure: float, **more: Any) -> None:
-        """Adds a bar, see `Bar`."""
-        self.bars.append(Bar(what, limit, _short(float(figure)), **more))
+        """Adds a bar, see `Bar`; its figure is rounded unless that would turn a miss into a hit, or a hit into a miss."""
+        exact, short = (Bar(what, limit, x, **more) for x in (float(figure), _short(float(figure))))
+        self.bars.append(short if short.hit == exact.hit else exact)
 
     def note(self, text: str) -> None:
         """Adds a remark, such as a case that could not run, and prints it."""
