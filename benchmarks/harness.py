@@ -150,7 +150,7 @@ class Report:
         )
 
     def bar(self, what: str, limit: float, figure: float, **more: Any) -> None:
-        """Adds a bar, see `Bar`; its figure is rounded unless that would turn a miss into a hit, or a hit into a miss."""
+        """Adds a bar, see `Bar`; its figure is rounded unless that would change whether it is hit."""
         exact, short = (Bar(what, limit, x, **more) for x in (float(figure), _short(float(figure))))
         self.bars.append(short if short.hit == exact.hit else exact)
 
