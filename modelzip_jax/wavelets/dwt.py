@@ -114,16 +114,12 @@ def _descend(x: jax.Array, filter: str, levels: int, axes: tuple[int, ...]) -> j
     if levels == 0 or not live or x.size == 0:
         return x
 
-    # All axes before any band is put in its place: XLA then fuses a whole level of Haar into one loop.
-    def bands(part: jax.Array, rest: tuple[int, ...], lowest: bool) -> jax.Array:
-        if not rest:
-            if not lowest or levels == 1:
-                return part
-            return _descend(jax.lax.optimization_barrier(part), filter, levels - 1, axes)
-        low, high = split(part, filter, rest[0])
-        return merge_bands(bands(low, rest[1:], lowest), bands(high, rest[1:], False), rest[0])
-
-    return bands(x, live, True)
+    bands = [x]
+    for axis in live:
+        bands = [band for part in bands for band in split(part, filter, axis)]
+    if levels > 1:
+        bands[0] = _descend(jax.lax.optimization_barrier(bands[0]), filter, levels - 1, axes)
+    return merge_bands(bands, live)
 
 
 def _ascend(y: jax.Array, filter: str, levels: int, axes: tuple[int, ...]) -> jax.Array:
@@ -131,23 +127,17 @@ def _ascend(y: jax.Array, filter: str, levels: int, axes: tuple[int, ...]) -> ja
     if levels == 0 or not live or y.size == 0:
         return y
 
-    # Interleaved last of all, for the same reason: arithmetic on what is interleaved takes twice as long.
-    def parts(part: jax.Array, rest: tuple[int, ...], lowest: bool) -> list[jax.Array]:
-        if not rest:
-            deeper = lowest and levels > 1
-            return [jax.lax.optimization_barrier(_ascend(part, filter, levels - 1, axes)) if deeper else part]
-        low, high = split_bands(part, rest[0])
-        pairs = zip(parts(low, rest[1:], lowest), parts(high, rest[1:], False), strict=True)
-        even, odd = zip(*(phases(a, b, filter, rest[0]) for a, b in pairs), strict=True)
-        return [*even, *odd]
-
-    def whole(found: list[jax.Array], rest: tuple[int, ...]) -> jax.Array:
-        if not rest:
-            return found[0]
-        half = len(found) // 2
-        return interleave(whole(found[:half], rest[1:]), whole(found[half:], rest[1:]), rest[0])
-
-    return whole(parts(y, live, True), live)
+    bands = [y]
+    for axis in live:
+        bands = [band for part in bands for band in split_bands(part, axis)]
+    if levels > 1:
+        bands[0] = jax.lax.optimization_barrier(_ascend(bands[0], filter, levels - 1, axes))
+    for axis in reversed(live):
+        pairs = zip(bands[::2], bands[1::2], strict=True)
+        found = [phases(low, high, filter, axis) for low, high in pairs]
+        # Turned round: neighbours now differ along the axis before.
+        bands = [even for even, _ in found] + [odd for _, odd in found]
+    return interleave(bands, live)
 
 
 def _packets(x: jax.Array, filter: str, levels: int, axis: int, mirrored: bool) -> jax.Array:
@@ -159,7 +149,7 @@ def _packets(x: jax.Array, filter: str, levels: int, axis: int, mirrored: bool) 
     high = _packets(high, filter, levels - 1, axis, not mirrored)
     if mirrored:
         return jnp.concatenate([high, low], axis)
-    return merge_bands(low, high, axis)
+    return merge_bands([low, high], (axis,))
 
 
 def _unpackets(y: jax.Array, filter: str, levels: int, axis: int, mirrored: bool) -> jax.Array:
