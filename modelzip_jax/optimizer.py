@@ -112,7 +112,7 @@ def wrap(
             *state.encoded, **{**chosen, "step": count, "frozen": outside(params, keep)}
         )
         decoded, pull = jax.vjp(lambda v, e: transform.decode(v, e, transform_state), values, extras)
-        value_grads, extra_grads = pull(jax.tree.map(lambda g, d: g.astype(d.dtype), grads, decoded))
+        value_grads, extra_grads = pull(jax.tree.map(_typed_as, grads, decoded))
 
         trained = trees.merge(params, values)
         inner_state = state.inner
@@ -128,13 +128,21 @@ def wrap(
         extras = optax.apply_updates(extras, extra_steps)
 
         landing = jax.tree.map(
-            lambda g, new, old: (new - old).astype(g.dtype),
+            lambda g, new, old: (_typed_as(new, old) - old).astype(g.dtype),
             grads, transform.decode(values, extras, transform_state), trees.select(params, keep, structure),
         )  # fmt: skip
         state = WrapState(count, values, extras, transform_state, inner_state, extras_inner, state.transform)
         return trees.merge(_only_unselected(steps, keep, params), landing), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _typed_as(x: jax.Array, other: jax.Array) -> jax.Array:
+    """Of the other's dtype and, on Explicit meshes, its sharding."""
+    sharding = jax.typeof(other).sharding
+    if jax.typeof(x).sharding.spec != sharding.spec:
+        x = jax.sharding.reshard(x, sharding)
+    return x.astype(other.dtype)
 
 
 def _same_leaves(a: PyTree, b: PyTree) -> bool:
@@ -227,7 +235,8 @@ def start(tx: optax.GradientTransformation, params: PyTree, **extra: Any) -> tup
         _init_extra.reset(token)
     if not isinstance(params, Packed):
         state = find_state(opt_state)
-        return trees.merge(params, state.transform.value.decode(*state.encoded)), opt_state
+        decoded = trees.merge(params, state.transform.value.decode(*state.encoded))
+        return jax.tree.map(_typed_as, decoded, params), opt_state
     transform = find_state(opt_state).transform.value
     _, values, extras, state = resume(params, transform)
     count = jnp.asarray(params.step, jnp.int32)

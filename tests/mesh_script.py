@@ -39,6 +39,8 @@ TRANSFORMS = {
     ),
     "group": mz.quantize(4, granularity="group", group_size=32),
     "rigl": mz.rigl(sparsity=0.8, every=1, end=3),
+    "wavelet": mz.chain(mz.wavelet("db2", levels=2, axes=(0, 1)), mz.quantize(4, granularity="tensor")),
+    "corner": mz.cosines(8, axes=(0, 1), view=(-1, 64, 128), keep=5),
     # No wavelet: along a sharded axis it permutes while other collectives run, and XLA:CPU's threads may all wait.
     "grown": mz.chain(mz.sparse_evolution(sparsity=0.8, every=1, end=3, allocation="global"), mz.quantize(4)),
     "watched": mz.prune(mz.scores.fisher(), sparsity=mz.schedules.cubic(0.8, 0, 3), every=1),

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-QUICK = ("global Auto", "mixed Explicit")
+QUICK = ("global Auto", "mixed Explicit", "wavelet Explicit")
 SLOW = (
     "uniform Auto", "mixed Auto", "group Auto", "global Explicit", "rigl Auto", "rigl Explicit", "grown Auto",
-    "watched Explicit", "budget Auto", "budget Explicit",
+    "watched Explicit", "budget Auto", "budget Explicit", "wavelet Auto",
+    "corner Auto", "corner Explicit",
 )  # fmt: skip
 CASES = [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)]
 
@@ -33,10 +34,12 @@ def results(cases):
 def test_sharded_weights_decode_as_on_one_device(case):
     found = results(QUICK if case in QUICK else SLOW)[case]
     assert "error" not in found, found["error"]
-    # Gradients of learned steps are sums, whose order depends on the shards.
-    assert found["largest"] <= (1e-6 if "mixed" in case else 0.0)
+    # Gradients of learned steps are sums, whose order depends on the shards; so does what XLA fuses into a filter.
+    rounded = any(name in case for name in ("mixed", "wavelet", "corner"))
+    assert found["largest"] <= (1e-6 if rounded else 0.0)
     assert found["zeros"][0] == found["zeros"][1]
-    assert all("model" in spec for spec in found["sharded"])
+    # A corner has another shape than its weights, so that it is on every device.
+    assert "corner" in case or all("model" in spec for spec in found["sharded"])
 
 
 def test_counting_gathers_no_weights():

@@ -101,8 +101,8 @@ class Coefficients(PackedArray):
     def unpack(self) -> jax.Array:
         inner: Any = self.inner
         values = inner.unpack() if self.codes is None else inner.assemble(self._elements())
-        weights = synthesize(values, self.basis, self.view, self.corner, self.gains)
-        return weights.reshape(self.shape).astype(self.dtype)
+        weights = synthesize(values, self.basis, self.view, self.corner, self.gains, self.shape)
+        return weights.astype(self.dtype)
 
     def check(self) -> None:
         super().check()

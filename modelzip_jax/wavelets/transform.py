@@ -16,7 +16,7 @@ from modelzip_jax.recipe import recordable
 from modelzip_jax.transform import Encoded, Rate, Transform
 from modelzip_jax.wavelets.bases import Basis
 from modelzip_jax.wavelets.coefficients import Coefficients
-from modelzip_jax.wavelets.shapes import crop, kept_bands, scale, synthesize, viewed
+from modelzip_jax.wavelets.shapes import crop, kept_bands, scale, synthesize, under_any_mesh, viewed
 
 __all__ = ["Wavelet", "cosines", "wavelet"]
 
@@ -70,12 +70,16 @@ class Wavelet(Transform):
     def _analyse(self, x: jax.Array, leaf: Geometry) -> jax.Array:
         if not leaf.view:  # A scalar has no neighbours.
             return x
-        y = crop(self.basis.analysis(x.reshape(leaf.view)), leaf.corner)
-        gains = None if not self.gains else 1.0 / jnp.asarray(self.gains, jnp.float32)
-        return scale(y, gains, kept_bands(self.basis, leaf.view, leaf.corner)).reshape(leaf.latent)
+
+        def analyse(x: jax.Array) -> jax.Array:
+            y = crop(self.basis.analysis(x.reshape(leaf.view)), leaf.corner)
+            gains = None if not self.gains else 1.0 / jnp.asarray(self.gains, jnp.float32)
+            return scale(y, gains, kept_bands(self.basis, leaf.view, leaf.corner)).reshape(leaf.latent)
+
+        return under_any_mesh(analyse, x, leaf.latent)
 
     def _synthesize(self, y: jax.Array, leaf: Geometry) -> jax.Array:
-        return synthesize(y, self.basis, leaf.view, leaf.corner, self._gains()).reshape(leaf.shape)
+        return synthesize(y, self.basis, leaf.view, leaf.corner, self._gains(), leaf.shape)
 
     def analysis(self, values: PyTree, state: PyTree) -> PyTree:
         return jax.tree.map(self._analyse, values, state)
