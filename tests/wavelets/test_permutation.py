@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import modelzip_jax as mz
 from modelzip_jax import trace, tree
@@ -113,6 +114,35 @@ def test_orders_can_be_given_for_example_for_moments():
     moments = jax.tree.map(jnp.square, variables)
     there = jax.jit(lambda m: mz.wavelets.permute(m, orders))(moments)
     jax.tree.map(np.testing.assert_array_equal, mz.wavelets.permute(there, backwards), moments)
+
+
+def test_bfloat16_keeps_its_type():
+    _, variables, _, groups = traced("mlp")
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), variables)
+    permuted = mz.wavelets.permute(half, groups)
+    assert {leaf.dtype for leaf in jax.tree.leaves(permuted)} == {jnp.dtype(jnp.bfloat16)}
+    orders = {g: mz.wavelets.similarity_order(half, g) for g in groups}
+    exact = mz.wavelets.permute(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), half), orders)
+    jax.tree.map(np.testing.assert_array_equal, permuted, exact)
+
+
+def test_a_state_of_nnx_stays_one():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.up, self.down = nnx.Linear(5, 8, rngs=rngs), nnx.Linear(8, 3, rngs=rngs)
+
+        def __call__(self, x):
+            return self.down(nnx.relu(self.up(x)))
+
+    graph, state = nnx.split(Net(nnx.Rngs(0)))
+    x = jax.random.normal(jax.random.key(0), (4, 5))
+    apply = lambda state, x: nnx.merge(graph, state)(x)  # noqa: E731
+    groups = trace.couplings(apply, state, x).groups
+    permuted = mz.wavelets.permute(state, groups)
+    assert isinstance(permuted, nnx.State)
+    assert jax.tree.structure(permuted) == jax.tree.structure(state)
+    assert not np.array_equal(permuted["up"]["kernel"][...], state["up"]["kernel"][...])
+    np.testing.assert_allclose(apply(permuted, x), apply(state, x), rtol=1e-5, atol=1e-6)
 
 
 def test_units_of_different_kinds_stay_apart():
