@@ -10,7 +10,9 @@ import pytest
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-@pytest.mark.parametrize("page", ["pruning.md", "trace.md", pytest.param("wavelets.md", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "page", ["pruning.md", "trace.md", pytest.param("wavelets.md", marks=pytest.mark.slow)]
+)
 def test_the_examples_of_the_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
