@@ -17,19 +17,32 @@ import datetime
 import gc
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import random
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-__all__ = ["Bar", "Report", "clock", "interleave", "median", "options", "ratios", "spread"]
+__all__ = [
+    "Bar",
+    "Report",
+    "clock",
+    "interleave",
+    "median",
+    "options",
+    "ratios",
+    "said",
+    "spread",
+    "standard_error",
+]
 
 RESULTS = Path(__file__).parent / "results"
 VERSIONS = (
@@ -103,6 +116,16 @@ def median(values: list[float]) -> float:
 def ratios(times: Times, case: str, baseline: str) -> list[float]:
     """`case` over `baseline` in each round: what disturbed one round disturbed both."""
     return [a / b for a, b in zip(times[case], times[baseline], strict=True)]
+
+
+def standard_error(values: Sequence[float] | np.ndarray) -> float:
+    """Of the mean; NaN for one value."""
+    return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+def said(values: Sequence[float] | np.ndarray, scale: float = 1.0, digits: int = 3) -> str:
+    """Mean ± standard error, times `scale`."""
+    return f"{scale * np.mean(values):.{digits}f} ± {scale * standard_error(values):.{digits}f}"
 
 
 def spread(values: list[float]) -> float:

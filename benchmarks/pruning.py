@@ -206,7 +206,7 @@ def quality(
         params = [run(seed) for seed in range(seeds)]
         errors = [100 * float(job.errors(p)) for p in params]
         found[name, sparsity] = errors
-        mean, error = _mean(errors)
+        mean, error = float(np.mean(errors)), harness.standard_error(errors)
         rows.append(
             [sparsity, name, " / ".join(f"{e:.2f}" for e in errors), mean, error, _sparsity(params[0])]
         )
@@ -234,17 +234,12 @@ def _compare(
     """The paired difference over seeds, at most one standard error above nothing."""
     if (theirs, sparsity) not in found:
         return
-    mean, error = _mean([a - b for a, b in zip(found[ours, sparsity], found[theirs, sparsity], strict=True)])
+    paired = np.subtract(found[ours, sparsity], found[theirs, sparsity])
     report.bar(
-        f"{job.name}, {sparsity:.0%}: {ours} − {theirs}, test error in points", error, mean,
+        f"{job.name}, {sparsity:.0%}: {ours} − {theirs}, test error in points",
+        harness.standard_error(paired), float(paired.mean()),
         remark="the bar is one standard error of the paired difference",
     )  # fmt: skip
-
-
-def _mean(values: list[float]) -> tuple[float, float]:
-    return float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(
-        values
-    ) > 1 else 0.0
 
 
 def _sparsity(params: Any) -> float:

@@ -20,7 +20,8 @@ import optax
 
 import modelzip_jax as mz
 from benchmarks import harness
-from benchmarks.wavelets_fusion import said, splits
+from benchmarks.digits import digits
+from benchmarks.harness import said
 from modelzip_jax.models.mlp import MLP
 from modelzip_jax.sharing.grouping import share_initialization
 
@@ -113,7 +114,7 @@ def parameters(arm: Arm, x: jax.Array) -> int:
 def main() -> None:
     chosen = harness.options(__doc__, repeats=3)
     report = harness.Report("share_neurons", "Shared neurons", chosen)
-    seeds, sets = jnp.arange(2 if chosen.quick else chosen.repeats), splits()
+    seeds, sets = jnp.arange(2 if chosen.quick else chosen.repeats), digits()
     for examples in EXAMPLES[1:] if chosen.quick else EXAMPLES:
         rows = []
         for arm in (Arm("not shared"), *arms(2), *arms(4)):

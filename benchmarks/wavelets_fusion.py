@@ -24,9 +24,10 @@ import optax
 
 import modelzip_jax as mz
 from benchmarks import harness
+from benchmarks.digits import digits
+from benchmarks.harness import said
 from modelzip_jax.coding.writer import file_sizes
 from modelzip_jax.models.mlp import MLP
-from modelzip_jax.training import data
 from modelzip_jax.wavelets.fusion import fuse, unfuse
 
 PyTree = Any
@@ -78,15 +79,6 @@ ARMS = (
     Arm("separate, 4 bits", bits=4),
     Arm("fused: mean and coarser residual, 4 bits", equal=True, fused=True, bits=4),
 )
-
-
-def splits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Images between 0 and 1, and labels."""
-    found = {}
-    for split in ("train", "validation", "test"):
-        arrays = data.load("digits", split)
-        found[split] = (arrays["inputs"].astype(np.float32) / 16.0, arrays["labels"])
-    return found
 
 
 def nested(params: PyTree) -> PyTree:
@@ -154,20 +146,11 @@ def best(arm: Arm, examples: int, seeds: jax.Array, sets: PyTree) -> tuple[np.nd
     return least[1], least[2]
 
 
-def error(values: np.ndarray) -> float:
-    """Standard error of the mean over seeds."""
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
-
-
-def said(values: np.ndarray, scale: float = 1.0, digits: int = 3) -> str:
-    return f"{scale * values.mean():.{digits}f} ± {scale * error(values):.{digits}f}"
-
-
 def main() -> None:
     """Runs the study."""
     chosen = harness.options(__doc__, repeats=5)
     report = harness.Report("wavelets_fusion", "Fusion and generalisation", chosen)
-    seeds, sets = jnp.arange(2 if chosen.quick else chosen.repeats), splits()
+    seeds, sets = jnp.arange(2 if chosen.quick else chosen.repeats), digits()
     for examples in EXAMPLES[1:] if chosen.quick else EXAMPLES:
         rows, gaps, losses = [], {}, {}
         for arm in ARMS:

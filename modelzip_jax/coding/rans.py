@@ -88,6 +88,7 @@ def words_held(data_bytes: int, lanes: int) -> int:
 
 
 def header_bytes(lanes: int) -> int:
+    """What a stream's states and its groups' lengths take before the words."""
     _, groups = kernels.grid(lanes)
     return 4 * lanes + 4 * (groups - 1)
 
