@@ -31,6 +31,10 @@ BITS = 8
 _REACH = (1 << (BITS - 1)) - 0.5
 _BASIS_BITS = 8.0 * 48
 """Description of a basis in a file's header and recipe."""
+_WORTH = 1e-3
+"""The share of the bits that a basis has to save: in noise, the best of many saves a few ten-thousandths by chance."""
+_TOLERANCE = 2e-4
+"""How far below the target the error of a step size may lie, relatively."""
 
 
 class Choice(NamedTuple):
@@ -114,11 +118,11 @@ def _fit(x: jax.Array, basis: Basis | None, target: float) -> _Trial | None:
         error = float(_error(x, values, basis))
         if error <= target and (trial is None or step > trial.step):
             trial = _Trial(step, error, np.asarray(codes))
-        if abs(error / target - 1.0) < 2e-3 and error <= target:
+        if abs(error / target - 1.0) < _TOLERANCE and error <= target:
             break
         low, high = (max(low, math.log(step)), high) if error <= target else (low, math.log(step))
         # Newton for an error that grows as step²; aimed a little below, since it has to be met.
-        aim = math.log(step) + 0.5 * math.log(0.999 * target / max(error, 1e-30))
+        aim = math.log(step) + 0.5 * math.log((1.0 - 0.5 * _TOLERANCE) * target / max(error, 1e-30))
         aim = min(max(aim, low), high) if low < aim < high or high == math.inf else 0.5 * (low + high)
         if aim == math.log(step):
             break
@@ -143,6 +147,8 @@ def choices(
 ) -> list[Choice]:
     """What one tensor takes in each basis at equal squared error, the smallest first.
 
+    The weights as they are come before bases that save less than a thousandth.
+
     Args:
       name: of the leaf, for messages. x: its weights. distortion: squared error over squared norm; where codes
         of eight bits cannot meet it without any basis, what they can is asked of the bases.
@@ -165,7 +171,7 @@ def choices(
         trial = _fit(x.reshape(shape), basis, target)
         if trial is not None:
             found.append(Choice(basis, view, trial.step, _bits(trial, basis, shape), trial.error / norm))
-    return sorted(found, key=lambda choice: choice.bits)
+    return sorted(found, key=lambda choice: choice.bits * (1.0 + _WORTH * (choice.basis is not None)))
 
 
 def best_basis(

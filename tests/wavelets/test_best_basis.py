@@ -56,6 +56,15 @@ def test_best_basis_makes_the_file_smaller_at_equal_error(tmp_path):
     np.testing.assert_array_equal(parts["rough"].step, dict(plain.parts)["rough"].step)
 
 
+def test_what_noise_saves_by_chance_is_not_worth_a_basis():
+    noise = np.random.default_rng(4).normal(size=(512, 512)).astype(np.float32)
+    bases = [(Basis("dct", "", 8, (axis,)), ()) for axis in (0, 1)]
+    for distortion in (1e-2, 2e-2, 5e-2, 1e-1):
+        found = choices("noise", noise, distortion, bases)
+        assert found[0].basis is None
+        assert min(choice.bits for choice in found) > 0.999 * found[0].bits
+
+
 def test_all_zeros_and_outliers_fall_back_on_the_weights_as_they_are():
     assert choices("zero", np.zeros((8, 8), np.float32), 1e-3, FEW)[0].error == 0.0
     spiky = np.zeros((64, 8), np.float32)
