@@ -6,12 +6,17 @@ PyWavelets comes with the extra `test`. jaxwt (EUPL) is a peer of this benchmark
 
     pip install --no-deps --target /tmp/jaxwt jaxwt && PYTHONPATH=/tmp/jaxwt python -m benchmarks.wavelets
 
+glibc keeps freed memory here, for all three alike (`keep_freed_memory`). As it comes, it hands arrays of this size back
+to the system or not, by the layout of its heap; if so, each call of Haar spends twice its time on page faults:
+PyWavelets took 8 to 29 times as long in four runs of a process each.
+
 jaxwt has no periodization: it extends by symmetry and returns a few coefficients more. Each peer is timed on
 its own call for separable 2-D transforms, jaxwt's compiled by `jax.jit`.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +30,18 @@ from modelzip_jax.wavelets.dwt import dwt, idwt
 
 BARS = {"haar": {"PyWavelets": 20.0, "jaxwt": 8.0}, "db4": {"PyWavelets": 3.0, "jaxwt": 6.0}}
 COPIES = 4.0
+
+
+def keep_freed_memory() -> str:
+    """Tells glibc to take all arrays from one heap and never to shrink it (mallopt(3)); what to note of it."""
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return "not glibc: page faults are part of the times"
+    trim_threshold, mmap_max, arena_max = -1, -4, -8
+    for option, value in ((arena_max, 1), (trim_threshold, -1), (mmap_max, 0)):
+        mallopt(option, value)
+    return "glibc keeps freed memory (mallopt), for all libraries: no page faults in the times"
 
 
 def ours(x: np.ndarray, name: str, levels: int) -> Callable[[], Any]:
@@ -73,8 +90,10 @@ def copies(report: harness.Report, x: np.ndarray, chosen: Any) -> None:
 
 def main() -> None:
     """Runs the benchmark."""
+    memory = keep_freed_memory()  # Before JAX starts threads.
     chosen = harness.options(__doc__, repeats=15, cores=1)
     report = harness.Report("wavelets", "Wavelet transforms", chosen)
+    report.note(memory)
     size = 512 if chosen.quick else 2048
     x = np.random.default_rng(0).normal(size=(size, size)).astype(np.float32)
     makers = {"modelzip_jax": ours, "PyWavelets": pywavelets, "jaxwt": jaxwt}
