@@ -9,8 +9,7 @@ are of the test split. `--fashion` trains LeNet-5 on Fashion-MNIST, too (three q
 JaxPruner as in `benchmarks.step_overhead`: a checkout named in MODELZIP_JAXPRUNER_SOURCE.
 
 The curves: a trained network is pruned at once, by one threshold over all layers, and fine-tuned; every score starts
-from the same weights. All sparsities of a score train in one `vmap`. Their figure is
-`runs/pruning_curves.svg`, if matplotlib is installed.
+from the same weights. All sparsities of a score train in one `vmap`. `benchmarks.pruning_figure` draws them.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ import importlib
 import math
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -378,37 +376,6 @@ def curves(job: Task, seeds: int, report: harness.Report, quick: bool) -> None:
         ["score", *(f"{s:.0%}" for s in CURVE), "largest standard error"],
         [[name, *e.mean(0), float(spread(e).max())] for name, e in found.items()],
     )
-    _figure(job, found, start, report)
-
-
-def _figure(job: Task, found: dict[str, np.ndarray], dense: float, report: harness.Report) -> None:
-    try:
-        import matplotlib
-    except ImportError:
-        report.note("no figure: matplotlib is not installed (extra notebooks)")
-        return
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
-    axes.set_prop_cycle(
-        color=pyplot.get_cmap("tab20").colors
-    )  # As many as there are scores, without repetition.
-    ratios = [1 / (1 - s) for s in CURVE]
-    for name, errors in found.items():
-        axes.plot(ratios, errors.mean(0), "--" if "channels" in name else "-", marker=".", label=name)
-    axes.axhline(dense, color="black", lw=0.5)
-    axes.set(
-        xscale="log", yscale="log", xlabel="kernel weights pruned", ylabel="test error, %", title=job.name
-    )
-    axes.set_xticks(ratios, [f"{s:.0%}" for s in CURVE])
-    axes.set_xticks([], minor=True)
-    axes.set_yticks(errors_shown := [2, 5, 10, 20, 50, 90], [str(e) for e in errors_shown])
-    axes.set_yticks([], minor=True)
-    figure.legend(loc="outside right upper", fontsize="small")
-    path = Path("runs/pruning_curves.svg")
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path)
 
 
 def main() -> None:
