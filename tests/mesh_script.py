@@ -41,6 +41,10 @@ TRANSFORMS = {
     "rigl": mz.rigl(sparsity=0.8, every=1, end=3),
     "wavelet": mz.chain(mz.wavelet("db2", levels=2, axes=(0, 1)), mz.quantize(4, granularity="tensor")),
     "corner": mz.cosines(8, axes=(0, 1), view=(-1, 64, 128), keep=5),
+    "clustered": mz.chain(mz.prune(sparsity=0.5), mz.cluster(16, every=1)),
+    "blocks": mz.cluster(16, block=4, granularity="model", learned=False, every=1),
+    "farthest": mz.prune(mz.scores.outlier(), sparsity=0.5, structure=mz.structures.block(4, 4)),
+    "filters": mz.prune(mz.scores.geometric_median(), sparsity=0.5, structure=mz.structures.channel()),
     # No wavelet: along a sharded axis it permutes while other collectives run, and XLA:CPU's threads may all wait.
     "grown": mz.chain(mz.sparse_evolution(sparsity=0.8, every=1, end=3, allocation="global"), mz.quantize(4)),
     "watched": mz.prune(mz.scores.fisher(), sparsity=mz.schedules.cubic(0.8, 0, 3), every=1),

@@ -11,8 +11,10 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from modelzip_jax.errors import LeafError, TransformError
+from modelzip_jax.meshes import under_any_mesh
 from modelzip_jax.recipe import recordable
 
 __all__ = ["Block", "Channel", "NOfM", "Structure", "block", "channel", "n_of_m", "unstructured"]
@@ -95,8 +97,10 @@ class Block(Structure):
     shape: tuple[int, ...]
 
     def group(self, scores: jax.Array) -> jax.Array:
-        sums, counts = (self._sums(x) for x in (scores, jnp.ones_like(scores)))
-        return sums / counts
+        def means(scores: jax.Array) -> jax.Array:
+            return self._sums(scores) / self._sums(jnp.ones_like(scores))
+
+        return under_any_mesh(means, (scores,), PartitionSpec())
 
     def spread(self, kept: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         for axis, size in zip(range(-len(self.shape), 0), self.shape, strict=True):

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax.errors import TransformError
+from modelzip_jax.meshes import is_sharded_in_type
 
 __all__ = ["Kept", "count_kept", "keep_largest", "order_keys"]
 
@@ -161,11 +162,6 @@ def _probe(search: _Search, data: _Data, keep: jax.Array, thresholds: jax.Array)
     return _Search(low, high, at_low, at_high, passes + 1, search.at_low - search.at_high)
 
 
-def _is_sharded_in_type(x: jax.Array) -> bool:
-    """Whether the array is sharded over an Explicit mesh, where strided slices are refused."""
-    return any(axis is not None for axis in jax.typeof(x).sharding.spec)
-
-
 def _sample(data: _Data) -> jax.Array:
     """About 4,096 keys, sorted, spread evenly over every axis of every array."""
     taken = []
@@ -200,7 +196,7 @@ class _Guide(NamedTuple):
 
 
 def _guide(data: _Data) -> _Guide | None:
-    if data.size() <= 4 * _SAMPLE or any(_is_sharded_in_type(x) for x in data.arrays):
+    if data.size() <= 4 * _SAMPLE or any(is_sharded_in_type(x) for x in data.arrays):
         return None
     return _Guide(_sample(data), data.size())
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import TransformError
+from modelzip_jax.meshes import spec_of, under_any_mesh
 from modelzip_jax.packed import Bits, Dense, is_packed
 from modelzip_jax.recipe import recordable
 from modelzip_jax.sharing import codebook as books
@@ -63,6 +67,9 @@ class Cluster(Transform):
         """What is assigned a code each: `(n,)`, or `(n, block)`."""
         return x.reshape(-1) if self.block == 1 else vectors.to_blocks(x, self.block, self.axis)
 
+    def _all_rows(self, parts: list[Any]) -> list[Any]:
+        return [None if part is None else self._rows(part) for part in parts]
+
     def _unrows(self, rows: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         return rows.reshape(shape) if self.block == 1 else vectors.from_blocks(rows, self.axis, shape)
 
@@ -91,44 +98,47 @@ class Cluster(Transform):
         zero = zero and self.block == 1
 
         def fit(parts: list[jax.Array], masses: list[jax.Array | None]) -> Book:
-            entries = books.fit(parts, masses, self.k, zero, self.init_by, extra.get("key"))
+            rows, masses = self._all_rows(parts), self._all_rows(masses)
+            entries = books.fit(rows, masses, self.k, zero, self.init_by, extra.get("key"))
             return books.of_entries(entries, zero)
 
         if self.leafwise:
-            found = jax.tree.map(lambda w, m: fit([self._rows(w)], m), latents, weights)
+            found = jax.tree.map(
+                lambda w, m: under_any_mesh(fit, ([w], [m]), PartitionSpec()), latents, weights
+            )
         else:
-            parts = [self._rows(w) for w in jax.tree.leaves(latents)]
-            found = fit(parts, [m for part in _lists(latents, weights) for m in part])
+            found = under_any_mesh(
+                fit, (jax.tree.leaves(latents), _masses(latents, weights)), PartitionSpec()
+            )
         dtypes = jax.tree.map(lambda x: Static(str(jnp.result_type(x))), values)
         state = ClusterState((), found, dtypes)
         codes = self._assign(latents, self._offsets(found), state, weights)
         return Encoded(latents, self._offsets(found), state._replace(codes=codes))
 
     def _weights(self, values: PyTree, extra: dict[str, Any]) -> PyTree:
-        """For each leaf the list `[importance of its rows]`, or `[None]`; 0 where a mask hides the latent."""
+        """The importance of each leaf, or None; 0 where a mask hides the latent."""
         given = [extra[name] for name in ("support", "importance") if extra.get(name) is not None]
 
-        def together(w: jax.Array, *factors: jax.Array) -> list[jax.Array | None]:
-            if not factors:
-                return [None]
-            product = jnp.ones(w.shape, w.dtype)
-            for factor in factors:
-                product = product * factor
-            return [self._rows(product)]
+        def together(w: jax.Array, *factors: jax.Array) -> jax.Array | None:
+            return functools.reduce(operator.mul, factors, jnp.ones(w.shape, w.dtype)) if factors else None
 
         return jax.tree.map(together, values, *given)
 
     def _assign(self, values: PyTree, extras: PyTree, state: ClusterState, weights: PyTree) -> PyTree:
         """The codes of the nearest entries."""
 
-        def codes(w: jax.Array, entries: jax.Array, mass: list[jax.Array | None]) -> jax.Array:
-            found = books.nearest(self._rows(w), entries, mass[0] if self.block > 1 else None)
-            return found.reshape(w.shape) if self.block == 1 else found
+        def codes(w: jax.Array, entries: jax.Array, mass: jax.Array | None) -> jax.Array:
+            if self.block == 1:
+                return books.nearest(w.reshape(-1), entries).reshape(w.shape)
+            return books.nearest(self._rows(w), entries, None if mass is None else self._rows(mass))
 
-        return jax.tree.map(codes, values, self._entries(values, extras, state), weights)
+        def placed(w: jax.Array, *rest: Any) -> jax.Array:
+            return under_any_mesh(codes, (w, *rest), spec_of(w) if self.block == 1 else PartitionSpec())
+
+        return jax.tree.map(placed, values, self._entries(values, extras, state), weights)
 
     def decode(self, values: PyTree, extras: PyTree, state: ClusterState) -> PyTree:
-        def decode(w: jax.Array, entries: jax.Array, codes: jax.Array, dtype: Static) -> jax.Array:
+        def weights(w: jax.Array, entries: jax.Array, codes: jax.Array) -> jax.Array:
             rows, codes = self._rows(w), codes.reshape(-1)
             if self.temperature is None:
                 out = read(rows, entries, codes, self.every > 0)
@@ -137,7 +147,10 @@ class Cluster(Transform):
                 out = soft_read(*columns, codes, books.softness(entries, self.temperature)).reshape(
                     rows.shape
                 )
-            return self._unrows(out, w.shape).astype(dtype.value)
+            return self._unrows(out, w.shape)
+
+        def decode(w: jax.Array, entries: jax.Array, codes: jax.Array, dtype: Static) -> jax.Array:
+            return under_any_mesh(weights, (w, entries, codes), spec_of(w)).astype(dtype.value)
 
         return jax.tree.map(decode, values, self._entries(values, extras, state), state.codes, state.dtypes)
 
@@ -161,14 +174,19 @@ class Cluster(Transform):
         """The books after a Lloyd step, soft in DKM."""
 
         def move(parts: list[jax.Array], masses: list[jax.Array | None], book: Book) -> Book:
-            return books.step(book, parts, masses, self.temperature)
+            return books.step(book, self._all_rows(parts), self._all_rows(masses), self.temperature)
 
         if self.leafwise:
-            return jax.tree.map(lambda w, m, b: move([self._rows(w)], m, b), values, weights, state.books)
-        parts = [self._rows(w) for w in jax.tree.leaves(values)]
+            return jax.tree.map(
+                lambda w, m, b: under_any_mesh(move, ([w], [m], b), PartitionSpec()),
+                values,
+                weights,
+                state.books,
+            )
+        parts = jax.tree.leaves(values)
         if not parts:
             return state.books
-        return move(parts, [m for part in _lists(values, weights) for m in part], state.books)
+        return under_any_mesh(move, (parts, _masses(values, weights), state.books), PartitionSpec())
 
     def pack(self, values: PyTree, extras: PyTree, state: ClusterState, inner: PyTree) -> PyTree:
         def pack(w: jax.Array, entries: jax.Array, book: Book, codes: jax.Array, dtype: Static) -> Any:
@@ -215,15 +233,18 @@ class Cluster(Transform):
             rows = each if self.block == 1 else blocks
             return Rate(self._unrows(rows, w.shape), jnp.float32(book.bits))
 
-        return jax.tree.map(bits, values, state.codes, self._spread(values, state.books))
+        def placed(w: jax.Array, *rest: Any) -> Rate:
+            return under_any_mesh(bits, (w, *rest), Rate(spec_of(w), PartitionSpec()))
+
+        return jax.tree.map(placed, values, state.codes, self._spread(values, state.books))
 
 
 def _is_book(x: Any) -> bool:
     return isinstance(x, Book)
 
 
-def _lists(values: PyTree, weights: PyTree) -> list[list[jax.Array | None]]:
-    """The weights of each leaf."""
+def _masses(values: PyTree, weights: PyTree) -> list[jax.Array | None]:
+    """The importance of each leaf, or None."""
     return jax.tree.structure(values).flatten_up_to(weights)
 
 

@@ -1,18 +1,18 @@
-"""Cropping, padding and scaling of coefficients; what transforms them on meshes."""
+"""Cropping, padding and scaling of coefficients."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from modelzip_jax.errors import LeafError
+from modelzip_jax.meshes import spec_of, under_any_mesh
 from modelzip_jax.wavelets.bases import Band, Basis
 
-__all__ = ["crop", "kept_bands", "scale", "synthesize", "under_any_mesh", "viewed"]
+__all__ = ["crop", "kept_bands", "scale", "synthesize", "viewed"]
 
 
 def crop(y: jax.Array, corner: tuple[int, ...]) -> jax.Array:
@@ -40,7 +40,7 @@ def synthesize(
             y = jnp.pad(y, [(0, n - k) for n, k in zip(view, corner, strict=True)])
         return basis.synthesis(y).reshape(shape)
 
-    return under_any_mesh(synthesis, y, shape)
+    return under_any_mesh(synthesis, (y,), spec_of(y) if y.shape == shape else PartitionSpec())
 
 
 def scale(y: jax.Array, gains: jax.Array | None, bands: list[Band]) -> jax.Array:
@@ -70,15 +70,3 @@ def viewed(shape: tuple[int, ...], view: tuple[int, ...], name: str) -> tuple[in
     if view.count(-1) or known != size:
         raise LeafError(f"leaf {name!r} of shape {shape} cannot be viewed as {view}")
     return view
-
-
-def under_any_mesh(f: Callable[[jax.Array], jax.Array], x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """`f(x)`, of `shape`, although slices of an axis that is sharded over an Explicit mesh are refused.
-
-    XLA places the steps between, as on Auto meshes. Sharded like `x` if it has its shape, else not at all.
-    """
-    spec = jax.typeof(x).sharding.spec
-    if all(axis is None for axis in spec):
-        return f(x)
-    result = spec if shape == x.shape else PartitionSpec(*[None] * len(shape))
-    return jax.sharding.auto_axes(f, out_sharding=result)(x)

@@ -8,15 +8,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, TransformError
+from modelzip_jax.meshes import spec_of, under_any_mesh
 from modelzip_jax.packed import PackedArray, is_packed
 from modelzip_jax.recipe import recordable
 from modelzip_jax.transform import Encoded, Rate, Transform
 from modelzip_jax.wavelets.bases import Basis
 from modelzip_jax.wavelets.coefficients import Coefficients
-from modelzip_jax.wavelets.shapes import crop, kept_bands, scale, synthesize, under_any_mesh, viewed
+from modelzip_jax.wavelets.shapes import crop, kept_bands, scale, synthesize, viewed
 
 __all__ = ["Wavelet", "cosines", "wavelet"]
 
@@ -76,7 +78,7 @@ class Wavelet(Transform):
             gains = None if not self.gains else 1.0 / jnp.asarray(self.gains, jnp.float32)
             return scale(y, gains, kept_bands(self.basis, leaf.view, leaf.corner)).reshape(leaf.latent)
 
-        return under_any_mesh(analyse, x, leaf.latent)
+        return under_any_mesh(analyse, (x,), spec_of(x) if leaf.latent == x.shape else PartitionSpec())
 
     def _synthesize(self, y: jax.Array, leaf: Geometry) -> jax.Array:
         return synthesize(y, self.basis, leaf.view, leaf.corner, self._gains(), leaf.shape)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError
 from modelzip_jax.masking.scores.base import Score
+from modelzip_jax.meshes import spec_of, under_any_mesh
 from modelzip_jax.recipe import recordable
 
 __all__ = ["GeometricMedian", "geometric_median"]
@@ -33,8 +34,14 @@ class GeometricMedian(Score):
                     "mz.only"
                 )
             axis = self.axis % w.ndim
-            sums = _distance_sums(jnp.moveaxis(w, axis, 0).reshape(w.shape[axis], -1))
-            return jnp.broadcast_to(sums.reshape([-1 if a == axis else 1 for a in range(w.ndim)]), w.shape)
+
+            def everywhere(w: jax.Array) -> jax.Array:
+                sums = _distance_sums(jnp.moveaxis(w, axis, 0).reshape(w.shape[axis], -1))
+                return jnp.broadcast_to(
+                    sums.reshape([-1 if a == axis else 1 for a in range(w.ndim)]), w.shape
+                )
+
+            return under_any_mesh(everywhere, (w,), spec_of(w))
 
         return trees.map_named(score, values)
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import TransformError
 from modelzip_jax.masking.scores.base import Score
+from modelzip_jax.meshes import spec_of, under_any_mesh
 from modelzip_jax.recipe import recordable
 
 __all__ = ["Magnitude", "Outlier", "Random", "magnitude", "outlier", "random"]
@@ -106,7 +107,7 @@ class Outlier(Score):
     """See `outlier`."""
 
     def __call__(self, values: PyTree, **extra: Any) -> PyTree:
-        return jax.tree.map(lambda w: -_mean_distance(w), values)
+        return jax.tree.map(lambda w: -under_any_mesh(_mean_distance, (w,), spec_of(w)), values)
 
 
 def outlier() -> Outlier:

@@ -1,0 +1,47 @@
+"""Arrays whose sharding is part of their type: Explicit meshes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+
+__all__ = ["is_sharded_in_type", "spec_of", "typed_as", "under_any_mesh"]
+
+
+def spec_of(x: jax.Array) -> PartitionSpec:
+    """How an array is sharded over an Explicit mesh; all axes None on other meshes, or none."""
+    return jax.typeof(x).sharding.spec
+
+
+def is_sharded_in_type(x: Any) -> bool:
+    """Whether the array is sharded over an Explicit mesh, where many operations along its axes are refused."""
+    return any(axis is not None for axis in spec_of(x))
+
+
+def typed_as(x: jax.Array, other: jax.Array) -> jax.Array:
+    """Of the other's dtype and, on Explicit meshes, its sharding."""
+    if spec_of(x) != spec_of(other):
+        x = jax.sharding.reshard(x, jax.typeof(other).sharding)
+    return x.astype(other.dtype)
+
+
+def under_any_mesh(f: Callable[..., Any], args: tuple[Any, ...], specs: Any) -> Any:
+    """`f(*args)`, on Explicit meshes, too, where gathers, sorts and slices of a sharded axis are refused.
+
+    XLA places the steps between, as on Auto meshes.
+
+    Args:
+      f: a function of arrays and trees of them. args: its arguments.
+      specs: how results are sharded over an Explicit mesh: a `PartitionSpec`, or a tree of them that is a
+        prefix of the result.
+
+    >>> import jax.numpy as jnp
+    >>> under_any_mesh(lambda x: x[::2], (jnp.arange(4),), PartitionSpec())
+    Array([0, 2], dtype=int32)
+    """
+    if any(is_sharded_in_type(leaf) for leaf in jax.tree.leaves(args)):
+        f = jax.sharding.auto_axes(f, out_sharding=specs)
+    return f(*args)
