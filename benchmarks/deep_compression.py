@@ -7,7 +7,7 @@ rises; then the kernels' remaining weights share a codebook each, which is train
 reported is the file of the second run, biases, codebooks and header included, read back and evaluated. The
 choices (sparsity, entries, epochs, rates) were made on the validation split; the figures are of the test split.
 Runs live in `runs/deep_compression` and go on where they stand. Two cores take 4 minutes a seed for LeNet-300-100 and
-15 for LeNet-5.
+20 for LeNet-5.
 """
 
 from __future__ import annotations
