@@ -32,17 +32,8 @@ import jax
 import numpy as np
 
 __all__ = [
-    "Bar",
-    "Report",
-    "clock",
-    "interleave",
-    "median",
-    "options",
-    "ratios",
-    "said",
-    "spread",
-    "standard_error",
-]
+    "Bar", "Report", "clock", "interleave", "median", "options", "ratios", "said", "spread", "standard_error",
+]  # fmt: skip
 
 RESULTS = Path(__file__).parent / "results"
 VERSIONS = (

@@ -370,11 +370,10 @@ def curves(job: Task, seeds: int, report: harness.Report, quick: bool) -> None:
         found[name] = curve(job, name, cases[name], dense, seeds)
         print(name, found[name].mean(0).round(2), flush=True)
     start = float(np.mean([100 * float(job.errors(p)) for p in dense]))
-    spread = lambda e: e.std(0, ddof=1) / math.sqrt(seeds) if seeds > 1 else 0 * e[0]  # noqa: E731
     report.table(
         f"{job.name}: test error in % after pruning at once and {TUNING} steps; dense {start:.2f}",
         ["score", *(f"{s:.0%}" for s in CURVE), "largest standard error"],
-        [[name, *e.mean(0), float(spread(e).max())] for name, e in found.items()],
+        [[name, *e.mean(0), max(map(harness.standard_error, e.T))] for name, e in found.items()],
     )
 
 

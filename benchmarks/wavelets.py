@@ -7,8 +7,8 @@ PyWavelets comes with the extra `test`. jaxwt (EUPL) is a peer of this benchmark
     pip install --no-deps --target /tmp/jaxwt jaxwt && PYTHONPATH=/tmp/jaxwt python -m benchmarks.wavelets
 
 glibc keeps freed memory here, for all three alike (`keep_freed_memory`). As it comes, it hands arrays of this size back
-to the system or not, by the layout of its heap; if so, each call of Haar spends twice its time on page faults:
-PyWavelets took 8 to 29 times as long in four runs of a process each.
+to the system or not, by the layout of its heap; where it does, page faults take longer than Haar itself, and ratios
+differ severalfold from process to process.
 
 jaxwt has no periodization: it extends by symmetry and returns a few coefficients more. Each peer is timed on
 its own call for separable 2-D transforms, jaxwt's compiled by `jax.jit`.

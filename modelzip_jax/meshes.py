@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-__all__ = ["is_sharded_in_type", "spec_of", "typed_as", "under_any_mesh"]
+__all__ = ["is_sharded_in_type", "sharded_as", "spec_of", "under_any_mesh"]
 
 
 def spec_of(x: jax.Array) -> PartitionSpec:
@@ -21,11 +21,9 @@ def is_sharded_in_type(x: Any) -> bool:
     return any(axis is not None for axis in spec_of(x))
 
 
-def typed_as(x: jax.Array, other: jax.Array) -> jax.Array:
-    """Of the other's dtype and, on Explicit meshes, its sharding."""
-    if spec_of(x) != spec_of(other):
-        x = jax.sharding.reshard(x, jax.typeof(other).sharding)
-    return x.astype(other.dtype)
+def sharded_as(x: jax.Array, other: jax.Array) -> jax.Array:
+    """Sharded over an Explicit mesh as the other is."""
+    return x if spec_of(x) == spec_of(other) else jax.sharding.reshard(x, jax.typeof(other).sharding)
 
 
 def under_any_mesh(f: Callable[..., Any], args: tuple[Any, ...], specs: Any) -> Any:

@@ -12,7 +12,7 @@ import optax
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import TreeError, WrapError
-from modelzip_jax.meshes import typed_as
+from modelzip_jax.meshes import sharded_as
 from modelzip_jax.moments import clear_moments
 from modelzip_jax.transform import Encoded, Transform, outside, rate, selected_extra
 from modelzip_jax.tree import Static
@@ -113,7 +113,9 @@ def wrap(
             *state.encoded, **{**chosen, "step": count, "frozen": outside(params, keep)}
         )
         decoded, pull = jax.vjp(lambda v, e: transform.decode(v, e, transform_state), values, extras)
-        value_grads, extra_grads = pull(jax.tree.map(typed_as, grads, decoded))
+        value_grads, extra_grads = pull(
+            jax.tree.map(lambda g, d: sharded_as(g, d).astype(d.dtype), grads, decoded)
+        )
 
         trained = trees.merge(params, values)
         inner_state = state.inner
@@ -129,7 +131,7 @@ def wrap(
         extras = optax.apply_updates(extras, extra_steps)
 
         landing = jax.tree.map(
-            lambda g, new, old: (typed_as(new, old) - old).astype(g.dtype),
+            lambda g, new, old: (sharded_as(new, old) - old).astype(g.dtype),
             grads, transform.decode(values, extras, transform_state), trees.select(params, keep, structure),
         )  # fmt: skip
         state = WrapState(count, values, extras, transform_state, inner_state, extras_inner, state.transform)
@@ -229,7 +231,7 @@ def start(tx: optax.GradientTransformation, params: PyTree, **extra: Any) -> tup
     if not isinstance(params, Packed):
         state = find_state(opt_state)
         decoded = trees.merge(params, state.transform.value.decode(*state.encoded))
-        return jax.tree.map(typed_as, decoded, params), opt_state
+        return jax.tree.map(sharded_as, decoded, params), opt_state
     transform = find_state(opt_state).transform.value
     _, values, extras, state = resume(params, transform)
     count = jnp.asarray(params.step, jnp.int32)

@@ -18,6 +18,18 @@ RNG = np.random.default_rng(0)
 TREE = {"w": RNG.normal(size=(128, 256)).astype("f4"), "v": RNG.normal(size=(256, 128)).astype("f4")}
 SPECS = {"w": P("data", "model"), "v": P("model", None)}
 GRADS = [{k: RNG.normal(size=x.shape).astype("f4") for k, x in TREE.items()} for _ in range(2)]
+# Leaves of every kind, for the cases whose names begin with odd.
+ODD_TREE = {
+    "w": TREE["w"], "half": TREE["v"].astype(jnp.bfloat16), "bias": TREE["w"][0], "scalar": TREE["w"][0, 0],
+    "empty": np.zeros((0, 8), "f4"), "flat": np.zeros((8, 0), "f4"),
+}  # fmt: skip
+ODD_SPECS = {
+    **dict.fromkeys(ODD_TREE, P()),
+    "w": P("data", "model"),
+    "half": P("model", None),
+    "bias": P("model"),
+}
+ODD_GRADS = [{k: RNG.normal(size=np.shape(x)).astype(x.dtype) for k, x in ODD_TREE.items()} for _ in range(2)]
 
 
 COUNTED = ("uniform", "global", "rigl", "budget")
@@ -48,6 +60,11 @@ TRANSFORMS = {
     # No wavelet: along a sharded axis it permutes while other collectives run, and XLA:CPU's threads may all wait.
     "grown": mz.chain(mz.sparse_evolution(sparsity=0.8, every=1, end=3, allocation="global"), mz.quantize(4)),
     "watched": mz.prune(mz.scores.fisher(), sparsity=mz.schedules.cubic(0.8, 0, 3), every=1),
+    "odd-clusters": mz.chain(mz.prune(sparsity=0.5), mz.cluster(16, every=1)),
+    "soft": mz.cluster(8, temperature=0.05),
+    "odd-wavelets": mz.only(
+        "**", mz.chain(mz.wavelet("db2", 2, -1), mz.quantize(4, granularity="tensor")), min_ndim=1
+    ),
     "budget": mz.prune(
         allocation=mz.allocation.AtMost(flops=100_000, costs=((("w",), 98_304), (("v",), 131_072))),
         sparsity=mz.schedules.cubic(0.8, 0, 3),
@@ -56,19 +73,27 @@ TRANSFORMS = {
 }
 
 
-def run(transform, put):
+def trees(name):
+    return (ODD_TREE, ODD_SPECS, ODD_GRADS) if name.startswith("odd") else (TREE, SPECS, GRADS)
+
+
+def run(name, put):
+    transform, (tree, _, all_grads) = TRANSFORMS[name], trees(name)
     tx = mz.wrap(optax.sgd(0.1), transform, extras_tx=optax.sgd(0.1))
 
     def step(params, state, grads):
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    params, state = jax.jit(lambda p: mz.start(tx, p))(put(TREE))
+    params, state = jax.jit(lambda p: mz.start(tx, p))(put(tree))
     step = jax.jit(step)
-    lowered = step.lower(params, state, put(GRADS[0]))
-    for grads in GRADS:
+    lowered = step.lower(params, state, put(all_grads[0]))
+    for grads in all_grads:
         params, state = step(params, state, put(grads))
-    return mz.params(state, params), state, lowered
+    found = mz.params(state, params)
+    shipped = mz.unpack(mz.pack(transform, state, params))
+    gaps = jax.tree.map(lambda a, b: np.abs(np.asarray(a - b, np.float32)).max(initial=0.0), shipped, found)
+    return found, state, lowered, float(max(jax.tree.leaves(gaps)))
 
 
 def gathers(lowered):
@@ -80,25 +105,26 @@ def gathers(lowered):
 
 @functools.cache
 def on_one_device(name):
-    return run(TRANSFORMS[name], lambda tree: jax.tree.map(jnp.asarray, tree))[0]
+    return run(name, lambda tree: jax.tree.map(jnp.asarray, tree))[0]
 
 
 def compare(name, axis_type):
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(axis_type,) * 2)
-    expected = on_one_device(name)
+    expected, specs = on_one_device(name), trees(name)[1]
 
     def put(tree):
-        return {k: jax.device_put(x, NamedSharding(mesh, SPECS[k])) for k, x in tree.items()}
+        return {k: jax.device_put(x, NamedSharding(mesh, specs[k])) for k, x in tree.items()}
 
     with jax.set_mesh(mesh):
-        got, state, lowered = run(TRANSFORMS[name], put)
+        got, state, lowered, gap = run(name, put)
         metrics = {k: float(x) for k, x in mz.metrics(state).items()}
-    a, b = ([np.asarray(x) for x in jax.tree.leaves(t)] for t in (got, expected))
+    a, b = ([np.asarray(x, np.float32) for x in jax.tree.leaves(t)] for t in (got, expected))
     return {
         "different": sum(int(np.sum(x != y)) for x, y in zip(a, b, strict=True)),
-        "largest": max(float(np.max(np.abs(x - y))) for x, y in zip(a, b, strict=True)),
+        "largest": max(float(np.max(np.abs(x - y), initial=0.0)) for x, y in zip(a, b, strict=True)),
         "zeros": [sum(int(np.sum(x == 0)) for x in side) for side in (a, b)],
-        "sharded": [str(got[k].sharding.spec) for k in sorted(got)],
+        "sharded": [str(got[k].sharding.spec) for k in sorted(got) if "model" in specs[k]],
+        "shipped": gap,
         "gathers": gathers(lowered) if axis_type == AxisType.Auto and name in COUNTED else None,
         "metrics": metrics,
     }

@@ -79,6 +79,15 @@ def test_unselected_leaves_train_as_if_unwrapped():
     equal((got["a"]["bias"], got["b"]), (plain["a"]["bias"], plain["b"]))
 
 
+def test_start_leaves_keys_and_integers_as_they_are():
+    params = {"w": jnp.arange(4.0), "key": jax.random.key(0), "n": np.arange(3, dtype=np.int8)}
+    tx = mz.wrap(optax.identity(), mz.only("w", mz.prune(sparsity=0.5)))
+    started, _ = mz.start(tx, params)
+    assert started["key"] is params["key"]
+    assert started["n"] is params["n"]
+    np.testing.assert_array_equal(started["w"], [0.0, 0.0, 2.0, 3.0])
+
+
 def test_params_stay_on_decoded_weights():
     t = mz.chain(mz.prune(sparsity=mz.schedules.cubic(0.8, 2, 40), every=3), mz.quantize(4, learned=True))
     tx = mz.wrap(optax.adam(0.05), mz.only(("a/kernel", "b/0"), t))

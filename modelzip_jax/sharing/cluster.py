@@ -143,7 +143,7 @@ class Cluster(Transform):
             if self.temperature is None:
                 out = read(rows, entries, codes, self.every > 0)
             else:
-                columns = rows.reshape(len(rows), -1), entries.reshape(len(entries), -1)
+                columns = rows.reshape(-1, self.block), entries.reshape(-1, self.block)
                 out = soft_read(*columns, codes, books.softness(entries, self.temperature)).reshape(
                     rows.shape
                 )

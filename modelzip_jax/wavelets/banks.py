@@ -93,7 +93,7 @@ def _cut(x: jax.Array, start: int, stop: int | None, axis: int, stride: int = 1)
 
 def _interleave(even: jax.Array, odd: jax.Array, axis: int) -> jax.Array:
     pairs = odd.shape[axis]
-    body = _joined([_cut(even, 0, pairs, axis), odd], (axis,), 1, _interleave)
+    body = interleave([_cut(even, 0, pairs, axis), odd], (axis,))
     return body if pairs == even.shape[axis] else jnp.concatenate([body, _cut(even, pairs, None, axis)], axis)
 
 

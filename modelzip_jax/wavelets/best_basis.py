@@ -32,7 +32,7 @@ _REACH = (1 << (BITS - 1)) - 0.5
 _BASIS_BITS = 8.0 * 48
 """Description of a basis in a file's header and recipe."""
 _WORTH = 1e-3
-"""The share of the bits that a basis has to save: in noise, the best of many saves a few ten-thousandths by chance."""
+"""The share of the bits that a basis has to save."""
 _TOLERANCE = 2e-4
 """How far below the target the error of a step size may lie, relatively."""
 
@@ -187,7 +187,8 @@ def best_basis(
 
     Tries `candidates` and the weights as they are, so that it never loses: each is quantized by the step
     size that meets the same distortion, and its codes are counted as a file codes them (with statistics
-    of their own for each part of the spectrum, tables and descriptions included).
+    of their own for each part of the spectrum, tables and descriptions included). A basis has to save
+    a thousandth: in noise, the best of many saves less by chance.
 
     Args:
       params: the weights. Call it on what will be compressed: steps belong to these values.

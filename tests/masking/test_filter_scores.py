@@ -49,3 +49,8 @@ def test_it_works_under_jit_and_refuses_leaves_without_the_axis():
     np.testing.assert_array_equal(jax.jit(geometric_median())(w)["w"], 0)
     with pytest.raises(LeafError, match="'w' of shape"):
         geometric_median(2)(w)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (3, 0, 2)])
+def test_empty_leaves_have_empty_distances(shape):
+    assert mz.scores.geometric_median()({"w": jnp.zeros(shape)})["w"].shape == shape

@@ -213,3 +213,14 @@ def test_the_report_knows_it(options, form):
 def test_wrong_arguments(options):
     with pytest.raises(mz.errors.TransformError):
         mz.cluster(**options)
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.1}, {"every": 1}, {"block": 2, "temperature": 0.1}])
+def test_empty_leaves_and_scalars(options):
+    params = {
+        "empty": jnp.zeros((0, 3)),
+        "flat": jnp.zeros((3, 0)),
+        "scalar": jnp.float32(2.0),
+        "w": jnp.ones(5),
+    }
+    mz.testing.check_laws(mz.cluster(4, **options), params, steps=2)

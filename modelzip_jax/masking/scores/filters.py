@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -36,9 +37,10 @@ class GeometricMedian(Score):
             axis = self.axis % w.ndim
 
             def everywhere(w: jax.Array) -> jax.Array:
-                sums = _distance_sums(jnp.moveaxis(w, axis, 0).reshape(w.shape[axis], -1))
+                filters = jnp.moveaxis(w, axis, 0)
+                sums = _distance_sums(filters.reshape(len(filters), math.prod(filters.shape[1:])))
                 return jnp.broadcast_to(
-                    sums.reshape([-1 if a == axis else 1 for a in range(w.ndim)]), w.shape
+                    jnp.expand_dims(sums, [a for a in range(w.ndim) if a != axis]), w.shape
                 )
 
             return under_any_mesh(everywhere, (w,), spec_of(w))
