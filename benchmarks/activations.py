@@ -53,12 +53,14 @@ def main() -> None:
     only = "**/kernel"
     models: dict[str, Model] = {
         "float32": jax.jit(apply),
-        "int8, a step a row": jax.jit(mz.quantize_activations(apply, only=only)),
-        "int8, a step a batch": jax.jit(mz.quantize_activations(apply, ranges="tensor", only=only)),
+        "int8, a step a row": jax.jit(mz.rewrites.quantize_activations(apply, only=only)),
+        "int8, a step a batch": jax.jit(mz.rewrites.quantize_activations(apply, ranges="tensor", only=only)),
         "int8, static ranges": jax.jit(
-            mz.quantize_activations(apply, ranges="static", stats=stats, only=only)
+            mz.rewrites.quantize_activations(apply, ranges="static", stats=stats, only=only)
         ),
-        "rounded floats, a step a row": jax.jit(mz.quantize_activations(apply, arithmetic="fake", only=only)),
+        "rounded floats, a step a row": jax.jit(
+            mz.rewrites.quantize_activations(apply, arithmetic="fake", only=only)
+        ),
     }
     ids, mask = batches[0]
     times = harness.interleave(

@@ -23,11 +23,11 @@ import modelzip_jax as mz
 from benchmarks import harness
 from modelzip_jax import trace
 from modelzip_jax.evaluation.candidates import rank_candidates
-from modelzip_jax.masking.channels import unit_scores
-from modelzip_jax.masking.shrink import shrunk_shapes, silence
-from modelzip_jax.masking.unit_choice import choose_units
 from modelzip_jax.models.resize import resized
 from modelzip_jax.models.resnet import CifarResNet
+from modelzip_jax.rewrites.channels import unit_scores
+from modelzip_jax.rewrites.shrinking import shrunk_shapes, silence
+from modelzip_jax.rewrites.unit_choice import choose_units
 from modelzip_jax.training import data
 
 PyTree = Any

@@ -22,7 +22,7 @@ import numpy as np
 
 import modelzip_jax as mz
 from benchmarks import harness
-from modelzip_jax.sharing.kmeans import KMeans, assign, kmeans
+from modelzip_jax.sharing.lloyd import KMeans, assign, kmeans
 
 ITERATIONS = 30
 BARS = {16: 40.0, 256: 300.0}

@@ -37,9 +37,9 @@ def _measured(
     model: Any, variables: Any, x: Any, removals: Any, repeats: int
 ) -> tuple[float, float, float, float]:
     """FLOPs, time and bytes of the file of the shrunk model over the whole one's, and its largest relative error."""
-    smaller, shrunk = mz.shrink(variables, removals, rebuild=lambda s: resized(model, s))
+    smaller, shrunk = mz.rewrites.shrink(variables, removals, rebuild=lambda s: resized(model, s))
     before, after = jax.jit(model.apply), jax.jit(smaller.apply)
-    expected, found = before(mz.silence(variables, removals), x), after(shrunk, x)
+    expected, found = before(mz.rewrites.silence(variables, removals), x), after(shrunk, x)
     error = float(jnp.abs(found - expected).max() / jnp.abs(expected).max())
     times = harness.interleave(
         {
@@ -83,10 +83,10 @@ def main() -> None:
         report.bar(f"{title}: shrunk output beside the silenced one, relative", 1e-5, error)
         if title not in AT_HALF_THE_FLOPS:
             continue
-        scores = mz.unit_scores(variables, groups, mz.scores.magnitude()(variables["params"]))
+        scores = mz.rewrites.unit_scores(variables, groups, mz.scores.magnitude()(variables["params"]))
         bound = trace.cost(model.apply, variables, x).flops // 2
         for multiple in MULTIPLES:
-            picked = mz.choose_units(
+            picked = mz.rewrites.choose_units(
                 scores, variables, max_flops=bound, allocation="uniform", inputs=(x,), round_to=multiple,
                 rebuild=lambda shapes, model=model: resized(model, shapes),
             )  # fmt: skip

@@ -28,7 +28,7 @@ from benchmarks import harness
 from modelzip_jax import trace
 from modelzip_jax.models import language_model, lenet, resnet, vgg
 from modelzip_jax.models.bert import SentenceEncoder
-from modelzip_jax.trace.statistics import statistics_pass
+from modelzip_jax.trace.measures.input_statistics import statistics_pass
 
 PLAIN, CONTROL = "plain forward pass", "plain, a second time"
 MOMENTS = ("mean_abs", "second_moment", "zeros", "range")

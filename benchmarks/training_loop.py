@@ -1,4 +1,4 @@
-"""What `training.loop.fit` costs beside a bare `lax.scan` of the same step, with every hook in use.
+"""What `training.train_loop.fit` costs beside a bare `lax.scan` of the same step, with every hook in use.
 
     python -m benchmarks.training_loop [--repeats 15] [--cores 1]
 
@@ -21,7 +21,7 @@ import optax
 
 from benchmarks import harness
 from modelzip_jax import models
-from modelzip_jax.training import data, frameworks, loop, objectives, records
+from modelzip_jax.training import data, frameworks, objectives, records, train_loop
 from modelzip_jax.training.state import begin
 
 BATCH = 128
@@ -37,11 +37,11 @@ def cases(
     def prepare(batch: Any, key: Any) -> Any:
         return {**batch, "inputs": data.normalize(batch["inputs"], spec.mean, spec.std)}
 
-    step = loop.make_step(network, objectives.cross_entropy(), tx, prepare)
+    step = train_loop.make_step(network, objectives.cross_entropy(), tx, prepare)
     inputs = prepare({"inputs": jnp.asarray(arrays["inputs"][:1])}, None)["inputs"]
     params, variables = network.init(jax.random.key(0), inputs)
     on_device = jax.device_put(arrays)
-    compiled = loop.make_block(step)
+    compiled = train_loop.make_block(step)
     indices = jax.device_put(data.Batches(arrays, BATCH).take(steps).reshape(steps // block, block, BATCH))
 
     def fresh() -> Any:
@@ -65,10 +65,10 @@ def cases(
 
     def fit() -> None:
         with records.JsonLines(Path(tempfile.mkdtemp()) / "log.jsonl") as log:
-            cadence = loop.Cadence(steps, block, record=min(steps, 100))
+            cadence = train_loop.Cadence(steps, block, record=min(steps, 100))
             batches = data.Batches(arrays, BATCH)
             jax.block_until_ready(
-                loop.fit(fresh(), compiled, on_device, batches, cadence, loop.Run(record=log))
+                train_loop.fit(fresh(), compiled, on_device, batches, cadence, train_loop.Run(record=log))
             )
 
     return {

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import harness
-from modelzip_jax.wavelets.dwt import dwt, idwt
+from modelzip_jax.wavelets.multilevel import dwt, idwt
 
 BARS = {"haar": {"PyWavelets": 20.0, "jaxwt": 8.0}, "db4": {"PyWavelets": 3.0, "jaxwt": 6.0}}
 COPIES = 4.0

@@ -30,7 +30,7 @@ from modelzip_jax.coding.writer import file_sizes
 from modelzip_jax.training import config as configs
 from modelzip_jax.training import experiment
 from modelzip_jax.wavelets.bases import Basis
-from modelzip_jax.wavelets.best_basis import Choice, candidates, choices
+from modelzip_jax.wavelets.basis_choice import Choice, candidates, choices
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "runs" / "wavelets_study"
@@ -195,7 +195,7 @@ def unused_rows(report: harness.Report, words: np.ndarray) -> None:
 def files(title: str, network: Coupled, distortion: float) -> list[Any]:
     """A row: bytes of files of equal error, in the given order and in one by similarity."""
     groups = trace.couplings(network.apply, network.params, *network.inputs).groups
-    permuted = mz.wavelets.permute(network.params, groups)
+    permuted = mz.rewrites.permute(network.params, groups)
     before, after = (np.asarray(network.apply(p, *network.inputs)) for p in (network.params, permuted))
     change = float(np.abs(after - before).max() / np.abs(before).max())
     tensors = {n: x for n, x in matrices(network.params).items() if x.size <= LARGEST}

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from modelzip_jax import tree as trees
 from modelzip_jax.coding.writer import file_sizes
 from modelzip_jax.errors import TransformError
-from modelzip_jax.model import Packed, compress
+from modelzip_jax.packing import Packed, compress
 from modelzip_jax.transform import Transform
 
 __all__ = ["fit"]

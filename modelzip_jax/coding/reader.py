@@ -18,8 +18,8 @@ from modelzip_jax.coding.header import CHECKSUM, Header, checksum
 from modelzip_jax.coding.streams import ESCAPED, RAW, REPEATED
 from modelzip_jax.coding.writer import MAX_CHUNK, MAX_PIECES
 from modelzip_jax.errors import FormatError, PatternError
-from modelzip_jax.model import Packed
 from modelzip_jax.packed import PackedArray, is_packed
+from modelzip_jax.packing import Packed
 from modelzip_jax.recipe import from_plain
 
 __all__ = ["Archive", "load", "load_tensor"]

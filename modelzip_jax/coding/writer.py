@@ -15,8 +15,8 @@ from modelzip_jax.coding import rans, sparse, symbols
 from modelzip_jax.coding.header import CHECKSUM, Header, checksum
 from modelzip_jax.coding.skeleton import outline
 from modelzip_jax.coding.streams import RAW, Plan, plan_all
-from modelzip_jax.model import Packed
 from modelzip_jax.packed import PackedArray, is_packed
+from modelzip_jax.packing import Packed
 from modelzip_jax.recipe import to_plain
 from modelzip_jax.transform import dense
 from modelzip_jax.tree import check_arrays, plain

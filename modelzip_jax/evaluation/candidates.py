@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from modelzip_jax.errors import EvaluationError, TreeError
-from modelzip_jax.evaluation import adaptive_batch_norm
+from modelzip_jax.evaluation import recalibration
 from modelzip_jax.evaluation.estimate import Estimate, proportion
 
 __all__ = ["Ranking", "rank_candidates"]
@@ -104,7 +104,7 @@ def rank_candidates(
     ([4, 0, 4], [0, 2, 1])
     """
     if adapt:
-        adaptive_batch_norm.check(variables, batches)
+        recalibration.check(variables, batches)
     if batch_size < 1 or at_once < 1:
         raise EvaluationError(f"batch_size and at_once must be at least 1, not {batch_size} and {at_once}")
     _check_candidates(variables["params"], candidates)
@@ -112,7 +112,7 @@ def rank_candidates(
     hits, nll, rates, classes = _evaluate(
         apply, variables, candidates, batches if adapt else None, examples, at_once
     )
-    adaptive_batch_norm.check_rates(rates)
+    recalibration.check_rates(rates)
     labels = np.asarray(labels)
     if labels.min() < 0 or labels.max() >= classes:
         raise EvaluationError(f"labels must be integers from 0 to {int(classes) - 1}")
@@ -144,7 +144,7 @@ def _evaluate(
         own = {**variables, "params": jax.tree.map(_place, variables["params"], candidate)}
         rates: PyTree = {}
         if batches is not None:
-            own, rates = adaptive_batch_norm.adapted(apply, own, batches)
+            own, rates = recalibration.adapted(apply, own, batches)
 
         def batch(part: _Examples) -> tuple[jax.Array, jax.Array, jax.Array]:
             logits = apply(own, part.inputs, train=False).astype(jnp.float32)

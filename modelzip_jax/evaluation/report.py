@@ -8,8 +8,8 @@ from typing import Any
 
 from modelzip_jax.coding.reader import Archive
 from modelzip_jax.masking.masked import Masked
-from modelzip_jax.model import unpacked_bytes
 from modelzip_jax.packed import Dense, PackedArray
+from modelzip_jax.packing import unpacked_bytes
 from modelzip_jax.quantization.quantized import Quantized
 from modelzip_jax.sharing.clustered import Clustered, VectorClustered
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from modelzip_jax.errors import TransformError
 from modelzip_jax.masking import scores as scoring
 from modelzip_jax.masking.allocation import Allocation, AtMost, resolve
-from modelzip_jax.masking.allocation.base import parts_of, shared_out
+from modelzip_jax.masking.allocation.allocator import parts_of, shared_out
 from modelzip_jax.masking.bitmask import unpack_mask
-from modelzip_jax.masking.prune import Prune
+from modelzip_jax.masking.pruning import Prune
 from modelzip_jax.masking.structures import NOfM, Structure, unstructured
 from modelzip_jax.masking.threshold import count_kept, keep_largest
 from modelzip_jax.recipe import recordable

@@ -81,7 +81,7 @@ class Channel(Structure):
 def channel(axis: int = -1) -> Channel:
     """All weights of one index of `axis`: a neuron, a filter (-1, the outputs of Flax kernels) or an input.
 
-    The mask leaves the channel in place; `mz.shrink` takes it out, with everything coupled to it.
+    The mask leaves the channel in place; `mz.rewrites.shrink` takes it out, with everything coupled to it.
 
     >>> channel().group(jnp.array([[1.0, 2.0], [3.0, 6.0]]))
     Array([2., 4.], dtype=float32)

@@ -1,4 +1,4 @@
-"""The smaller module for weights that `mz.shrink` has made smaller."""
+"""The smaller module for weights that `mz.rewrites.shrink` has made smaller."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def resized(module: Any, shapes: Shapes) -> Any:
-    """The Linen module of the same architecture whose leaves have these shapes: `rebuild` of `mz.shrink`.
+    """The Linen module of the same architecture whose leaves have these shapes: `rebuild` of `mz.rewrites.shrink`.
 
     Args:
       module: an `MLP`, `LeNet5`, `VGG`, `CifarResNet` or `LanguageModel`.

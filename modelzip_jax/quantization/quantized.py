@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax.packed import Bits, Elementwise, packed_kind, static
-from modelzip_jax.quantization.grids import GRANULARITIES, Grid
+from modelzip_jax.quantization.granularity import GRANULARITIES, Grid
 from modelzip_jax.quantization.rounding import dequantize
 
 __all__ = ["Quantized"]

@@ -7,7 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from modelzip_jax.quantization.grids import Grid, max_abs
+from modelzip_jax.quantization.granularity import Grid, max_abs
 from modelzip_jax.quantization.rounding import fake_quantize
 
 __all__ = ["RANGES", "code_range", "initial_step", "search_step"]

@@ -14,7 +14,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from modelzip_jax.quantization.grids import Grid
+from modelzip_jax.quantization.granularity import Grid
 
 __all__ = ["codes", "dequantize", "fake_quantize"]
 

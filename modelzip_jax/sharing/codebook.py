@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from modelzip_jax.sharing import vectors
 from modelzip_jax.sharing.clustered import index_bits
-from modelzip_jax.sharing.kmeans import assign, kmeans
+from modelzip_jax.sharing.lloyd import assign, kmeans
 from modelzip_jax.sharing.lookup import attention, soft_means
 from modelzip_jax.tree import Static
 

@@ -9,15 +9,15 @@ trace.couplings(apply_fn, params, x)     # what must be removed together
 trace.fisher(apply_fn, params, batches)
 """
 
-from modelzip_jax.trace.cost import Cost, EquationCost, cost
-from modelzip_jax.trace.couplings import Couplings, Frozen, Group, Member, Reason, couplings
-from modelzip_jax.trace.fisher import Fisher, fisher
-from modelzip_jax.trace.kronecker import Factors
-from modelzip_jax.trace.moments import KINDS, Channels
-from modelzip_jax.trace.sparsity import LayerSparsity, Sparsity, activation_sparsity
-from modelzip_jax.trace.statistics import Measured, UseStatistics, statistics
-from modelzip_jax.trace.taps import PLACES, Place
-from modelzip_jax.trace.uses import Use, uses
+from modelzip_jax.trace.coupling.groups import Couplings, Frozen, Group, Member, Reason, couplings
+from modelzip_jax.trace.measures.activity import LayerSparsity, Sparsity, activation_sparsity
+from modelzip_jax.trace.measures.channel_moments import KINDS, Channels
+from modelzip_jax.trace.measures.costs import Cost, EquationCost, cost
+from modelzip_jax.trace.measures.fisher_information import Fisher, fisher
+from modelzip_jax.trace.measures.input_statistics import Measured, UseStatistics, statistics
+from modelzip_jax.trace.measures.kronecker import Factors
+from modelzip_jax.trace.measures.taps import PLACES, Place
+from modelzip_jax.trace.usage.use import Use, uses
 
 __all__ = [
     "KINDS",

@@ -16,19 +16,19 @@ import optax
 from flax.training.early_stopping import EarlyStopping
 
 from modelzip_jax import checkpoints as files
-from modelzip_jax import model as packing
-from modelzip_jax import models, optimizer
+from modelzip_jax import models, packing
 from modelzip_jax import tree as trees
 from modelzip_jax.atomic import atomic_file
 from modelzip_jax.coding.reader import load
 from modelzip_jax.coding.writer import save
 from modelzip_jax.errors import ConfigError
+from modelzip_jax.loop import wrapping
+from modelzip_jax.loop.averaging import adopt, averaged
 from modelzip_jax.naming import choose
-from modelzip_jax.training import data, frameworks, loop, objectives, optimizers, records
-from modelzip_jax.training.averaging import adopt, averaged
-from modelzip_jax.training.checkpoints import Checkpoints
+from modelzip_jax.training import data, frameworks, objectives, optimizers, records, train_loop
 from modelzip_jax.training.distributed import Placement, initialize
-from modelzip_jax.training.evaluate import make_evaluate
+from modelzip_jax.training.measuring import make_evaluate
+from modelzip_jax.training.snapshots import Checkpoints
 from modelzip_jax.training.state import TrainState, begin
 from modelzip_jax.transform import Transform, identity
 
@@ -80,7 +80,7 @@ def build(config: Any, transform: Transform | None = None) -> Experiment:
     accumulate = config.optimizer.accumulate
     tx = optimizers.optimizer(config.optimizer, max(steps // accumulate, 1))
     if transform is not None:
-        tx = optimizer.wrap(tx, transform)
+        tx = wrapping.wrap(tx, transform)
     if accumulate > 1:
         tx = optax.MultiSteps(tx, accumulate).gradient_transformation()
     return Experiment(
@@ -128,7 +128,7 @@ def start(experiment: Experiment) -> TrainState:
     if config.start:
         weights, variables = _read(config.start, params, variables)
     if experiment.transform is not None:
-        params, opt_state = optimizer.start(experiment.tx, weights)
+        params, opt_state = wrapping.start(experiment.tx, weights)
     else:
         params = packing.unpack(weights) if isinstance(weights, packing.Packed) else weights
         opt_state = experiment.tx.init(params)
@@ -210,18 +210,18 @@ def _train(experiment: Experiment, folder: Path, stack: ExitStack, quiet: bool) 
         keep.save(state, {"batches": position, "stopper": dataclasses.asdict(stopper)}, numbers)
 
     epoch = batches.steps_per_epoch
-    cadence = loop.Cadence(
+    cadence = train_loop.Cadence(
         experiment.steps, config.block, config.record_every, config.evaluate_every or epoch,
         config.save_every or config.evaluate_every or epoch,
     )  # fmt: skip
     if not (config.patience and stopper.should_stop):
-        step = loop.make_step(
+        step = train_loop.make_step(
             experiment.network, objectives.cross_entropy(config.label_smoothing), experiment.tx,
             experiment.prepare,
         )  # fmt: skip
-        run = loop.Run(place.split, record, evaluate, stop, store)
+        run = train_loop.Run(place.split, record, evaluate, stop, store)
         arrays = place.replicate(experiment.train)
-        state = loop.fit(state, loop.make_block(step), arrays, batches, cadence, run)
+        state = train_loop.fit(state, train_loop.make_block(step), arrays, batches, cadence, run)
     best = keep.best_step() if config.patience else None
     return state if best is None else keep.restore(state, best)[0]
 

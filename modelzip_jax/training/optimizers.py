@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from modelzip_jax.errors import ConfigError
+from modelzip_jax.loop.averaging import with_average
 from modelzip_jax.naming import choose
-from modelzip_jax.training.averaging import with_average
 
 __all__ = ["learning_rate", "optimizer", "sgdr"]
 

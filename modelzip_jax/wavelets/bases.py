@@ -11,9 +11,9 @@ import jax
 
 from modelzip_jax.errors import TransformError
 from modelzip_jax.recipe import recordable
-from modelzip_jax.wavelets.dct import dct, idct
-from modelzip_jax.wavelets.dwt import check_axes, dwt, idwt
+from modelzip_jax.wavelets.block_cosines import dct, idct
 from modelzip_jax.wavelets.filters import LIFTING, check_filter
+from modelzip_jax.wavelets.multilevel import check_axes, dwt, idwt
 
 __all__ = ["Band", "Basis"]
 

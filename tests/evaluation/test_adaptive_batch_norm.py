@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from modelzip_jax.errors import EvaluationError, NonFiniteError
-from modelzip_jax.evaluation.adaptive_batch_norm import adapt_batch_norm
+from modelzip_jax.evaluation.recalibration import adapt_batch_norm
 from modelzip_jax.models.mlp import MLP
 from modelzip_jax.models.resnet import CifarResNet
 

@@ -9,8 +9,8 @@ import pytest
 
 from modelzip_jax.errors import EvaluationError, TreeError
 from modelzip_jax.evaluation import classification
-from modelzip_jax.evaluation.adaptive_batch_norm import adapt_batch_norm
 from modelzip_jax.evaluation.candidates import rank_candidates
+from modelzip_jax.evaluation.recalibration import adapt_batch_norm
 
 CLASSES, EXAMPLES = 3, 37
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import modelzip_jax as mz
-from modelzip_jax.optimizer import find_state
+from modelzip_jax.loop.wrapping import find_state
 
 W = {"w": jax.random.normal(jax.random.key(0), (16, 10)), "bias": jnp.zeros(10)}
 X = jax.random.normal(jax.random.key(1), (64, 16))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import modelzip_jax as mz
 from modelzip_jax.errors import LeafError, TransformError
 from modelzip_jax.masking.allocation import Part, erk, layers, resolve
-from modelzip_jax.testing import check_laws
+from modelzip_jax.testing.laws import check_laws
 
 RNG = np.random.default_rng(0)
 KERNEL = jnp.asarray(RNG.normal(size=(3, 3, 6, 10)), jnp.float32)

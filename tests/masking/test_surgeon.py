@@ -9,7 +9,7 @@ from flax import linen as nn
 import modelzip_jax as mz
 from modelzip_jax import trace
 from modelzip_jax.errors import LeafError, NonFiniteError, PatternError, TransformError
-from modelzip_jax.masking.surgeon import surgeon
+from modelzip_jax.masking.brain_surgeon import surgeon
 
 RNG = np.random.default_rng(0)
 MIX = RNG.normal(size=(24, 24)) * np.exp(-np.arange(24) / 6)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from modelzip_jax.quantization.grids import Grid
+from modelzip_jax.quantization.granularity import Grid
 from modelzip_jax.quantization.ranges import choose_step, code_range
 from modelzip_jax.quantization.rounding import codes, fake_quantize
 

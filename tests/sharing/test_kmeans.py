@@ -7,8 +7,8 @@ import pytest
 from sklearn.cluster import KMeans
 
 import modelzip_jax as mz
-from modelzip_jax.sharing import kmeans as module
-from modelzip_jax.sharing.kmeans import assign, kmeans
+from modelzip_jax.sharing import lloyd as module
+from modelzip_jax.sharing.lloyd import assign, kmeans
 
 RNG = np.random.default_rng(0)
 DATA = {

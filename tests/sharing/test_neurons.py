@@ -7,8 +7,8 @@ import optax
 import pytest
 
 import modelzip_jax as mz
+from modelzip_jax.rewrites.merging import merge_neurons
 from modelzip_jax.sharing.grouping import draw_features, group_neurons, share_initialization
-from modelzip_jax.sharing.merging import merge_neurons
 
 RNG = np.random.default_rng(3)
 

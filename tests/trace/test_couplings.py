@@ -14,7 +14,7 @@ from modelzip_jax import tree
 from modelzip_jax.models import language_model, nnx_resnet, resnet, vgg
 from modelzip_jax.models.bert import SentenceEncoder, SentenceEncoderConfig
 from modelzip_jax.trace import couplings
-from modelzip_jax.trace.labels import Labels, Reason
+from modelzip_jax.trace.coupling.labels import Labels, Reason
 
 
 def shape(*sizes, dtype=jnp.float32):

@@ -13,8 +13,8 @@ from trace_models import normal
 
 from modelzip_jax.errors import TraceError
 from modelzip_jax.trace import statistics, uses
-from modelzip_jax.trace.evaluate import Evaluator, bind
-from modelzip_jax.trace.program import program
+from modelzip_jax.trace.jaxpr.evaluator import Evaluator, bind
+from modelzip_jax.trace.jaxpr.programs import program
 
 
 @jax.custom_vjp

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelzip_jax.trace import uses
-from modelzip_jax.trace.views import Misaligned, whole
+from modelzip_jax.trace.usage.views import Misaligned, whole
 
 
 def elements(view):

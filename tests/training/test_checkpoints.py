@@ -10,7 +10,7 @@ import pytest
 
 import modelzip_jax as mz
 from modelzip_jax.errors import CheckpointError
-from modelzip_jax.training.checkpoints import Checkpoints
+from modelzip_jax.training.snapshots import Checkpoints
 from modelzip_jax.training.state import begin
 
 

@@ -9,7 +9,8 @@ from flax import nnx
 
 import modelzip_jax as mz
 from modelzip_jax.errors import NonFiniteError
-from modelzip_jax.training import frameworks, loop, objectives
+from modelzip_jax.training import frameworks, objectives
+from modelzip_jax.training import train_loop as loop
 from modelzip_jax.training.data import Batches
 from modelzip_jax.training.state import begin
 
@@ -66,7 +67,12 @@ def test_it_learns_and_batch_statistics_move(framework):
     records = []
     cadence = loop.Cadence(60, block=5, record=20)
     state = loop.fit(
-        state, loop.make_block(step), ARRAYS, Batches(ARRAYS, 32), cadence, loop.Run(record=records.append)
+        state,
+        loop.make_block(step),
+        ARRAYS,
+        Batches(ARRAYS, 32),
+        cadence,
+        loop.Run(record=records.append),
     )
     assert int(state.step) == 60
     assert [r["step"] for r in records] == [20, 40, 60]
@@ -169,7 +175,13 @@ def test_stopping_early_and_what_is_saved():
 def test_divergence_is_an_error():
     step, state = parts(tx=optax.sgd(1e38))
     with pytest.raises(NonFiniteError, match="diverged"):
-        loop.fit(state, loop.make_block(step), ARRAYS, Batches(ARRAYS, 32), loop.Cadence(10, 5, record=5))
+        loop.fit(
+            state,
+            loop.make_block(step),
+            ARRAYS,
+            Batches(ARRAYS, 32),
+            loop.Cadence(10, 5, record=5),
+        )
 
 
 def test_evaluation_mode_uses_running_statistics_and_no_dropout():

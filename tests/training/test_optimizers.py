@@ -6,7 +6,7 @@ import pytest
 
 import modelzip_jax as mz
 from modelzip_jax.errors import ConfigError, TransformError, WrapError
-from modelzip_jax.training.averaging import adopt, averaged, with_average
+from modelzip_jax.loop.averaging import adopt, averaged, with_average
 from modelzip_jax.training.config import base
 from modelzip_jax.training.optimizers import learning_rate, optimizer, sgdr
 

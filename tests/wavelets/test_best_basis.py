@@ -6,10 +6,10 @@ import pytest
 import modelzip_jax as mz
 from modelzip_jax.errors import LeafError, PatternError, TransformError
 from modelzip_jax.wavelets.bases import Basis
-from modelzip_jax.wavelets.best_basis import best_basis, choices
+from modelzip_jax.wavelets.basis_choice import best_basis, choices
+from modelzip_jax.wavelets.fixed_step import quantize_step
 from modelzip_jax.wavelets.fusion import fuse, unfuse
 from modelzip_jax.wavelets.product import coefficient_dot
-from modelzip_jax.wavelets.step import quantize_step
 from modelzip_jax.wavelets.water_filling import reverse_water_filling
 
 RNG = np.random.default_rng(0)

@@ -8,9 +8,9 @@ from jax.test_util import check_grads
 from modelzip_jax.errors import LeafError, TransformError
 from modelzip_jax.wavelets.banks import split
 from modelzip_jax.wavelets.bases import Basis
-from modelzip_jax.wavelets.dct import dct, idct
-from modelzip_jax.wavelets.dwt import dwt, idwt
+from modelzip_jax.wavelets.block_cosines import dct, idct
 from modelzip_jax.wavelets.filters import FILTERS, LIFTING
+from modelzip_jax.wavelets.multilevel import dwt, idwt
 
 RNG = np.random.default_rng(0)
 ORTHONORMAL = [name for name in FILTERS if name not in LIFTING]

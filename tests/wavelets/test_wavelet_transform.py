@@ -7,7 +7,7 @@ import modelzip_jax as mz
 from modelzip_jax.errors import LeafError, TransformError
 from modelzip_jax.packed import Dense
 from modelzip_jax.wavelets.coefficients import Coefficients
-from modelzip_jax.wavelets.transform import Wavelet, cosines, wavelet
+from modelzip_jax.wavelets.wavelet_domain import Wavelet, cosines, wavelet
 
 RNG = np.random.default_rng(0)
 TREE = {

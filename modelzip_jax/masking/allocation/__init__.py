@@ -1,8 +1,8 @@
 """Allocations: how pruning is shared out among leaves (`mz.allocation`)."""
 
-from modelzip_jax.masking.allocation.activations import ByActivation, by_activation
-from modelzip_jax.masking.allocation.base import Allocation, Part
+from modelzip_jax.masking.allocation.allocator import Allocation, Part
 from modelzip_jax.masking.allocation.budget import AtMost, at_most
+from modelzip_jax.masking.allocation.by_activity import ByActivation, by_activation
 from modelzip_jax.masking.allocation.shares import Erk, Global, Layers, Uniform, erk, layers, resolve
 
 __all__ = [

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax.errors import NonFiniteError, TransformError
-from modelzip_jax.masking.allocation.base import Allocation, Part
+from modelzip_jax.masking.allocation.allocator import Allocation, Part
 from modelzip_jax.masking.allocation.solver import within
 from modelzip_jax.masking.structures import Structure
 from modelzip_jax.recipe import recordable

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import TransformError
-from modelzip_jax.masking.allocation.base import Allocation, Part
+from modelzip_jax.masking.allocation.allocator import Allocation, Part
 from modelzip_jax.naming import nearest
 from modelzip_jax.recipe import recordable
 

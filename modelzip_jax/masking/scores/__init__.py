@@ -1,7 +1,5 @@
 """Scores: how much each weight matters (`mz.scores`)."""
 
-from modelzip_jax.masking.scores.activations import ActivationSparsity, Wanda, activation_sparsity, wanda
-from modelzip_jax.masking.scores.base import Score
 from modelzip_jax.masking.scores.filters import GeometricMedian, geometric_median
 from modelzip_jax.masking.scores.gradients import (
     Fisher,
@@ -15,6 +13,8 @@ from modelzip_jax.masking.scores.gradients import (
     saliency,
     taylor,
 )
+from modelzip_jax.masking.scores.inputs import ActivationSparsity, Wanda, activation_sparsity, wanda
+from modelzip_jax.masking.scores.score import Score
 from modelzip_jax.masking.scores.weights import Magnitude, Outlier, Random, magnitude, outlier, random
 from modelzip_jax.masking.scores.zero_cost import Given, given, grasp, iterate, snip, synflow
 

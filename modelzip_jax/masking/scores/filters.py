@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError
-from modelzip_jax.masking.scores.base import Score
+from modelzip_jax.masking.scores.score import Score
 from modelzip_jax.meshes import spec_of, under_any_mesh
 from modelzip_jax.recipe import recordable
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax.errors import TransformError
-from modelzip_jax.masking.scores.base import Score
+from modelzip_jax.masking.scores.score import Score
 from modelzip_jax.recipe import recordable
 
 __all__ = [

@@ -1,0 +1,1 @@
+"""Jaxprs: flattened programs, abstract interpretation, evaluation with visitors."""

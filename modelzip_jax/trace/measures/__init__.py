@@ -1,0 +1,1 @@
+"""Numbers about a model: statistics of activations, cost, Fisher information."""

@@ -1,0 +1,203 @@
+"""Fisher information of the parameters: its diagonal, and Kronecker factors of its blocks."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from modelzip_jax import tree as trees
+from modelzip_jax.errors import TraceError
+from modelzip_jax.trace.measures.kronecker import Factors, KroneckerPass
+from modelzip_jax.trace.measures.likelihood import Likelihood, Loss, losses
+
+__all__ = ["Fisher", "fisher"]
+
+PyTree = Any
+_KINDS = ("diagonal", "kronecker")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Fisher:
+    """The Fisher information of a leaf.
+
+    diagonal: E[g²], float32, the leaf's shape; None if not asked for or the leaf is not floating-point.
+    factors: one for each product that the leaf takes part in, in the order of its uses.
+    """
+
+    diagonal: Any
+    factors: tuple[Factors, ...] = ()
+
+
+def fisher(
+    apply_fn: Callable[..., Any],
+    params: PyTree,
+    batches: Iterable[Any],
+    kinds: Sequence[Literal["diagonal", "kronecker"]] = ("diagonal",),
+    likelihood: Likelihood = "categorical",
+    labels: Literal["sampled", "given"] = "sampled",
+    key: jax.Array | None = None,
+    only: str | Sequence[str] = "**",
+    examples_at_once: int = 1,
+) -> PyTree:
+    """The Fisher information of the parameters, averaged over examples.
+
+    With g the gradient of one example's negative log-likelihood, the diagonal is E[g²]. The factors are
+    K-FAC's (Martens & Grosse 2015, https://arxiv.org/abs/1503.05671, and for convolutions and sequences
+    Grosse & Martens 2016, https://arxiv.org/abs/1602.01407): the block of a weight matrix is about A ⊗ G,
+    with A = E[a aᵀ] over its input rows (patches, positions) and G = E[Σ g gᵀ], the sum being over the
+    positions of an example. Labels sampled from the model give the Fisher, given ones the empirical Fisher.
+
+    Examples are told apart by the first axis of every input, which must not mix them (batch normalisation
+    has to run on its averages).
+
+    Args:
+      apply_fn, params: as for `uses`.
+      batches: each a tuple of what `apply_fn` takes after `params`, or that one array; where labels are
+        given, a pair of that and the labels.
+      kinds: of "diagonal", "kronecker".
+      likelihood: "categorical" (logits), "gaussian" (outputs that are no classes: a pseudo-loss of unit
+        variance, see `likelihood.losses`) or a function from outputs and labels to losses `(batch,)`.
+      labels: "sampled" or "given".
+      key: to sample with; `jax.random.key(0)` unless given.
+      only: path patterns of the leaves to look at. G of a vocabulary is as large as its square.
+      examples_at_once: how many gradients the diagonal holds in memory at a time, rounded down to a
+        divisor of the batch; more is faster.
+
+    Returns:
+      The structure of `params` with a `Fisher` for each leaf.
+
+    Raises:
+      TraceError: there are no batches, an unknown kind, inputs without a common first axis, a function as
+        likelihood without labels, or a use where derivatives cannot be followed (`while`, `shard_map`,
+        inside a function with custom derivatives).
+      PatternError: a pattern matches no leaf.
+
+    >>> w = jnp.array([[1.0, 0.0]])
+    >>> batch = (jnp.array([[2.0], [1.0]]), jnp.array([[0.0, 0.0], [1.0, 3.0]]))  # inputs, targets
+    >>> found = fisher(lambda p, x: x @ p, w, [batch], likelihood="gaussian", labels="given")
+    >>> found.diagonal  # The mean of (x (x w - t))².
+    Array([[8. , 4.5]], dtype=float32)
+    """
+    unknown = [k for k in kinds if k not in _KINDS]
+    if unknown or isinstance(kinds, str):
+        raise TraceError(f"kinds must be a sequence of 'diagonal' and 'kronecker', not {kinds!r}")
+    if callable(likelihood) and labels != "given":
+        raise TraceError("a function as likelihood needs labels='given' and batches of (inputs, labels)")
+    loss, key = losses(likelihood), jax.random.key(0) if key is None else key
+    names = [name for name, _ in trees.named_leaves(params)]
+    patterns = [only] if isinstance(only, str) else list(only)
+    trees.require_matches(patterns, names)
+    chosen = _Chosen.of(params, patterns)
+    diagonal = _Mean() if "diagonal" in kinds else None
+    kronecker = KroneckerPass(apply_fn, params, loss, patterns) if "kronecker" in kinds else None
+    step = jax.jit(_diagonal_step(apply_fn, chosen, loss, examples_at_once))
+    count = 0
+    for number, batch in enumerate(batches):
+        inputs, given = batch if labels == "given" else (batch, None)
+        inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+        count += _examples(inputs)
+        own = jax.random.fold_in(key, number)
+        if diagonal:
+            diagonal.add(step(chosen.leaves, inputs, given, own), _examples(inputs))
+        if kronecker:
+            kronecker.add(inputs, given, own, _examples(inputs))
+    if not count:
+        raise TraceError("Fisher information needs at least one batch: the iterable of batches was empty")
+    found = dict(zip(chosen.names, diagonal.value, strict=True)) if diagonal else {}
+    factors = kronecker.factors() if kronecker else collections.defaultdict(tuple)
+    structure = jax.tree.structure(trees.plain(params))
+    return structure.unflatten([Fisher(found.get(name), factors.get(name, ())) for name in names])
+
+
+def _examples(inputs: tuple[Any, ...]) -> int:
+    """The length of the inputs' common first axis."""
+    shapes = [jnp.shape(x) for x in jax.tree.leaves(inputs)]
+    lengths = {shape[0] if shape else 0 for shape in shapes}
+    if len(lengths) != 1 or 0 in lengths:
+        raise TraceError(f"inputs of shapes {shapes} have no common first axis that counts examples")
+    return lengths.pop()
+
+
+class _Mean:
+    """The mean of lists of arrays, weighted by examples."""
+
+    def __init__(self) -> None:
+        self.value: list[jax.Array] = []
+        self.count = 0
+
+    def add(self, batch: list[jax.Array], examples: int) -> None:
+        self.count += examples
+        share = examples / self.count
+        old = self.value or [jnp.zeros_like(x) for x in batch]
+        self.value = [a + (b - a) * share for a, b in zip(old, batch, strict=True)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chosen:
+    """The leaves that gradients are taken of, and how to put them back."""
+
+    names: list[str]
+    leaves: list[Any]
+    positions: list[int]
+    others: list[Any]
+    structure: Any
+
+    @staticmethod
+    def of(params: PyTree, patterns: Sequence[str]) -> _Chosen:
+        leaves = jax.tree.leaves(params)
+        named = [name for name, _ in trees.named_leaves(params)]
+        positions = [
+            i
+            for i, (name, x) in enumerate(zip(named, leaves, strict=True))
+            if any(trees.matches(p, name) for p in patterns)
+            and jnp.issubdtype(jnp.result_type(x), jnp.floating)
+        ]
+        return _Chosen(
+            [named[i] for i in positions], [leaves[i] for i in positions], positions, leaves,
+            jax.tree.structure(params),
+        )  # fmt: skip
+
+    def params(self, leaves: Sequence[Any]) -> PyTree:
+        """The parameters with these in place of the chosen leaves."""
+        every = list(self.others)
+        for i, leaf in zip(self.positions, leaves, strict=True):
+            every[i] = leaf
+        return jax.tree.unflatten(self.structure, every)
+
+
+def _diagonal_step(
+    apply_fn: Callable[..., Any], chosen: _Chosen, loss: Loss, at_once: int
+) -> Callable[..., list[jax.Array]]:
+    """From leaves, inputs, labels and key to E[g²] of a batch; a scan over its examples."""
+
+    def of_example(leaves: list[Any], example: tuple[Any, Any, Any]) -> list[jax.Array]:
+        inputs, labels, key = example
+
+        def negative_log_likelihood(leaves: list[Any]) -> jax.Array:
+            one = jax.tree.map(lambda x: x[None], (inputs, labels))
+            return loss(apply_fn(chosen.params(leaves), *one[0]), key, one[1])[0]
+
+        gradients = jax.grad(negative_log_likelihood)(leaves)
+        return [jnp.square(g.astype(jnp.float32)) for g in gradients]
+
+    def step(leaves: list[Any], inputs: Any, labels: Any, key: jax.Array) -> list[jax.Array]:
+        examples = jax.tree.leaves(inputs)[0].shape[0]
+        size = next(n for n in range(min(at_once, examples), 0, -1) if examples % n == 0)
+        batch = (inputs, labels, jax.random.split(key, examples) if labels is None else None)
+        chunks = jax.tree.map(lambda x: x.reshape(examples // size, size, *x.shape[1:]), batch)
+
+        def add(total: list[jax.Array], chunk: Any) -> tuple[list[jax.Array], None]:
+            squares = jax.vmap(of_example, (None, 0))(leaves, chunk)
+            return [t + jnp.sum(s, axis=0) for t, s in zip(total, squares, strict=True)], None
+
+        zeros = [jnp.zeros(x.shape, jnp.float32) for x in leaves]
+        total, _ = jax.lax.scan(add, zeros, chunks)
+        return [t / examples for t in total]
+
+    return step

@@ -1,0 +1,1 @@
+"""Which parameter meets which activation, where, and along which axes."""
