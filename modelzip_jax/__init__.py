@@ -8,37 +8,56 @@ mz.save("model.mz", packed)
 params = mz.unpack(mz.load("model.mz"))
 """
 
-from modelzip_jax import errors, rewrites, sharing, testing, trace, tree, wavelets
+from modelzip_jax import errors, loop, rewrites, sharing, testing, trace, tree, wavelets
 from modelzip_jax.chaining import chain
 from modelzip_jax.coding.reader import load, load_tensor
 from modelzip_jax.coding.writer import save
 from modelzip_jax.fitting import fit
+from modelzip_jax.linear import Linear
+from modelzip_jax.loop.reading import averaged, metrics, pack, params, start
 from modelzip_jax.loop.rewinding import rewind
-from modelzip_jax.loop.wrapping import metrics, params, start, wrap
+from modelzip_jax.loop.wrapping import wrap
 from modelzip_jax.masking import allocation, schedules, scores, structures
 from modelzip_jax.masking.brain_surgeon import surgeon
 from modelzip_jax.masking.dynamic import regrow, rigl, sparse_evolution
 from modelzip_jax.masking.pruning import prune
 from modelzip_jax.masking.sparse_dense_learning import sparse_dense
-from modelzip_jax.packed import PackedArray, packed_kind
-from modelzip_jax.packing import Packed, compress, decoded, pack, resume, unpack
+from modelzip_jax.packed import Bits, Dense, Elementwise, PackedArray, is_packed, packed_kind, static
+from modelzip_jax.packing import Packed, compress, decoded, resume, unpack
 from modelzip_jax.partitioning import only, partition
 from modelzip_jax.quantization.uniform import quantize
 from modelzip_jax.recipe import recordable
 from modelzip_jax.sharing.clustering import cluster
 from modelzip_jax.sharing.neurons import share_neurons
-from modelzip_jax.transform import Encoded, Transform, identity, rate
+from modelzip_jax.transform import (
+    Context,
+    Encoded,
+    Rate,
+    Reparametrization,
+    Transform,
+    identity,
+    like_weights,
+    rate,
+)
 from modelzip_jax.wavelets.basis_choice import best_basis
 from modelzip_jax.wavelets.wavelet_domain import cosines, wavelet
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Bits",
+    "Context",
+    "Dense",
+    "Elementwise",
     "Encoded",
+    "Linear",
     "Packed",
     "PackedArray",
+    "Rate",
+    "Reparametrization",
     "Transform",
     "allocation",
+    "averaged",
     "best_basis",
     "chain",
     "cluster",
@@ -48,8 +67,11 @@ __all__ = [
     "errors",
     "fit",
     "identity",
+    "is_packed",
+    "like_weights",
     "load",
     "load_tensor",
+    "loop",
     "metrics",
     "only",
     "pack",
@@ -73,6 +95,7 @@ __all__ = [
     "sparse_dense",
     "sparse_evolution",
     "start",
+    "static",
     "structures",
     "surgeon",
     "testing",

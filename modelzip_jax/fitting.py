@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from modelzip_jax import tree as trees
 from modelzip_jax.coding.writer import file_sizes
 from modelzip_jax.errors import TransformError
 from modelzip_jax.packing import Packed, compress
@@ -34,7 +32,7 @@ def fit(
     variables: PyTree = None,
     tolerance: float = 0.005,
     tries: int = 40,
-    **extra: Any,
+    **given: Any,
 ) -> Packed:
     """Compresses to a number of bytes on disk: `mz.save` of the result writes no more.
 
@@ -51,7 +49,7 @@ def fit(
       tolerance: share of the bytes that may stay unused. Where sizes go in steps (a level that sets bits, channels,
         a tiny model) it may not be reached, and the largest file that fits is the result.
       tries: most levels to try.
-      **extra: as for `mz.compress`.
+      **given: as for `mz.compress`.
 
     Returns:
       The packed model; that of level 0 if it fits as it is.
@@ -67,13 +65,12 @@ def fit(
     True
     """
     _check(bytes, tolerance, tries)
-    carried = {} if variables is None else trees.plain(variables)
 
     def attempt(level: float) -> _Try:
         transform = recipe(level)
         if not isinstance(transform, Transform):
             raise TransformError(f"the recipe makes transforms, not {transform!r}")
-        packed = dataclasses.replace(compress(params, transform, **extra), variables=carried)
+        packed = compress(params, transform, variables=variables, **given)
         return _Try(level, file_sizes(packed).total, packed)
 
     too_large = attempt(0.0)

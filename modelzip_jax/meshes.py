@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.experimental.shard_alike import shard_alike
 from jax.sharding import PartitionSpec
 
-__all__ = ["is_sharded_in_type", "sharded_as", "spec_of", "under_any_mesh"]
+__all__ = ["is_sharded_in_type", "placed_as", "sharded_as", "spec_of", "under_any_mesh"]
 
 
 def spec_of(x: jax.Array) -> PartitionSpec:
@@ -24,6 +25,13 @@ def is_sharded_in_type(x: Any) -> bool:
 def sharded_as(x: jax.Array, other: jax.Array) -> jax.Array:
     """Sharded over an Explicit mesh as the other is."""
     return x if spec_of(x) == spec_of(other) else jax.sharding.reshard(x, jax.typeof(other).sharding)
+
+
+def placed_as(x: jax.Array, other: jax.Array) -> jax.Array:
+    """Sharded as the other is, on Auto meshes, too, where XLA otherwise replicates what sorts or reshapes gave."""
+    if jax.device_count() == 1 or x.shape != other.shape or is_sharded_in_type(other):
+        return x
+    return shard_alike(x, other)[0]
 
 
 def under_any_mesh(f: Callable[..., Any], args: tuple[Any, ...], specs: Any) -> Any:

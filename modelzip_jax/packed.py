@@ -19,7 +19,18 @@ import numpy as np
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import TransformError
 
-__all__ = ["Bits", "Dense", "Elementwise", "PackedArray", "is_packed", "kinds", "packed_kind", "static"]
+__all__ = [
+    "Bits",
+    "Dense",
+    "Elementwise",
+    "PackedArray",
+    "is_packed",
+    "kinds",
+    "narrowed",
+    "packed_kind",
+    "static",
+    "widened",
+]
 
 PyTree = Any
 Kind = TypeVar("Kind", bound=type)
@@ -192,3 +203,13 @@ def _unpack_planes(words: jax.Array, bits: int, count: int) -> jax.Array:
 def is_packed(x: Any) -> bool:
     """Whether `x` is a packed array: the `is_leaf` of trees of them."""
     return isinstance(x, PackedArray)
+
+
+def narrowed(packed: PackedArray, dtype: str) -> PackedArray:
+    """What is stored of latents: plain floats, which may be wider than what is computed with, in its dtype."""
+    return Dense(packed.array.astype(dtype), packed.shape) if isinstance(packed, Dense) else packed
+
+
+def widened(packed: PackedArray) -> PackedArray:
+    """Floats that `narrowed` stored, as latents again."""
+    return Dense(trees.latent(packed.array), packed.shape) if isinstance(packed, Dense) else packed

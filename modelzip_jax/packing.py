@@ -1,8 +1,9 @@
-"""Packed models: params as packed arrays, the recipe that made them, and how to train on."""
+"""Packed models: params as packed arrays, the recipe that made them, and how training goes on from them."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,19 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from modelzip_jax import tree as trees
-from modelzip_jax.errors import RecipeError, TransformError
-from modelzip_jax.loop.wrapping import WrapState, find_state
+from modelzip_jax.combinator import check_transform, outside, selects
+from modelzip_jax.errors import RecipeError, TransformError, TreeError
 from modelzip_jax.packed import Dense, PackedArray, is_packed, static
 from modelzip_jax.recipe import opaque_fields
-from modelzip_jax.transform import Encoded, Transform, dense, outside, selected_extra
+from modelzip_jax.transform import Context, Encoded, Transform, dense
+from modelzip_jax.tree import PyTree
 
-__all__ = ["Packed", "compress", "decoded", "pack", "resume", "unpack"]
-
-PyTree = Any
+__all__ = ["Packed", "compress", "decoded", "resume", "unpack"]
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Packed:
     """A compressed model, in memory as it will be in the file.
 
@@ -45,6 +45,12 @@ class Packed:
         """Bytes of the same params unpacked."""
         return sum(unpacked_bytes(p) for p in jax.tree.leaves(self.params, is_leaf=is_packed))
 
+    def __repr__(self) -> str:
+        if not all(map(is_packed, jax.tree.leaves(self.params, is_leaf=is_packed))):  # Within a tree.map.
+            return f"Packed({self.params!r:.200})"
+        count = len(jax.tree.leaves(self.params, is_leaf=is_packed))
+        return f"Packed({count} leaves, {self.nbytes:,} bytes packed, {self.dense_bytes:,} dense, step {self.step})"
+
 
 def unpacked_bytes(packed: PackedArray) -> int:
     """Bytes of a packed array's values, unpacked."""
@@ -54,48 +60,37 @@ def unpacked_bytes(packed: PackedArray) -> int:
     return int(np.prod(value.shape, dtype=np.int64)) * value.dtype.itemsize
 
 
-def assemble(transform: Transform, encoded: Encoded, params: PyTree, step: int) -> Packed:
-    """The packed model of what a transform has encoded; leaves it left alone come from `params`."""
-    packed = trees.merge(params, transform.pack(*encoded, dense(encoded.values)))
-    # A copy: the loop may donate its params while the packed model is kept.
-    copied = lambda x: x if is_packed(x) else dense(x.copy() if hasattr(x, "copy") else x)  # noqa: E731
-    packed = jax.tree.map(copied, packed, is_leaf=is_packed)
-    return Packed(packed, {}, transform, step)
+def assembled(packed: PyTree, transform: Transform, step: int, variables: PyTree = None) -> Packed:
+    """The packed model of a tree of packed arrays and, where no transform encodes a leaf, arrays."""
+    # A copy: the loop may donate its params, and change its host arrays, while the packed model is kept.
+    copied = lambda x: x if is_packed(x) else dense(_copied(x))  # noqa: E731
+    params = jax.tree.map(copied, packed, is_leaf=is_packed)
+    carried = {} if variables is None else jax.tree.map(_copied, trees.plain(variables))
+    return Packed(params, carried, transform, step)
 
 
-def pack(transform: Transform, opt_state: PyTree, params: PyTree) -> Packed:
-    """Packs a model that `mz.wrap` has trained.
-
-    Args:
-      transform: the transform that was given to `mz.wrap`.
-      opt_state: the optimizer state, which holds the latents.
-      params: the loop's params; leaves that the transform leaves alone are taken from here.
-
-    Returns:
-      A `Packed` model; `mz.unpack` of it equals `mz.params(opt_state, params)`.
-
-    Raises:
-      TransformError: the state belongs to another transform.
-      NonFiniteError: a latent is NaN or infinite: training has diverged.
-    """
-    state: WrapState = find_state(opt_state)
-    if state.transform.value != transform:
-        raise TransformError(
-            f"this optimizer state was made with {state.transform.value}, not with {transform}"
-        )
-    trees.check_finite(state.values)
-    return assemble(transform, state.encoded, trees.plain(params), int(state.count))
+def _copied(x: Any) -> Any:
+    return x.copy() if hasattr(x, "copy") else x
 
 
-def compress(params: PyTree, transform: Transform, **extra: Any) -> Packed:
+def compress(
+    params: PyTree,
+    transform: Transform,
+    *,
+    variables: PyTree = None,
+    progress: Callable[[str, int], None] | None = None,
+    **given: Any,
+) -> Packed:
     """Compresses trained weights without further training.
 
     Args:
       params: a pytree of arrays. Leaves that the transform does not select, whatever their dtype,
         are kept as they are and stored lossless.
       transform: what to do with the others.
-      **extra: what the transform's `init` reads, such as `grads`, `stats`, `scores` (trees like the
-        params) or `key`.
+      variables: what is to travel along uncompressed, such as batch statistics.
+      progress: called with a leaf's name and its dense bytes, once it is packed.
+      **given: what the transform's `init` reads beside the weights: fields of `mz.Context`, such as `grads`, `stats`,
+        `scores` (trees like the params) or `key`.
 
     Raises:
       PatternError: a path pattern of the transform matches nothing.
@@ -107,26 +102,44 @@ def compress(params: PyTree, transform: Transform, **extra: Any) -> Packed:
     >>> packed.dense_bytes, packed.nbytes
     (16384, 1280)
     """
+    check_transform(transform, "compress()")
+    trees.check_not_module(params)
     params = trees.plain(params)
     trees.check_arrays(params)
+    told = Context.of(given)
+    aligned = {n: trees.aligned(tree, params, f"{n}= of compress()") for n, tree in told.trees().items()}
+    context = told.replace(**aligned)
     leaves, treedef = jax.tree.flatten(params)
-    keep = transform.selects(trees.outlines(params))
+    names = [name for name, _ in trees.named_leaves(params)]
+    keep = selects(transform, trees.outlines(params))
     trees.check_finite(trees.select(params, keep, treedef))
     every = [index for index, chosen in enumerate(keep) if chosen]
-    packed = [leaf if chosen else dense(leaf) for leaf, chosen in zip(leaves, keep, strict=True)]
-    extra = {"frozen": outside(params, keep), **extra}
+    packed = [leaf if chosen else dense(_copied(leaf)) for leaf, chosen in zip(leaves, keep, strict=True)]
+    context = context.replace(frozen=outside(params, keep))
     # A caller who keeps no reference of its own has each leaf freed once it is packed.
     del params
     for group in _groups(leaves, every) if transform.leafwise else [every]:
         here = [index in group for index in range(len(leaves))]
-        values = trees.select(treedef.unflatten(leaves), here, treedef)
-        encoded = transform.init(values, **selected_extra(extra, here, treedef))
-        del values
-        parts = treedef.flatten_up_to(transform.pack(*encoded, dense(encoded.values)))
+        weights = trees.select(treedef.unflatten(leaves), here, treedef)
+        encoded = transform.init(weights, context.select(here, treedef))
+        del weights
+        parts = treedef.flatten_up_to(transform.pack(encoded, dense(encoded.latents)))
         del encoded
         for index in group:
-            packed[index], leaves[index] = parts[index], 0
-    return Packed(treedef.unflatten(packed), {}, transform, 0)
+            if progress is not None:
+                progress(names[index], trees.nbytes(leaves[index]))
+            packed[index], leaves[index] = owned(parts[index], leaves[index]), 0
+    return assembled(treedef.unflatten(packed), transform, 0, variables)
+
+
+def owned(packed: Any, leaf: Any) -> Any:
+    """A packed array that shares no memory with the leaf that it was made of."""
+
+    def own(x: Any) -> Any:
+        shared = isinstance(leaf, np.ndarray) and isinstance(x, np.ndarray | jax.Array) and jnp.size(x) > 0
+        return x.copy() if x is leaf or (shared and np.may_share_memory(np.asarray(x), leaf)) else x
+
+    return jax.tree.map(own, packed)
 
 
 _GROUP_BYTES = 32 << 20
@@ -145,25 +158,36 @@ def _groups(leaves: list[Any], indices: list[int]) -> list[list[int]]:
     return groups
 
 
-def decoded(params: PyTree, transform: Transform, **extra: Any) -> PyTree:
+def decoded(params: PyTree, transform: Transform, **given: Any) -> PyTree:
     """The weights as they will be after compression, without packing them.
 
     >>> import modelzip_jax as mz
     >>> decoded({"w": np.float32([3.0, -1.0])}, mz.prune(sparsity=0.5))
     {'w': Array([3., 0.], dtype=float32)}
     """
-    params = trees.plain(params)
-    keep, treedef = transform.selects(trees.outlines(params)), jax.tree.structure(params)
-    extra = {"frozen": outside(params, keep), **selected_extra(extra, keep, treedef)}
-    encoded = transform.init(trees.select(params, keep, treedef), **extra)
-    return trees.merge(params, transform.decode(*encoded))
+    check_transform(transform, "decoded()")
+    trees.check_not_module(params)
+    tree = trees.plain(params)
+    context = Context.of(given).over(lambda x: trees.aligned(x, tree, "a tree given to decoded()"))
+    keep, treedef = selects(transform, trees.outlines(tree)), jax.tree.structure(tree)
+    context = context.select(keep, treedef).replace(frozen=outside(tree, keep))
+    encoded = transform.init(trees.select(tree, keep, treedef), context)
+    return trees.restored(trees.merge(tree, transform.decode(encoded)), params)
 
 
 def unpack(packed: PyTree) -> PyTree:
     """The weights that the network computes with, from a `Packed` model or a tree of packed arrays.
 
-    Pure and jittable, so that packed weights can stay packed in device memory. Leaves of a dtype that
+    Pure and jittable, so that packed weights can stay packed in device memory: put them there once, by
+    `jax.device_put(packed)`, as arrays of the host are uploaded anew at every call. Leaves of a dtype that
     JAX would narrow, such as int64, stay NumPy arrays.
+
+    Raises:
+      TransformError: what is given is no packed model.
+
+    >>> import modelzip_jax as mz
+    >>> unpack(mz.compress({"w": np.float32([3.0, -1.0])}, mz.prune(sparsity=0.5)))
+    {'w': Array([3., 0.], dtype=float32)}
     """
     tree = packed.params if isinstance(packed, Packed) else packed
     return jax.tree.map(_unpack, tree, is_leaf=is_packed)
@@ -176,17 +200,22 @@ def _fused(packed: PackedArray) -> jax.Array:
 
 
 def _unpack(packed: PackedArray) -> Any:
+    if not is_packed(packed):
+        hint = "; read a file by mz.load(path)" if isinstance(packed, str) else ""
+        raise TransformError(f"unpack() takes a packed model, not {packed!r:.100}{hint}")
     if not isinstance(packed, Dense):
         return _fused(packed)
     values = packed.unpack()
-    return trees.on_device(values) if jnp.result_type(values) == values.dtype else values
+    if jnp.result_type(values) != values.dtype:
+        return values.copy()
+    return jnp.array(values) if isinstance(values, np.ndarray) else values
 
 
-def resume(packed: Packed, transform: Transform | None = None) -> tuple[Transform, PyTree, PyTree, PyTree]:
-    """What training goes on with: `(transform, values, extras, state)`.
+def resume(packed: Packed, transform: Transform | None = None) -> tuple[Transform, Encoded]:
+    """What training goes on with: the transform, and an encoded model.
 
-    `transform.decode(values, extras, state)` equals `unpack(packed)` on the encoded leaves; others
-    are `UNSELECTED`. To go on in a loop: `params, opt_state = mz.start(tx, packed)`.
+    `transform.decode(encoded)` equals `unpack(packed)` on the encoded leaves; others are `UNSELECTED`. To go on in a
+    loop: `tx = mz.wrap(optimizer, packed)`.
 
     Args:
       packed: a compressed model, from `mz.pack`, `mz.compress` or `mz.load`.
@@ -194,16 +223,44 @@ def resume(packed: Packed, transform: Transform | None = None) -> tuple[Transfor
         needed where the recipe holds a function that a file cannot record.
 
     Raises:
-      RecipeError: the recipe holds such a function and no transform is given.
+      RecipeError: the recipe holds such a function and no transform is given, or another recipe packed the model.
     """
     transform = transform or packed.transform
+    return transform, _resumed(packed.params, transform)
+
+
+def resumed(packed: Packed, transform: Transform, params: PyTree) -> Encoded:
+    """What training goes on with, for params that may be some of the packed leaves, in another container."""
+    stored = dict(trees.named_leaves(packed.params, is_packed))
+    leaves = trees.named_leaves(params)
+    missing = [name for name, _ in leaves if name not in stored]
+    if missing:
+        raise TreeError(
+            f"the packed model has no leaf {missing[0]!r}; its leaves are {', '.join(list(stored)[:12])}"
+        )
+    for name, leaf in leaves:
+        if tuple(jnp.shape(leaf)) != tuple(stored[name].shape):
+            raise TreeError(
+                f"leaf {name!r} has the shape {jnp.shape(leaf)}, the packed one {stored[name].shape}"
+            )
+    treedef = jax.tree.structure(params)
+    return _resumed(treedef.unflatten([stored[name] for name, _ in leaves]), transform)
+
+
+def _resumed(params: PyTree, transform: Transform) -> Encoded:
     unknown = opaque_fields(transform)
     if unknown:
         raise RecipeError(
-            f"the recipe holds a function at {', '.join(unknown)} that the file could not record; pass "
-            "the transform: mz.resume(packed, transform)"
+            f"the recipe holds something at {', '.join(unknown)} that the file could not record or this session does "
+            "not know; pass the transform: mz.wrap(optimizer, transform, resume=packed)"
         )
-    treedef = jax.tree.structure(packed.params, is_leaf=is_packed)
-    keep = transform.selects(trees.outlines(packed.params, is_packed))
-    extras, state, inner = transform.resume(trees.select(packed.params, keep, treedef))
-    return transform, unpack(inner), extras, state
+    treedef = jax.tree.structure(params, is_leaf=is_packed)
+    keep = selects(transform, trees.outlines(params, is_packed))
+    try:
+        offsets, state, inner = transform.resume(trees.select(params, keep, treedef))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise RecipeError(
+            f"the packed model was not made by {transform!r:.300}; pass the transform that packed it, in which "
+            f"schedules may differ ({error})"
+        ) from error
+    return Encoded(unpack(inner), offsets, state)

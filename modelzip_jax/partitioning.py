@@ -10,20 +10,19 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax import tree as trees
+from modelzip_jax.combinator import Combinator, check_transform, ends, selects
 from modelzip_jax.errors import TransformError
 from modelzip_jax.packed import is_packed
 from modelzip_jax.recipe import recordable
-from modelzip_jax.transform import Encoded, Transform
-from modelzip_jax.tree import Leaf, Static
+from modelzip_jax.transform import Context, Encoded, Transform
+from modelzip_jax.tree import UNSELECTED, Leaf, PyTree, Static
 
 __all__ = ["Partition", "only", "partition"]
-
-PyTree = Any
 
 
 @recordable
 @dataclasses.dataclass(frozen=True)
-class Partition(Transform):
+class Partition(Combinator):
     """Each leaf goes to the transform of the first pattern that matches it.
 
     parts: `(label, transform)` pairs. labels: `(pattern, label)` pairs, in order of precedence.
@@ -40,6 +39,24 @@ class Partition(Transform):
     def leafwise(self) -> bool:
         return all(part.leafwise for _, part in self.parts)
 
+    @property
+    def moves_latents(self) -> bool:
+        return any(part.moves_latents for _, part in self.parts)
+
+    @property
+    def hides(self) -> bool:
+        return any(part.hides for _, part in self.parts)
+
+    @property
+    def remasks(self) -> bool:
+        return any(part.remasks for _, part in self.parts)
+
+    def selects(self, leaves: list[Leaf]) -> list[bool]:
+        return self._ask(selects, leaves)
+
+    def ends(self, leaves: list[Leaf]) -> list[bool]:
+        return self._ask(ends, leaves)
+
     def _check(self, leaves: list[Leaf]) -> None:
         trees.require_matches([pattern for pattern, _ in self.labels], [leaf.name for leaf in leaves])
 
@@ -49,22 +66,21 @@ class Partition(Transform):
             return -1
         return [name for name, _ in self.parts].index(label)
 
-    def _ask(self, method: str, leaves: list[Leaf]) -> list[bool]:
+    def _ask(self, question: Any, leaves: list[Leaf]) -> list[bool]:
         """A question about each leaf, put to the part that it belongs to."""
         answers = [False] * len(leaves)
         self._check(leaves)
         places = [self._place(leaf) for leaf in leaves]
         for index, (_, part) in enumerate(self.parts):
             where = [i for i, place in enumerate(places) if place == index]
-            for i, yes in zip(where, getattr(part, method)([leaves[i] for i in where]), strict=True):
+            for i, yes in zip(where, question(part, [leaves[i] for i in where]), strict=True):
                 answers[i] = yes
         return answers
 
-    def selects(self, leaves: list[Leaf]) -> list[bool]:
-        return self._ask("selects", leaves)
-
-    def ends(self, leaves: list[Leaf]) -> list[bool]:
-        return self._ask("ends", leaves)
+    def _labels(self, tree: PyTree) -> PyTree:
+        """The index of each leaf's part (static), -1 for none."""
+        treedef = jax.tree.structure(tree, is_leaf=is_packed)
+        return treedef.unflatten([Static(self._place(leaf)) for leaf in trees.outlines(tree, is_packed)])
 
     def _split(self, tree: PyTree, labels: PyTree) -> list[PyTree]:
         """One tree a part (and a last one for leaves of no part), others being `UNSELECTED`."""
@@ -77,123 +93,103 @@ class Partition(Transform):
         parts = [treedef.flatten_up_to(tree) for tree in split]
         return treedef.unflatten([parts[x.value][i] for i, x in enumerate(found)])
 
-    def _per_part(self, method: str, encoded: Encoded, inner: PyTree) -> PyTree:
+    def _each(self, encoded: Encoded) -> list[tuple[Transform, Encoded]]:
+        """Each part with what it has encoded."""
         labels, states = encoded.state
-        values, inners = self._split(encoded.values, labels), self._split(inner, labels)
-        out = [
-            getattr(part, method)(v, e, s, i)
-            for (_, part), v, e, s, i in zip(
-                self.parts, values[:-1], encoded.extras, states, inners[:-1], strict=True
-            )
-        ]
-        return self._join([*out, inners[-1]], labels)
+        latents = self._split(encoded.latents, labels)[:-1]
+        rows = zip(self.parts, latents, encoded.offsets, states, strict=True)
+        return [(part, Encoded(*own)) for (_, part), *own in rows]
 
-    def _extra(self, extra: dict[str, Any], labels: PyTree, values: list[PyTree]) -> list[dict[str, Any]]:
-        """`extra` for each part: trees that follow the weights are split as they are.
+    def _around(self, encoded: Encoded, outputs: list[PyTree], inner: PyTree) -> PyTree:
+        """The parts' outputs as one tree, in which leaves of no part come from `inner`."""
+        labels = encoded.state[0]
+        return self._join([*outputs, self._split(inner, labels)[-1]], labels)
 
-        Leaves of other parts are frozen to a part, as those outside of all are.
-        """
-        split = {
-            name: self._split(extra[name], labels)
-            for name in ("grads", "importance", "scores", "stats", "support")
-            if extra.get(name) is not None
-        }
-        sizes = [sum(jnp.size(x) for x in jax.tree.leaves(part)) for part in values]
-        frozen = extra.get("frozen", 0) + sum(sizes)
+    def _contexts(self, context: Context, labels: PyTree, weights: PyTree) -> list[Context]:
+        """A context for each part, and a last one: leaves of other parts are frozen to it, as those outside of all."""
+        split = {name: self._split(tree, labels) for name, tree in context.trees().items()}
+        sizes = [sum(jnp.size(x) for x in jax.tree.leaves(part)) for part in self._split(weights, labels)]
+        frozen = context.frozen + sum(sizes)
         return [
-            {**extra, "frozen": frozen - sizes[i], **{name: t[i] for name, t in split.items()}}
-            for i in range(len(self.parts))
+            context.replace(frozen=frozen - size, **{name: parts[i] for name, parts in split.items()})
+            for i, size in enumerate(sizes)
         ]
 
-    def init(self, values: PyTree, **extra: Any) -> Encoded:
-        treedef, leaves = jax.tree.structure(values), trees.outlines(values)
+    def init(self, weights: PyTree, context: Context) -> Encoded:
         # Whoever left leaves out has asked `selects`, which checks the patterns, about all of them.
-        if not trees.has_unselected(values):
-            self._check(leaves)
-        labels = treedef.unflatten([Static(self._place(leaf)) for leaf in leaves])
-        split = self._split(values, labels)
-        extras_for = self._extra(extra, labels, split)
-        encoded = [
-            part.init(v, **x) for (_, part), v, x in zip(self.parts, split[:-1], extras_for, strict=True)
-        ]
-        joined = self._join([*(e.values for e in encoded), split[-1]], labels)
-        extras, states = tuple(e.extras for e in encoded), tuple(e.state for e in encoded)
-        return Encoded(joined, extras, (labels, states))
+        if jax.tree.leaves(weights) and not trees.has_absent(weights):
+            self._check(trees.outlines(weights))
+        labels = self._labels(weights)
+        split = self._split(weights, labels)
+        rows = zip(self.parts, split, self._contexts(context, labels, weights), strict=False)
+        each = [part.init(own, told) for (_, part), own, told in rows]
+        latents = self._join([*(e.latents for e in each), split[-1]], labels)
+        return Encoded(latents, tuple(e.offsets for e in each), (labels, tuple(e.state for e in each)))
 
-    def decode(self, values: PyTree, extras: PyTree, state: PyTree) -> PyTree:
-        labels, states = state
-        split = self._split(values, labels)
-        out = [
-            part.decode(v, e, s)
-            for (_, part), v, e, s in zip(self.parts, split[:-1], extras, states, strict=True)
-        ]
-        return self._join([*out, split[-1]], labels)
+    def decode(self, encoded: Encoded) -> PyTree:
+        return self._around(encoded, [p.decode(e) for p, e in self._each(encoded)], encoded.latents)
 
-    def update(self, values: PyTree, extras: PyTree, state: PyTree, **extra: Any) -> Encoded:
-        labels, states = state
-        split = self._split(values, labels)
-        out = [
-            part.update(v, e, s, **x)
-            for (_, part), v, e, s, x in zip(
-                self.parts, split[:-1], extras, states, self._extra(extra, labels, split), strict=True
-            )
-        ]
-        unchanged = all(new.values is old for new, old in zip(out, split, strict=False))
-        joined = values if unchanged else self._join([*(e.values for e in out), split[-1]], labels)
-        return Encoded(joined, tuple(e.extras for e in out), (labels, tuple(e.state for e in out)))
+    def update(self, encoded: Encoded, context: Context) -> Encoded:
+        labels, _ = encoded.state
+        contexts = self._contexts(context, labels, encoded.latents)
+        each = [p.update(e, c) for (p, e), c in zip(self._each(encoded), contexts, strict=False)]
+        latents = encoded.latents
+        if self.moves_latents:
+            latents = self._around(encoded, [e.latents for e in each], latents)
+        return Encoded(latents, tuple(e.offsets for e in each), (labels, tuple(e.state for e in each)))
 
-    def _linear(self, method: str, values: PyTree, state: PyTree) -> PyTree:
-        labels, states = state
-        split = self._split(values, labels)
-        out = [
-            getattr(part, method)(v, s)
-            for (_, part), v, s in zip(self.parts, split[:-1], states, strict=True)
-        ]
-        return self._join([*out, split[-1]], labels)
+    def relaxed(self, encoded: Encoded) -> PyTree:
+        return self._around(encoded, [p.relaxed(e) for p, e in self._each(encoded)], encoded.latents)
 
-    def analysis(self, values: PyTree, state: PyTree) -> PyTree:
-        return self._linear("analysis", values, state)
+    def encode(self, weights: PyTree, encoded: Encoded) -> PyTree:
+        split = self._split(weights, encoded.state[0])
+        each = zip(self._each(encoded), split, strict=False)
+        return self._around(encoded, [p.encode(w, e) for (p, e), w in each], weights)
 
-    def synthesis(self, values: PyTree, state: PyTree) -> PyTree:
-        return self._linear("synthesis", values, state)
+    def follow(self, encoded: Encoded, context: Context) -> Context:
+        labels, _ = encoded.state
+        contexts = self._contexts(context, labels, encoded.latents)
+        found = [p.follow(e, c) for (p, e), c in zip(self._each(encoded), contexts, strict=False)]
+        found = [*found, contexts[-1]]
+        latents = self._split(encoded.latents, labels)
+        joined = {}
+        for name in {name for c in found for name in c.trees()}:
+            pairs = zip((c.trees().get(name) for c in found), latents, strict=True)
+            joined[name] = self._join([_unknown(name, x) if t is None else t for t, x in pairs], labels)
+        return context.replace(**{name: joined.get(name) for name in {*context.trees(), *joined}})
 
-    def support(self, values: PyTree, state: PyTree, before: PyTree | None) -> PyTree | None:
-        labels, states = state
-        every = jax.tree.map(lambda x: jnp.ones(jnp.shape(x), bool), values)
-        split, known = self._split(values, labels), self._split(every if before is None else before, labels)
-        found = [
-            part.support(v, s, None if before is None else b)
-            for (_, part), v, s, b in zip(self.parts, split[:-1], states, known[:-1], strict=True)
-        ]
-        if before is None and all(f is None for f in found):
-            return None
-        full = self._split(every, labels)
-        masks = [full[i] if f is None else f for i, f in enumerate(found)]
-        return self._join([*masks, known[-1]], labels)
+    def pack(self, encoded: Encoded, inner: PyTree) -> PyTree:
+        inners = self._split(inner, encoded.state[0])
+        rows = zip(self._each(encoded), inners, strict=False)
+        return self._around(encoded, [p.pack(e, i) for (p, e), i in rows], inner)
 
-    def pack(self, values: PyTree, extras: PyTree, state: PyTree, inner: PyTree) -> PyTree:
-        return self._per_part("pack", Encoded(values, extras, state), inner)
-
-    def rate(self, values: PyTree, extras: PyTree, state: PyTree, inner: PyTree) -> PyTree:
-        return self._per_part("rate", Encoded(values, extras, state), inner)
+    def rate(self, encoded: Encoded, inner: PyTree) -> PyTree:
+        inners = self._split(inner, encoded.state[0])
+        rows = zip(self._each(encoded), inners, strict=False)
+        return self._around(encoded, [p.rate(e, i) for (p, e), i in rows], inner)
 
     def resume(self, packed: PyTree) -> tuple[PyTree, PyTree, PyTree]:
-        treedef = jax.tree.structure(packed, is_leaf=is_packed)
-        leaves = trees.outlines(packed, is_packed)
-        labels = treedef.unflatten([Static(self._place(leaf)) for leaf in leaves])
+        labels = self._labels(packed)
         split = self._split(packed, labels)
-        resumed = [part.resume(p) for (_, part), p in zip(self.parts, split[:-1], strict=True)]
-        extras, states, inner = zip(*resumed, strict=True) if resumed else ((), (), ())
-        return extras, (labels, states), self._join([*inner, split[-1]], labels)
+        resumed = [part.resume(p) for (_, part), p in zip(self.parts, split, strict=False)]
+        offsets, states, inner = zip(*resumed, strict=True) if resumed else ((), (), ())
+        return tuple(offsets), (labels, tuple(states)), self._join([*inner, split[-1]], labels)
 
-    def metrics(self, values: PyTree, extras: PyTree, state: PyTree) -> dict[str, jax.Array]:
-        labels, states = state
-        split = self._split(values, labels)
+    def metrics(self, encoded: Encoded) -> dict[str, jax.Array]:
         found: dict[str, jax.Array] = {}
-        for (label, part), v, e, s in zip(self.parts, split[:-1], extras, states, strict=True):
+        for (label, _), (part, own) in zip(self.parts, self._each(encoded), strict=True):
             prefix = f"{label}:" if len(self.parts) > 1 else ""
-            found.update({prefix + name: x for name, x in part.metrics(v, e, s).items()})
+            found.update({prefix + name: x for name, x in part.metrics(own).items()})
         return found
+
+
+def _unknown(name: str, latents: PyTree) -> PyTree:
+    """What a part whose latents are other arrays says of them: nothing is hidden, all matter alike."""
+    if name == "support":
+        return jax.tree.map(lambda x: jnp.ones(jnp.shape(x), bool), latents)
+    if name == "importance":
+        return jax.tree.map(jnp.ones_like, latents)
+    return jax.tree.map(lambda _: UNSELECTED, latents)
 
 
 def _is_label(x: Any) -> bool:
@@ -217,14 +213,13 @@ def only(
 
     >>> import jax.numpy as jnp, modelzip_jax as mz
     >>> t = mz.only("**/kernel", mz.prune(sparsity=0.5))
-    >>> t.decode(*t.init({"kernel": jnp.array([1.0, 2.0]), "bias": jnp.array([1.0, 2.0])}))
+    >>> mz.decoded({"kernel": jnp.array([1.0, 2.0]), "bias": jnp.array([1.0, 2.0])}, t)
     {'bias': Array([1., 2.], dtype=float32), 'kernel': Array([0., 2.], dtype=float32)}
     """
     patterns = (pattern,) if isinstance(pattern, str) else tuple(pattern)
     if not patterns or not all(isinstance(p, str) for p in patterns):
         raise TransformError(f"only() takes a path pattern or a tuple of them, not {pattern!r}")
-    if not isinstance(transform, Transform):
-        raise TransformError(f"only() takes a transform, not {transform!r}")
+    check_transform(transform, "only()")
     return Partition((("selected", transform),), tuple((p, "selected") for p in patterns), min_ndim, floating)
 
 
@@ -253,8 +248,7 @@ def partition(
     (('head/*', 'fine'), ('**/kernel', 'coarse'))
     """
     for part in transforms.values():
-        if not isinstance(part, Transform):
-            raise TransformError(f"partition() takes transforms, not {part!r}")
+        check_transform(part, "partition()")
     missing = sorted(set(labels.values()) - set(transforms))
     if missing:
         raise TransformError(

@@ -1,10 +1,10 @@
-"""The transform protocol, and `identity`.
+"""The transform protocol: what a transform is, what it keeps, and what it is told.
 
 A transform encodes a tree of weights into latents that the optimizer trains, and decodes them into
 what the network computes with:
 
-    params --init--> values, extras, state --decode--> params
-                            └────────pack────> packed --unpack--> params
+    weights --init--> encoded --decode--> weights
+                         └──────pack────> packed --unpack--> weights
 
 All methods are pure; a transform itself is a frozen dataclass of hyperparameters.
 """
@@ -12,47 +12,107 @@ All methods are pure; a transform itself is a frozen dataclass of hyperparameter
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from modelzip_jax import tree as trees
+from modelzip_jax.errors import TransformError
 from modelzip_jax.packed import Dense
 from modelzip_jax.recipe import recordable
-from modelzip_jax.tree import Leaf
+from modelzip_jax.tree import PyTree
 
 __all__ = [
+    "Context",
     "Encoded",
     "Identity",
     "Rate",
+    "Reparametrization",
     "Transform",
     "dense",
     "identity",
-    "outside",
+    "like_weights",
     "rate",
-    "selected",
 ]
 
-PyTree = Any
-
-LIKE_PARAMS = ("grads", "importance", "scores", "stats")
-"""Names of `extra` that are trees like the weights, and are split as they are."""
+Self = TypeVar("Self", bound="Context")
 
 
 class Encoded(NamedTuple):
     """What a transform keeps for a tree of weights.
 
-    values: the latents that the optimizer trains; the params' structure, in which a leaf may have
-      another shape or have become a small subtree. float32 where params are half precision.
-    extras: the transform's own trained numbers, as offsets from a base in `state`: zero at first.
+    latents: what the optimizer trains; the weights' structure, in which a leaf may have another shape or have
+      become a small subtree. float32 where weights are half precision.
+    offsets: the transform's own trained numbers, as offsets from a base in `state`: zero at first.
     state: everything else: mask bits, bases, thresholds.
     """
 
-    values: PyTree
-    extras: PyTree
+    latents: PyTree
+    offsets: PyTree
     state: PyTree
+
+
+def like_weights() -> Any:
+    """A field of a `Context` that is a tree like the weights, or None: combinators split it as they split weights."""
+    return dataclasses.field(default=None, metadata={"like_weights": True})
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What `init` and `update` are told beside the weights. A field is None where the caller has no such thing.
+
+    step: int32 scalar: the number of this optimizer step, from 1; 0 at `init`.
+    grads: gradients of the loss with respect to the decoded weights, dense: also where a mask hides a weight.
+    stats: of `trace.statistics`: `Measured` in the place of each weight. importance: a weight of each squared
+      error, at least 0. scores: of `mz.scores.given`. support: booleans: which latents reach the weights.
+    key: of random choices. frozen: how many parameters there are beside these weights.
+    user: whatever else the caller passed, by name; handed on whole.
+    """
+
+    step: Any = 0
+    grads: PyTree = like_weights()
+    stats: PyTree = like_weights()
+    importance: PyTree = like_weights()
+    scores: PyTree = like_weights()
+    support: PyTree = like_weights()
+    key: jax.Array | None = None
+    frozen: int = 0
+    user: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Context:
+        """The context of named things; what is no field of it goes to `user`.
+
+        >>> context = Context.of({"key": None, "temperature": 0.1})
+        >>> context.user
+        {'temperature': 0.1}
+        """
+        names = {f.name for f in dataclasses.fields(cls)} - {"user"}
+        own = {name: value for name, value in given.items() if name in names}
+        return cls(**own, user={name: value for name, value in given.items() if name not in names})
+
+    def replace(self: Self, **changes: Any) -> Self:
+        """The same context with other values of some fields."""
+        return dataclasses.replace(self, **changes)
+
+    def trees(self) -> dict[str, PyTree]:
+        """The fields that are trees like the weights, without those that are None."""
+        marked = (f.name for f in dataclasses.fields(self) if f.metadata.get("like_weights"))
+        return {name: tree for name in marked if (tree := getattr(self, name)) is not None}
+
+    def over(self: Self, function: Callable[[PyTree], PyTree]) -> Self:
+        """The context with each tree like the weights put through a function."""
+        return self.replace(**{name: function(tree) for name, tree in self.trees().items()})
+
+    def select(self: Self, keep: Sequence[bool], treedef: Any) -> Self:
+        """`UNSELECTED` in trees like the weights where `keep` is false."""
+        return self.over(lambda tree: trees.select(tree, keep, treedef))
+
+    def lacks(self, names: Sequence[str]) -> list[str]:
+        """Those of the names that are None."""
+        return [name for name in names if getattr(self, name, self.user.get(name)) is None]
 
 
 class Rate(NamedTuple):
@@ -74,114 +134,136 @@ class Rate(NamedTuple):
 class Transform:
     """A pure, trainable encoding of weights. Subclasses are frozen dataclasses.
 
+    This base has latents of the weights' own shapes: derive from it what hides, rounds or labels weights. What
+    trains other arrays instead derives from `Reparametrization`, or from `Linear` if it is a linear map.
     The laws that every transform obeys are in `mz.testing.check_laws`.
     """
 
     terminal: ClassVar[bool] = False
     """Whether the transform makes symbols, so that nothing can follow it in a chain."""
 
-    def init(self, values: PyTree, **extra: Any) -> Encoded:
-        """Chooses masks, step sizes, codebooks. `values` is a tree of floating-point arrays."""
-        return Encoded(values, (), ())
-
-    def decode(self, values: PyTree, extras: PyTree, state: PyTree) -> PyTree:
-        """The weights that the network computes with, in their own dtype. Differentiable."""
-        return values
-
-    def update(self, values: PyTree, extras: PyTree, state: PyTree, **extra: Any) -> Encoded:
-        """Schedules, mask refreshes, observers: at the beginning of each optimizer step.
-
-        `extra` holds `step` (int32 scalar, the number of this step, from 1), and where the caller has them
-        `grads` (of the decoded weights: dense), `stats`, `importance`, `key`; `support` behind a mask; `frozen`,
-        how many parameters there are beside these values, which `init` is given as well.
-        """
-        return Encoded(values, extras, state)
-
-    def analysis(self, values: PyTree, state: PyTree) -> PyTree:
-        """The linear part of encoding: weights to latents. The identity unless overridden."""
-        return values
-
-    def synthesis(self, values: PyTree, state: PyTree) -> PyTree:
-        """The linear part of decoding: latents to weights, nothing rounded or masked."""
-        return values
-
-    def support(self, values: PyTree, state: PyTree, before: PyTree | None) -> PyTree | None:
-        """Which latents reach the weights: a boolean mask for each, or None, if all do.
-
-        `before` tells the same of the values that were encoded. In a chain, later parts are given this as
-        `extra["support"]`, so that they fit codebooks and the like to what is kept. A transform with an
-        `analysis` of its own answers None unless it says otherwise.
-        """
-        return before if type(self).analysis is Transform.analysis else None
-
-    def pack(self, values: PyTree, extras: PyTree, state: PyTree, inner: PyTree) -> PyTree:
-        """The stored form, wrapped around `inner`: a tree of packed arrays of the latents."""
-        return inner
-
-    def resume(self, packed: PyTree) -> tuple[PyTree, PyTree, PyTree]:
-        """The inverse of `pack`: `(extras, state, inner)`, with extras zero."""
-        return (), (), packed
-
-    def rate(self, values: PyTree, extras: PyTree, state: PyTree, inner: PyTree) -> PyTree:
-        """Estimated stored size, wrapped around `inner`: a tree of `Rate`. Differentiable."""
-        return inner
-
-    def metrics(self, values: PyTree, extras: PyTree, state: PyTree) -> dict[str, jax.Array]:
-        """Scalars worth watching during training."""
-        return {}
-
     @property
     def leafwise(self) -> bool:
         """Whether each leaf is encoded by itself, so that `mz.compress` may take them in turn."""
         return True
 
-    def selects(self, leaves: list[Leaf]) -> list[bool]:
-        """Which of the leaves this transform encodes: all of them unless overridden."""
-        return [True] * len(leaves)
+    @property
+    def moves_latents(self) -> bool:
+        """Whether `update` may return other latents than it was given."""
+        return False
 
-    def ends(self, leaves: list[Leaf]) -> list[bool]:
-        """Which of the leaves this transform makes symbols of."""
-        return [self.terminal] * len(leaves)
+    @property
+    def hides(self) -> bool:
+        """Whether some latents may not reach the weights: whether there are masks."""
+        return False
+
+    @property
+    def remasks(self) -> bool:
+        """Whether `update` may hide other latents than before."""
+        return False
+
+    def init(self, weights: PyTree, context: Context) -> Encoded:
+        """Chooses masks, step sizes, codebooks. `weights` is a tree of floating-point arrays."""
+        return Encoded(weights, (), ())
+
+    def decode(self, encoded: Encoded) -> PyTree:
+        """The weights that the network computes with, in their own dtype. Differentiable."""
+        return encoded.latents
+
+    def update(self, encoded: Encoded, context: Context) -> Encoded:
+        """Schedules, mask refreshes, observers: at the beginning of each optimizer step, under `jit`."""
+        return encoded
+
+    def relaxed(self, encoded: Encoded) -> PyTree:
+        """The weights that the latents stand for, nothing rounded or hidden: what earlier parts of a chain see."""
+        return encoded.latents
+
+    def encode(self, weights: PyTree, encoded: Encoded) -> PyTree:
+        """Latents that stand for other weights, under the choices that were made: `relaxed` the other way."""
+        return weights
+
+    def follow(self, encoded: Encoded, context: Context) -> Context:
+        """The context of what comes after in a chain: its trees belong to the latents then."""
+        return context
+
+    def pack(self, encoded: Encoded, inner: PyTree) -> PyTree:
+        """The stored form, wrapped around `inner`: a tree of packed arrays of the latents."""
+        return inner
+
+    def resume(self, packed: PyTree) -> tuple[PyTree, PyTree, PyTree]:
+        """The inverse of `pack`: `(offsets, state, inner)`, with offsets zero."""
+        return (), (), packed
+
+    def rate(self, encoded: Encoded, inner: PyTree) -> PyTree:
+        """Estimated stored size, wrapped around `inner`: a tree of `Rate`. Differentiable."""
+        return inner
+
+    def metrics(self, encoded: Encoded) -> dict[str, jax.Array]:
+        """Scalars worth watching during training."""
+        return {}
 
 
-def selected(transform: Transform, params: PyTree) -> PyTree:
-    """`params` with `UNSELECTED` where the transform does not encode the leaf."""
-    return trees.select(params, transform.selects(trees.outlines(params)), jax.tree.structure(params))
+@dataclasses.dataclass(frozen=True)
+class Reparametrization(Transform):
+    """A transform whose latents are other arrays than the weights: coefficients, factors, shared vectors.
+
+    Subclasses define `init`, `relaxed`, `pack` and `resume`, and `encode` where a part before them in a chain moves
+    its latents; `decode` casts `relaxed` to the dtypes of `dtypes(state)`.
+    """
+
+    def relaxed(self, encoded: Encoded) -> PyTree:
+        raise TransformError(
+            f"{type(self).__name__} defines no relaxed(): the weights that its latents stand for"
+        )
+
+    def encode(self, weights: PyTree, encoded: Encoded) -> PyTree:
+        raise TransformError(
+            f"{type(self).__name__} defines no encode(): latents of new weights, which a part before it in a chain "
+            "asks for"
+        )
+
+    def follow(self, encoded: Encoded, context: Context) -> Context:
+        grads = None
+        if context.grads is not None:
+            weights, pull = jax.vjp(lambda z: self.relaxed(encoded._replace(latents=z)), encoded.latents)
+            grads = pull(jax.tree.map(lambda g, w: g.astype(w.dtype), context.grads, weights))[0]
+        return context.replace(grads=grads, stats=None, importance=None, scores=None, support=None)
+
+    def rate(self, encoded: Encoded, inner: PyTree) -> PyTree:
+        """The bits of a leaf's latents, spread evenly over its weights."""
+
+        def spread(weights: Any, rates: PyTree) -> Rate:
+            parts = [r for r in jax.tree.leaves(rates, is_leaf=_is_rate) if _is_rate(r)]
+            bits = sum((jnp.sum(r.elements) for r in parts), jnp.zeros(()))
+            each = jnp.broadcast_to(bits / max(weights.size, 1), weights.shape)
+            return Rate(each, sum((r.side for r in parts), jnp.zeros(())))
+
+        return jax.tree.map(spread, jax.eval_shape(self.relaxed, encoded), inner)
 
 
-def selected_extra(extra: dict[str, Any], keep: list[bool], treedef: Any) -> dict[str, Any]:
-    """`extra` with `UNSELECTED` in trees like the weights, where `keep` is false."""
-    return {
-        name: trees.select(tree, keep, treedef) if name in LIKE_PARAMS and tree is not None else tree
-        for name, tree in extra.items()
-    }
-
-
-def outside(params: PyTree, keep: list[bool]) -> int:
-    """How many elements the leaves have that a transform does not encode: `frozen` among `extra`."""
-    return sum(int(np.size(x)) for x, chosen in zip(jax.tree.leaves(params), keep, strict=True) if not chosen)
-
-
-def dense(values: PyTree) -> PyTree:
+def dense(latents: PyTree) -> PyTree:
     """The tree with each array as `Dense`: the innermost stored form.
 
     >>> dense({"w": jnp.zeros(2)})
     {'w': Dense(array=Array([0., 0.], dtype=float32), shape=(2,))}
     """
-    return jax.tree.map(lambda x: Dense(x if hasattr(x, "reshape") else jnp.asarray(x), jnp.shape(x)), values)
+    return jax.tree.map(
+        lambda x: Dense(x if hasattr(x, "reshape") else jnp.asarray(x), jnp.shape(x)), latents
+    )
 
 
-def rate(transform: Transform, values: PyTree, extras: PyTree, state: PyTree) -> jax.Array:
+def rate(transform: Transform, encoded: Encoded) -> jax.Array:
     """Bits: a differentiable estimate of what the encoded leaves take in a file, float32 scalar.
 
     >>> t = identity()
-    >>> float(rate(t, *t.init({"w": jnp.zeros((4, 2))})))
+    >>> float(rate(t, t.init({"w": jnp.zeros((4, 2))}, Context())))
     256.0
     """
     plain = jax.tree.map(
-        lambda x: Rate(jnp.full(jnp.shape(x), 8.0 * jnp.result_type(x).itemsize), jnp.zeros(())), values
+        lambda x: Rate(jnp.full(jnp.shape(x), 8.0 * jnp.result_type(x).itemsize), jnp.zeros(())),
+        encoded.latents,
     )
-    rates = jax.tree.leaves(transform.rate(values, extras, state, plain), is_leaf=_is_rate)
+    rates = jax.tree.leaves(transform.rate(encoded, plain), is_leaf=_is_rate)
     return sum((r.total() for r in rates), jnp.zeros(()))
 
 
@@ -198,7 +280,7 @@ class Identity(Transform):
 def identity() -> Identity:
     """A transform that changes nothing; its leaves are stored lossless.
 
-    >>> identity().decode(*identity().init({"w": jnp.ones(2)}))
+    >>> identity().decode(identity().init({"w": jnp.ones(2)}, Context()))
     {'w': Array([1., 1.], dtype=float32)}
     """
     return Identity()

@@ -11,14 +11,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from modelzip_jax.errors import LeafError, NonFiniteError, PatternError, TreeError
 
 __all__ = [
     "UNSELECTED",
     "Leaf",
+    "PyTree",
     "Static",
     "Unselected",
+    "absent",
+    "aligned",
     "check_finite",
     "check_floating",
     "leaf_name",
@@ -27,8 +31,10 @@ __all__ = [
     "named_leaves",
     "nbytes",
     "outlines",
+    "overlay",
     "plain",
     "require_matches",
+    "restored",
     "restructured",
     "select",
 ]
@@ -127,13 +133,13 @@ def _look(leaf: Any) -> tuple[int, bool]:
     return ndim, bool(jnp.issubdtype(dtype if dtype is not None else jnp.result_type(leaf), jnp.floating))
 
 
-def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
+def named_leaves(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[str, Any]]:
     """`(name, leaf)` for every leaf, in flattening order.
 
     >>> named_leaves({"b": 1, "a": [2, 3]})
     [('a/0', 2), ('a/1', 3), ('b', 1)]
     """
-    return [(leaf_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+    return [(leaf_name(path), x) for path, x in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)]
 
 
 @functools.cache
@@ -179,10 +185,9 @@ def select(tree: PyTree, keep: Sequence[bool], treedef: Any) -> PyTree:
     return treedef.unflatten([part if k else UNSELECTED for part, k in zip(parts, keep, strict=True)])
 
 
-def has_unselected(tree: PyTree) -> bool:
-    """Whether the tree has `UNSELECTED` anywhere."""
-    is_unselected = functools.partial(_is_instance, Unselected)
-    return any(map(is_unselected, jax.tree.leaves(tree, is_leaf=is_unselected)))
+def has_absent(tree: PyTree) -> bool:
+    """Whether a leaf is missing anywhere in the tree."""
+    return any(map(absent, jax.tree.leaves(tree, is_leaf=absent)))
 
 
 def merge(tree: PyTree, selected: PyTree) -> PyTree:
@@ -202,7 +207,7 @@ def merge(tree: PyTree, selected: PyTree) -> PyTree:
             f"the parameters do not have the structure that the transform was started with: {error}"
         ) from error
     pairs = zip(leaves, parts, strict=True)
-    return treedef.unflatten([leaf if isinstance(part, Unselected) else part for leaf, part in pairs])
+    return treedef.unflatten([leaf if absent(part) else part for leaf, part in pairs])
 
 
 def restructured(tree: PyTree, like: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> PyTree:
@@ -232,17 +237,63 @@ def restructured(tree: PyTree, like: PyTree, is_leaf: Callable[[Any], bool] | No
     return jax.tree.unflatten(jax.tree.structure(like), [stored[name] for name, _ in wanted])
 
 
-def plain(tree: PyTree) -> PyTree:
-    """The tree with NNX variables replaced by the arrays they hold; others pass unchanged.
+def absent(node: Any) -> bool:
+    """Whether a node stands for a leaf that is not there: `UNSELECTED`, or optax's own `MaskedNode`."""
+    return isinstance(node, Unselected | optax.MaskedNode)
 
-    NNX keeps parameters in `Param` and optimizer state in `OptVariable` nodes, so that trees that
-    belong together have different structures; their plain forms have the same one.
+
+def overlay(tree: PyTree, top: PyTree, is_leaf: Callable[[Any], bool] = lambda _: False) -> PyTree:
+    """`tree` with the leaves that `top` has; unlike in `merge`, whole branches of `top` may be absent.
+
+    Raises:
+      TreeError: the two trees do not have the same structure.
+
+    >>> overlay({"a": 1, "b": {"c": 2}}, {"a": 10, "b": UNSELECTED})
+    {'a': 10, 'b': {'c': 2}}
+    """
+    try:
+        return jax.tree.map(
+            lambda new, old: old if absent(new) else new, top, tree, is_leaf=lambda x: absent(x) or is_leaf(x)
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        raise TreeError(
+            f"the parameters do not have the structure that the transform was started with: {error}"
+        ) from error
+
+
+def aligned(tree: PyTree, params: PyTree, what: str) -> PyTree:
+    """A tree like the params, with nothing where they are absent; leaves may be subtrees.
+
+    Raises:
+      TreeError: it does not have the params' structure; `what` names it.
+    """
+    try:
+        return jax.tree.map(lambda p, x: p if absent(p) else x, params, plain(tree), is_leaf=absent)
+    except (ValueError, TypeError, KeyError) as error:
+        raise TreeError(f"{what} does not have the structure of the params: {error}") from error
+
+
+def plain(tree: PyTree) -> PyTree:
+    """The tree with NNX variables replaced by the arrays they hold, and NNX states by dicts; others pass unchanged.
+
+    NNX keeps parameters in `Param` and optimizer state in `OptVariable` nodes, so that trees that belong together
+    have different structures; their plain forms have the same one. `nnx.State` turns what it holds into states, too.
     """
     nnx = sys.modules.get("flax.nnx")
     if nnx is None:
         return tree
-    is_variable = functools.partial(_is_instance, nnx.Variable)
-    return jax.tree.map(lambda x: x.get_value() if is_variable(x) else x, tree, is_leaf=is_variable)
+
+    def convert(x: Any) -> Any:
+        if isinstance(x, nnx.Variable):
+            return x.get_value()
+        return {key: plain(child) for key, child in x.items()} if isinstance(x, nnx.State) else x
+
+    return jax.tree.map(convert, tree, is_leaf=lambda x: isinstance(x, nnx.Variable | nnx.State))
+
+
+def restored(tree: PyTree, like: PyTree) -> PyTree:
+    """A plain tree in the structure that it was `plain` of."""
+    return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(tree))
 
 
 def _is_instance(kind: type, x: Any) -> bool:
@@ -253,6 +304,15 @@ def is_array(leaf: Any) -> bool:
     """Whether a leaf is an array (or a NumPy or Python number) that arithmetic can read."""
     numbers = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
     return isinstance(leaf, numbers) and not type(leaf).__name__.endswith("Ref")
+
+
+def check_not_module(params: PyTree) -> None:
+    """Raises `LeafError` if the params are a whole NNX module."""
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is not None and isinstance(params, nnx.Module):
+        raise LeafError(
+            f"params is the module {type(params).__name__}; pass its state: nnx.state(model, nnx.Param)"
+        )
 
 
 def check_arrays(tree: PyTree) -> None:

@@ -8,13 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from modelzip_jax import tree as trees
 from modelzip_jax.errors import TransformError, WrapError
-from modelzip_jax.loop.wrapping import WrapState
+from modelzip_jax.tree import PyTree
 
-__all__ = ["AverageState", "adopt", "averaged", "with_average"]
-
-PyTree = Any
+__all__ = ["AverageState", "mean_of", "with_average"]
 
 
 class AverageState(NamedTuple):
@@ -29,7 +26,7 @@ class AverageState(NamedTuple):
 
 
 def with_average(inner: optax.GradientTransformation, decay: float) -> optax.GradientTransformationExtraArgs:
-    """Keeps an exponential moving average of the weights that `inner` trains; `averaged` reads it.
+    """Keeps an exponential moving average of the weights that `inner` trains; `mz.averaged` reads it.
 
     Stands inside `mz.wrap`, where it averages the latents: an average of decoded weights would lie
     between the points of the quantizer's grid.
@@ -43,7 +40,7 @@ def with_average(inner: optax.GradientTransformation, decay: float) -> optax.Gra
     >>> params = jnp.float32(4.0)
     >>> state = tx.init(params)
     >>> updates, state = tx.update(jnp.float32(1.0), state, params)
-    >>> averaged(state, optax.apply_updates(params, updates))
+    >>> mean_of(state, optax.apply_updates(params, updates))
     Array(3., dtype=float32)
     """
     if not 0.0 < decay < 1.0:
@@ -69,53 +66,17 @@ def with_average(inner: optax.GradientTransformation, decay: float) -> optax.Gra
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def averaged(opt_state: optax.OptState, params: PyTree) -> PyTree:
-    """The averaged weights, in the dtypes of `params`; see `adopt`."""
-    return adopt(opt_state, params)[0]
-
-
-def adopt(opt_state: optax.OptState, params: PyTree) -> tuple[PyTree, optax.OptState]:
-    """`(params, opt_state)` with the average in the place of the current weights.
-
-    Under `mz.wrap` the latents are replaced and decoded, so that `mz.pack` ships the average.
-
-    Args:
-      opt_state: the state of an optimizer, anywhere within which a `with_average` may stand; where
-        none does, everything comes back as it was.
-      params: the current weights.
+def mean_of(opt_state: optax.OptState, params: PyTree) -> PyTree:
+    """The average that a `with_average` within the optimizer's state keeps, in the dtypes of what it trains.
 
     Raises:
-      WrapError: the average is of decoded weights, because it stands around `mz.wrap`, not inside.
+      WrapError: there is none.
     """
-    average, wrapped = _find(opt_state, AverageState), _find(opt_state, WrapState)
-    if average is None:
-        return params, opt_state
-    if wrapped is None:
-        return jax.tree.map(_cast, average.mean, params), opt_state
-    if _find(wrapped.inner, AverageState) is None:
+    is_average = lambda x: isinstance(x, AverageState)  # noqa: E731
+    found = [x for x in jax.tree.leaves(opt_state, is_leaf=is_average) if is_average(x)]
+    if not found:
         raise WrapError(
-            "the moving average stands around mz.wrap and averages decoded weights; put it inside: "
-            "mz.wrap(with_average(tx, decay), transform)"
+            "no average here; inside mz.wrap, keep one by mz.wrap(mz.loop.with_average(tx, decay), transform), or pass "
+            "how the optimizer's own is read, such as optax.contrib.schedule_free_eval_params"
         )
-    treedef = jax.tree.structure(params)
-    latents, means = treedef.flatten_up_to(wrapped.values), treedef.flatten_up_to(average.mean)
-    values, others = [], []
-    for mean, latent, param in zip(means, latents, jax.tree.leaves(params), strict=True):
-        selected = not isinstance(latent, trees.Unselected)
-        values.append(jax.tree.map(_cast, mean, latent) if selected else latent)
-        others.append(param if selected else _cast(mean, param))
-    wrapped = wrapped._replace(values=treedef.unflatten(values))
-    decoded = wrapped.transform.value.decode(*wrapped.encoded)
-    is_wrapped = lambda x: isinstance(x, WrapState)  # noqa: E731
-    state = jax.tree.map(lambda x: wrapped if is_wrapped(x) else x, opt_state, is_leaf=is_wrapped)
-    return trees.merge(treedef.unflatten(others), decoded), state
-
-
-def _cast(mean: jax.Array, like: jax.Array) -> jax.Array:
-    return mean.astype(like.dtype)
-
-
-def _find(state: PyTree, kind: type) -> Any:
-    """The first node of that kind within an optimizer's state."""
-    is_kind = lambda x: isinstance(x, kind)  # noqa: E731
-    return next((x for x in jax.tree.leaves(state, is_leaf=is_kind) if is_kind(x)), None)
+    return jax.tree.map(lambda m, p: m.astype(p.dtype), found[0].mean, params)

@@ -1,4 +1,4 @@
-"""An optimizer's memory of weights that no longer reach the network."""
+"""An optimizer's memory of latents that no longer reach the network."""
 
 from __future__ import annotations
 
@@ -6,56 +6,73 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
-__all__ = ["clear_moments"]
+from modelzip_jax import tree as trees
+from modelzip_jax.tree import PyTree
 
-PyTree = Any
-
-_MOMENTS = ("mu", "nu", "nu_max", "trace")
-"""What optax calls the running averages of gradients, one tree like the params each."""
+__all__ = ["hold_hidden", "renew_hidden"]
 
 
-def clear_moments(state: PyTree, params: PyTree, support: PyTree) -> PyTree:
-    """The optimizer's state with the moments of weights outside the support set to zero.
+def renew_hidden(
+    inner: optax.GradientTransformation, state: PyTree, trained: PyTree, support: PyTree
+) -> PyTree:
+    """The optimizer's state, in which hidden latents are remembered as if training had just begun.
 
-    A weight that is pruned and comes back starts afresh, as if it were new, and meanwhile nothing moves it.
+    A weight that is pruned and comes back starts afresh: its moments are what `inner.init` makes them, zero mostly;
+    an average of weights is the latent itself. What is kept for each latent is recognised by structure and shape,
+    whatever the optimizer calls it; what is kept for a row or a tensor (factored moments) stays.
 
     Args:
-      state: of any optax optimizer. What it keeps as `mu`, `nu`, `nu_max` or `trace`, with the params' structure, is
-        cleared where a leaf has the shape of its weights. Averages of weights and factored moments stay.
-      params: the tree that the optimizer trains.
-      support: like `params`: a boolean mask a leaf, or True.
+      inner: any optax optimizer. state: its state. trained: the tree that it trains.
+      support: like `trained`: a boolean mask a leaf, or True.
 
-    >>> import optax
-    >>> state = optax.TraceState({"w": jnp.array([3.0, 4.0])})
-    >>> clear_moments(state, {"w": jnp.zeros(2)}, {"w": jnp.array([True, False])})
+    >>> tx = optax.trace(0.9)
+    >>> w = {"w": jnp.zeros(2)}
+    >>> renew_hidden(tx, optax.TraceState({"w": jnp.array([3.0, 4.0])}), w, {"w": jnp.array([True, False])})
     TraceState(trace={'w': Array([3., 0.], dtype=float32)})
     """
-    treedef = jax.tree.structure(params)
-    masks = treedef.flatten_up_to(support)
+    structure = jax.tree.structure(trained, is_leaf=trees.absent)
 
-    def cleared(moments: PyTree) -> PyTree:
-        try:
-            parts = treedef.flatten_up_to(moments)
-        except (ValueError, TypeError, KeyError):  # Not one a weight.
-            return moments
-        return treedef.unflatten([_keep(m, part) for m, part in zip(masks, parts, strict=True)])
+    def is_like_trained(node: PyTree) -> bool:
+        found = jax.tree.structure(node, is_leaf=trees.absent)
+        if found == structure:
+            return True
+        if jax.tree_util.treedef_is_leaf(found) or not trees.has_absent(node):
+            return False
+        try:  # optax.masked leaves whole branches out.
+            found.flatten_up_to(trained)
+        except (ValueError, TypeError, KeyError):
+            return False
+        return True
 
-    def visit(node: PyTree) -> PyTree:
-        if not _has_moments(node):
-            return node
-        return node._replace(
-            **{name: cleared(getattr(node, name)) for name in _MOMENTS if hasattr(node, name)}
-        )
+    def renewed(old: PyTree, fresh: PyTree) -> PyTree:
+        if not is_like_trained(old):
+            return old
+        return jax.tree.map(_kept, old, fresh, support, is_leaf=trees.absent)
 
-    return jax.tree.map(visit, state, is_leaf=_has_moments)
-
-
-def _has_moments(node: Any) -> bool:
-    return isinstance(node, tuple) and any(name in getattr(node, "_fields", ()) for name in _MOMENTS)
+    return jax.tree.map(renewed, state, inner.init(trained), is_leaf=is_like_trained)
 
 
-def _keep(mask: Any, moment: Any) -> Any:
-    if mask is True or not hasattr(moment, "shape") or moment.shape != mask.shape:
-        return moment
-    return jnp.where(mask, moment, jnp.zeros((), moment.dtype))
+def _kept(old: Any, fresh: Any, mask: Any) -> Any:
+    if trees.absent(old) or mask is True or not _is_like(old, mask):
+        return old
+    return jnp.where(mask, old, fresh)
+
+
+def _is_like(moment: Any, mask: Any) -> bool:
+    """Whether a moment has an element for each latent; L-BFGS has several."""
+    shape = jnp.shape(moment)
+    return (
+        jnp.issubdtype(jnp.result_type(moment), jnp.floating)
+        and shape[len(shape) - mask.ndim :] == mask.shape
+    )
+
+
+def hold_hidden(steps: PyTree, support: PyTree) -> PyTree:
+    """The optimizer's steps with none for hidden latents, whatever momentum, noise or weight decay would do.
+
+    >>> hold_hidden({"w": jnp.array([3.0, 4.0])}, {"w": jnp.array([True, False])})
+    {'w': Array([3., 0.], dtype=float32)}
+    """
+    return jax.tree.map(lambda u, m: u if m is True else jnp.where(m, u, jnp.zeros_like(u)), steps, support)

@@ -8,16 +8,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from modelzip_jax import tree as trees
-from modelzip_jax.errors import TransformError
-from modelzip_jax.loop.moments import clear_moments
-from modelzip_jax.loop.wrapping import WrapState, find_state
-from modelzip_jax.masking.pruning import Prune, PruneState
-from modelzip_jax.transform import Transform
+from modelzip_jax.combinator import support_of
+from modelzip_jax.errors import TransformError, WrapError
+from modelzip_jax.loop.reading import params
+from modelzip_jax.loop.states import WrapState, replace_states, wrap_states
+from modelzip_jax.masking.masks import PruneState
+from modelzip_jax.masking.pruning import Prune
+from modelzip_jax.transform import Context, Transform
+from modelzip_jax.tree import PyTree
 
 __all__ = ["rewind"]
-
-PyTree = Any
 
 
 def rewind(
@@ -27,7 +27,7 @@ def rewind(
 
     A round of iterative magnitude pruning (Frankle & Carbin 2019, arXiv:1803.03635; with rewinding to a step after
     initialisation, Frankle et al. 2020, arXiv:1912.05671): train, `rewind`, train again. Weights, optimizer moments
-    (cleared where the masks are) and step counters are those of the early step; repeated with a rising
+    and step counters are those of the early step; repeated with a rising
     sparsity, each round prunes what the one before had kept, under scores that rank zeros last.
 
     Args:
@@ -54,8 +54,17 @@ def rewind(
     """
     if sparsity is not None and not 0.0 <= sparsity < 1.0:
         raise TransformError(f"sparsity must be in [0, 1), not {sparsity!r}")
-    before, after = find_state(early[1]), find_state(late[1])
-    found = after.transform_state if sparsity is None else _chosen(after, sparsity)
+    before, after = wrap_states(early[1]), wrap_states(late[1])
+    if len(before) != len(after):
+        raise WrapError("rewind() takes two steps of one optimizer")
+    turned = iter([_rewound(early[0], b, a, sparsity) for b, a in zip(before, after, strict=True)])
+    opt_state = replace_states(early[1], lambda _: next(turned))
+    return params(opt_state, early[0]), opt_state
+
+
+def _rewound(early: PyTree, before: WrapState, after: WrapState, sparsity: float | None) -> WrapState:
+    """The early state with the late masks, under which `mz.wrap` holds the latents where they are."""
+    found = after.state if sparsity is None else _chosen(after, sparsity)
     if not any(map(_is_pruned, jax.tree.leaves(found, is_leaf=_is_pruned))):
         raise TransformError(f"rewind() takes masks, and {before.transform.value} prunes nothing")
 
@@ -64,29 +73,17 @@ def rewind(
             return old
         return old._replace(masks=new.masks, churn=new.churn, thresholds=new.thresholds)
 
-    state = jax.tree.map(masked, before.transform_state, found, is_leaf=_is_pruned)
-    decoded = before.transform.value.decode(before.values, before.extras, state)
-
-    trained = trees.merge(early[0], before.values)
-    support = before.transform.value.support(before.values, state, None)
-    inner = before.inner
-    if support is not None:
-        inner = clear_moments(inner, trained, trees.merge(jax.tree.map(lambda _: True, early[0]), support))
-
-    def replaced(node: Any) -> Any:
-        return node._replace(transform_state=state, inner=inner) if isinstance(node, WrapState) else node
-
-    opt_state = jax.tree.map(replaced, early[1], is_leaf=lambda x: isinstance(x, WrapState))
-    return trees.merge(early[0], decoded), opt_state
+    return before._replace(state=jax.tree.map(masked, before.state, found, is_leaf=_is_pruned))
 
 
 def _chosen(late: WrapState, sparsity: float) -> PyTree:
     """The transform's state, with masks chosen from its latents; what was pruned counts as zero."""
-    transform, values, state = late.transform.value, late.values, late.transform_state
-    support = transform.support(values, state, None)
+    transform, encoded = late.transform.value, late.encoded
+    support = support_of(transform, encoded)
     if support is not None:
-        values = jax.tree.map(lambda v, m: jnp.where(m, v, 0), values, support)
-    return _at(transform, sparsity).update(values, late.extras, state, step=jnp.int32(1)).state
+        hidden = jax.tree.map(lambda v, m: jnp.where(m, v, 0), encoded.latents, support)
+        encoded = encoded._replace(latents=hidden)
+    return _at(transform, sparsity).update(encoded, Context(step=jnp.int32(1))).state
 
 
 def _at(transform: Any, sparsity: float) -> Any:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-__all__ = ["count_bits", "pack_mask", "unpack_mask"]
+from modelzip_jax.tree import PyTree
+
+__all__ = ["count_bits", "host_mask", "pack_mask", "share_of_bits", "unpack_mask"]
 
 
 def pack_mask(mask: jax.Array) -> jax.Array:
@@ -41,3 +44,22 @@ def count_bits(bits: jax.Array) -> jax.Array:
     Array(10, dtype=int32)
     """
     return jnp.sum(jax.lax.population_count(bits), dtype=jnp.int32)
+
+
+def share_of_bits(bits: PyTree, like: PyTree) -> jax.Array:
+    """The share of set bits over all masks, float32 scalar; 0 of no bits. Of any number of weights.
+
+    >>> share_of_bits({"w": jnp.array([5], jnp.uint8)}, {"w": jnp.zeros(4)})
+    Array(0.5, dtype=float32)
+    """
+    total = sum(jnp.size(x) for x in jax.tree.leaves(like))
+    rows = [jnp.sum(jax.lax.population_count(b), axis=-1, dtype=jnp.int32) for b in jax.tree.leaves(bits)]
+    return sum((jnp.sum(r.astype(jnp.float32)) for r in rows), jnp.float32(0.0)) / jnp.float32(max(total, 1))
+
+
+def host_mask(bits: jax.Array, shape: tuple[int, ...]) -> np.ndarray:
+    """The same as `unpack_mask`, in NumPy, without compiling anything."""
+    length = shape[-1] if shape else 1
+    return (
+        np.unpackbits(np.asarray(bits), axis=-1, count=length, bitorder="little").astype(bool).reshape(shape)
+    )

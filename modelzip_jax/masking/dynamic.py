@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,68 +11,79 @@ import jax.numpy as jnp
 
 from modelzip_jax.errors import TransformError
 from modelzip_jax.masking import scores as scoring
-from modelzip_jax.masking.allocation import Allocation, AtMost, resolve
-from modelzip_jax.masking.allocation.allocator import parts_of, shared_out
+from modelzip_jax.masking.allocation import Allocation, resolve
+from modelzip_jax.masking.allocation.allocator import shared_out
 from modelzip_jax.masking.bitmask import unpack_mask
-from modelzip_jax.masking.pruning import Prune
-from modelzip_jax.masking.structures import NOfM, Structure, unstructured
+from modelzip_jax.masking.masks import Masking
+from modelzip_jax.masking.pruning import check_strategies, prune
+from modelzip_jax.masking.schedules import check_sparsity
+from modelzip_jax.masking.structures import Structure, unstructured
 from modelzip_jax.masking.threshold import count_kept, keep_largest
 from modelzip_jax.recipe import recordable
-from modelzip_jax.transform import Encoded
+from modelzip_jax.stacking import as_layers
+from modelzip_jax.transform import Context
+from modelzip_jax.tree import PyTree
 
 __all__ = ["Regrow", "regrow", "rigl", "sparse_evolution"]
 
-PyTree = Any
-
 
 @recordable
-@dataclasses.dataclass(frozen=True)
-class Regrow(Prune):
-    """See `regrow`."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Regrow(Masking):
+    """See `regrow`. score: what is dropped by."""
 
+    score: scoring.Score
     grow: scoring.Score = scoring.gradient_magnitude()
     fraction: float = 0.3
     end: int = 0
     first: scoring.Score = scoring.random()
 
-    def init(self, values: PyTree, **extra: Any) -> Encoded:
-        start = Prune(self.first, self.sparsity, self.allocation, 0, self.structure, self.remember)
-        latents, extras, state = start.init(values, **extra)
-        return Encoded(latents, extras, state._replace(memory=self._remembered(latents)))
-
-    def _remembered(self, values: PyTree) -> PyTree:
-        return self.score.start(values), self.grow.start(values)
-
-    def _observed(self, memory: PyTree, values: PyTree, extra: dict[str, Any]) -> PyTree:
-        pairs = zip((self.score, self.grow), memory, strict=True)
-        return tuple(score.observe(m, values, **extra) for score, m in pairs)
-
-    def _due(self, step: jax.Array) -> jax.Array | bool:
-        return (step % self.every == 0) & (step < self.end)
-
-    def _refreshed(
-        self, masks: PyTree, values: PyTree, step: Any, memory: PyTree, extra: Any, near: jax.Array
-    ) -> tuple[PyTree, jax.Array]:
-        dropping, growing = (
-            self._grouped(score(values, memory=m, **extra))
-            for score, m in zip((self.score, self.grow), memory, strict=True)
-        )
-        flags = jax.tree.map(lambda w, bits: unpack_mask(bits, w.shape).astype(jnp.float32), values, masks)
-        held = [group > 0.5 for group in self._grouped(flags)]
-        moved = 0.5 * self.fraction * (1.0 + jnp.cos(jnp.pi * step.astype(jnp.float32) / self.end))
-
-        def exchange(rows: list[Any], share: jax.Array) -> list[jax.Array]:
-            held, drop, grow = (list(column) for column in zip(*rows, strict=True))
-            return _exchange(held, drop, grow, share, moved)
-
-        sparsity = self._sparsity(step)
-        shares = resolve(self.allocation)(parts_of(values, dropping), sparsity)
-        rows = list(zip(held, dropping, growing, strict=True))
-        return self._spread(values, shared_out(shares, sparsity, rows, exchange)), near
-
     @property
     def leafwise(self) -> bool:
         return False
+
+    def start(self, weights: PyTree) -> PyTree:
+        return self.score.start(weights), self.grow.start(weights)
+
+    def observe(self, memory: PyTree, weights: PyTree, context: Context) -> PyTree:
+        pairs = zip((self.score, self.grow), memory, strict=True)
+        return tuple(score.observe(m, weights, context) for score, m in pairs)
+
+    def due(self, step: jax.Array) -> jax.Array:
+        return (step % self.every == 0) & (step < self.end)
+
+    def first_masks(self, weights: PyTree, context: Context) -> tuple[PyTree, jax.Array]:
+        start = prune(
+            self.first, sparsity=self.sparsity, allocation=self.allocation, structure=self.structure,
+            layers=dict(self.layers),
+        )  # fmt: skip
+        return start.first_masks(weights, context)
+
+    def chosen(
+        self, weights: PyTree, context: Context, memory: PyTree, masks: PyTree, near: jax.Array
+    ) -> tuple[PyTree, jax.Array]:
+        dropping, growing = (
+            self.grouped(score(weights, context, m))
+            for score, m in zip((self.score, self.grow), memory, strict=True)
+        )
+        if not dropping:
+            return masks, near
+        flags = jax.tree.map(lambda w, bits: unpack_mask(bits, w.shape).astype(jnp.float32), weights, masks)
+        held = [group > 0.5 for group in self.grouped(flags)]
+        moved = 0.5 * self.fraction * (1.0 + jnp.cos(jnp.pi * context.step.astype(jnp.float32) / self.end))
+
+        def exchange(rows: list[Any], share: jax.Array, layered: bool) -> list[jax.Array]:
+            held, drop, grow = (list(column) for column in zip(*rows, strict=True))
+            if not layered:
+                return _exchange(held, drop, grow, share, moved)
+            return jax.vmap(lambda h, d, g: _exchange(h, d, g, share, moved))(held, drop, grow)
+
+        sparsity, parts = self.amount(context.step), self.parts(weights, dropping)
+        shares = resolve(self.allocation)(parts, sparsity)
+        rows = list(zip(held, dropping, growing, strict=True))
+        new = self.spread(weights, shared_out(shares, sparsity, parts, rows, exchange))
+        finite = jnp.stack([jnp.all(jnp.isfinite(s)) for s in (*dropping, *growing)]).all()
+        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, masks), near
 
 
 def _exchange(
@@ -100,6 +112,7 @@ def regrow(
     first: scoring.Score | None = None,
     allocation: str | Allocation = "erk",
     structure: Structure | None = None,
+    layers: int | tuple[int, ...] | Mapping[str, Any] | None = None,
 ) -> Regrow:
     """Trains a sparse network from scratch: every so often some weights are dropped and as many grown.
 
@@ -115,7 +128,7 @@ def regrow(
       fraction: of kept weights exchanged at first, in (0, 1].
       drop: what to drop by; magnitude if None.
       first: what the first masks are chosen by; at random if None.
-      allocation, structure: as in `prune`; n of m is not supported.
+      allocation, structure, layers: as in `prune`; n of m is not supported.
 
     Raises:
       TransformError: a value out of range.
@@ -127,23 +140,25 @@ def regrow(
     >>> int(jnp.sum(mz.params(state, params)["w"] == 0.0))
     2
     """
-    if not 0.0 <= sparsity < 1.0:
-        raise TransformError(f"sparsity must be in [0, 1), not {sparsity!r}")
-    if every < 1 or end < 1:
-        raise TransformError(f"every and end must be 1 step or more, not {every} and {end}")
+    structure = unstructured() if structure is None else structure
+    drop, first = drop or scoring.magnitude(), first or scoring.random()
+    for score in (grow, drop, first):
+        check_strategies("regrow()", score, structure, every)
+    if callable(sparsity):
+        raise TransformError("sparse training keeps one sparsity; to change it, use mz.prune with a schedule")
+    check_sparsity(sparsity)
+    if every < 1 or isinstance(end, bool) or not isinstance(end, int) or end < 1:
+        raise TransformError(f"every and end must be 1 step or more, not {every!r} and {end!r}")
     if not 0.0 < fraction <= 1.0:
         raise TransformError(f"fraction must be in (0, 1], not {fraction!r}")
-    if isinstance(structure, NOfM):
+    if structure.fixes_sparsity:
         raise TransformError(
             f"{structure} leaves nothing to regrow freely; use single weights, blocks or channels"
         )
-    if isinstance(resolve(allocation), AtMost):
-        raise TransformError(
-            "a budget fixes the sparsity of mz.prune; sparse training takes a sparsity and 'erk'"
-        )
+    resolve(allocation).check(sparsity, structure)
     return Regrow(
-        drop or scoring.magnitude(), float(sparsity), allocation, int(every), structure or unstructured(),
-        remember=False, grow=grow, fraction=float(fraction), end=int(end), first=first or scoring.random(),
+        score=drop, sparsity=float(sparsity), allocation=allocation, every=int(every), structure=structure,
+        remember=False, layers=as_layers(layers), grow=grow, fraction=float(fraction), end=int(end), first=first,
     )  # fmt: skip
 
 

@@ -2,21 +2,105 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from modelzip_jax.errors import TransformError
 from modelzip_jax.recipe import recordable
 
-__all__ = ["Alternating", "Polynomial", "alternating", "cubic", "dense_sparse_dense", "polynomial"]
+__all__ = [
+    "Alternating",
+    "Constant",
+    "Followed",
+    "Polynomial",
+    "Schedule",
+    "alternating",
+    "as_schedule",
+    "check_sparsity",
+    "cubic",
+    "dense_sparse_dense",
+    "polynomial",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule(abc.ABC):
+    """Base of schedules: the sparsity as a function of the optimizer step, and the steps at which masks change."""
+
+    @abc.abstractmethod
+    def __call__(self, step: Any) -> jax.Array:
+        """The sparsity at a step (int32 scalar): float32 scalar in [0, 1]."""
+
+    def refreshes(self, step: Any, every: int) -> jax.Array:
+        """Whether masks are chosen anew at a step: every so many, unless overridden."""
+        return step % every == 0
+
+    @property
+    def last(self) -> float:
+        """The sparsity that it ends at; 1 where nobody knows."""
+        return 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant(Schedule):
+    """The same sparsity at every step."""
+
+    sparsity: float
+
+    def __call__(self, step: Any) -> jax.Array:
+        return jnp.asarray(self.sparsity, jnp.float32)
+
+    @property
+    def last(self) -> float:
+        return self.sparsity
+
+
+@dataclasses.dataclass(frozen=True)
+class Followed(Schedule):
+    """A function of the step that is no `Schedule`, such as those of optax; values are clipped to [0, 1]."""
+
+    function: Callable[[Any], Any]
+
+    def __call__(self, step: Any) -> jax.Array:
+        return jnp.clip(jnp.asarray(self.function(step), jnp.float32), 0.0, 1.0)
+
+
+def as_schedule(sparsity: Any) -> Schedule:
+    """The schedule of a number, of a function of the step, or the one given.
+
+    >>> float(as_schedule(0.5)(7)), float(as_schedule(lambda step: 0.01 * step)(7))
+    (0.5, 0.07000000029802322)
+    """
+    if isinstance(sparsity, Schedule):
+        return sparsity
+    return Followed(sparsity) if callable(sparsity) else Constant(float(sparsity))
+
+
+def check_sparsity(sparsity: Any) -> None:
+    """Raises `TransformError` unless a number is in [0, 1), or a function's values at some steps are in [0, 1]."""
+    if not callable(sparsity):
+        _check_sparsity("sparsity", sparsity)
+        return
+    if isinstance(sparsity, Schedule):
+        return
+    for step in (0, 1, 10, 1000, 100_000, 10_000_000):
+        with jax.ensure_compile_time_eval():
+            value = np.asarray(sparsity(jnp.int32(step)))
+        if value.size != 1 or not 0.0 <= float(value) <= 1.0:
+            raise TransformError(
+                f"the sparsity at step {step} is {value}; a schedule returns a share in [0, 1]"
+            )
 
 
 @recordable
 @dataclasses.dataclass(frozen=True)
-class Polynomial:
+class Polynomial(Schedule):
     """`final + (initial - final) (1 - t)^power`, t running from 0 at `begin` to 1 at `end`.
 
     See `polynomial`. Being a dataclass, it can be recorded in a file's recipe.
@@ -33,7 +117,11 @@ class Polynomial:
         span = max(self.end - self.begin, 1)
         t = jnp.clip((jnp.asarray(step, jnp.float32) - self.begin) / span, 0.0, 1.0)
         ramp = self.final + (self.initial - self.final) * (1.0 - t) ** self.power
-        return jnp.where(t >= 1.0, jnp.float32(self.final), ramp)
+        return jnp.where(jnp.asarray(step) >= self.end, jnp.float32(self.final), ramp)
+
+    @property
+    def last(self) -> float:
+        return self.final
 
     def refreshes(self, step: Any, every: int) -> jax.Array:
         """Whether masks are chosen anew at a step: every so many from `begin`, and at `end`."""
@@ -75,7 +163,7 @@ def cubic(final: float, begin: int, end: int, initial: float = 0.0) -> Polynomia
 
 @recordable
 @dataclasses.dataclass(frozen=True)
-class Alternating:
+class Alternating(Schedule):
     """See `alternating` and `dense_sparse_dense`. Masks are chosen when a phase begins, and at no other step."""
 
     sparsity: float
@@ -91,6 +179,10 @@ class Alternating:
         within = (step - self.begin) % (self.sparse + self.dense) < self.sparse
         during = jnp.where((step >= self.begin) & within, jnp.float32(self.sparsity), 0.0)
         return jnp.where(step >= self.end, jnp.float32(self.final), during)
+
+    @property
+    def last(self) -> float:
+        return self.final
 
     def refreshes(self, step: Any, every: int) -> jax.Array:
         """Whether the sparsity changes at a step."""
@@ -144,8 +236,10 @@ def dense_sparse_dense(sparsity: float, begin: int, end: int) -> Alternating:
 
 
 def _check_sparsity(name: str, value: float) -> None:
-    if not 0.0 <= value < 1.0:
-        raise TransformError(f"{name} must be in [0, 1), not {value}")
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0.0 <= value < 1.0:
+        percent = isinstance(value, int | float) and 1.0 <= value < 100.0
+        hint = f"; {value} % is {value / 100}" if percent else ""
+        raise TransformError(f"{name} must be in [0, 1), not {value!r}{hint}")
 
 
 def _check_order(begin: int, end: int) -> None:

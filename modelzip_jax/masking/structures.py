@@ -17,39 +17,74 @@ from modelzip_jax.errors import LeafError, TransformError
 from modelzip_jax.meshes import under_any_mesh
 from modelzip_jax.recipe import recordable
 
-__all__ = ["Block", "Channel", "NOfM", "Structure", "block", "channel", "n_of_m", "unstructured"]
+__all__ = [
+    "Block",
+    "Channel",
+    "NOfM",
+    "Structure",
+    "Unstructured",
+    "block",
+    "channel",
+    "n_of_m",
+    "unstructured",
+]
 
 
-@recordable
 @dataclasses.dataclass(frozen=True)
 class Structure:
-    """Single weights; the base of other structures."""
+    """Base of structures.
+
+    Most turn a leaf's scores into one score for each group, and a choice of groups into a mask: `group`, `spread`,
+    and for budgets `largest`. One that itself says how many weights go sets `fixes_sparsity` and defines `choose`.
+    """
 
     fixes_sparsity: ClassVar[bool] = False
     """Whether the structure itself says how many weights go."""
 
+    pointwise: ClassVar[bool] = False
+    """Whether each weight is a group of its own."""
+
     def group(self, scores: jax.Array) -> jax.Array:
         """One score for each group, the mean of its weights' scores."""
-        return scores
+        raise TransformError(f"{type(self).__name__} defines no group()")
 
     def spread(self, kept: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """The boolean mask of the leaf's shape, from which groups are kept."""
-        return kept
+        raise TransformError(f"{type(self).__name__} defines no spread()")
 
     def largest(self, shape: tuple[int, ...]) -> int:
         """How many weights the largest group of a leaf of this shape has: what a budget counts a group as."""
-        if type(self) is not Structure:
-            raise TransformError(f"{type(self).__name__} defines no `largest`, which a budget needs")
+        raise TransformError(f"{type(self).__name__} defines no `largest`, which a budget needs")
+
+    def choose(self, scores: jax.Array) -> jax.Array:
+        """The boolean mask of a leaf, where the structure fixes the sparsity."""
+        raise TransformError(f"{type(self).__name__} fixes no sparsity")
+
+
+@recordable
+@dataclasses.dataclass(frozen=True)
+class Unstructured(Structure):
+    """See `unstructured`."""
+
+    pointwise: ClassVar[bool] = True
+
+    def group(self, scores: jax.Array) -> jax.Array:
+        return scores
+
+    def spread(self, kept: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        return kept
+
+    def largest(self, shape: tuple[int, ...]) -> int:
         return 1
 
 
-def unstructured() -> Structure:
+def unstructured() -> Unstructured:
     """Single weights, wherever they are.
 
     >>> unstructured()
-    Structure()
+    Unstructured()
     """
-    return Structure()
+    return Unstructured()
 
 
 @recordable
@@ -147,7 +182,7 @@ class NOfM(Structure):
     fixes_sparsity: ClassVar[bool] = True
 
     def choose(self, scores: jax.Array) -> jax.Array:
-        """The mask: the n largest of each m, the first ones of equal scores."""
+        """The n largest of each m, the first ones of equal scores."""
         if not -scores.ndim <= self.axis < scores.ndim:
             raise LeafError(
                 f"a leaf of shape {scores.shape} has no axis {self.axis}; select kernels with mz.only"

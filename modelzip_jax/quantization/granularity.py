@@ -10,51 +10,63 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ["GRANULARITIES", "Grid"]
+__all__ = ["GRANULARITIES", "Granularity"]
 
 GRANULARITIES = ("tensor", "channel", "group")
 
 
 @dataclasses.dataclass(frozen=True)
-class Grid:
+class Granularity:
     """The assignment of a leaf's weights to step sizes.
 
     Step sizes form an array `(groups, channels)`: `(1, 1)` per tensor, `(1, channels)` per
     channel, `(ceil(fan / group_size), channels)` per group, where fan is the number of weights of a
-    channel in C order. The last group may be shorter. A leaf of fewer than two axes is one channel.
+    channel in C order. The last group may be shorter.
 
-    granularity: one of `GRANULARITIES`. axis: the channel axis. group_size: weights in a group.
+    kind: one of `GRANULARITIES`. axis: the channel axis, or several, as `(0, -1)` of stacked kernels, whose indices
+    together number the channels. A leaf of no more axes than that has no channels along the last of them: a bias is
+    one channel, a stacked bias one a layer. group_size: weights in a group.
     """
 
-    granularity: str
-    axis: int
+    kind: str
+    axis: int | tuple[int, ...]
     group_size: int
+
+    def axes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The axes of a leaf whose indices number its channels, ascending; none per tensor.
+
+        >>> Granularity("channel", (0, -1), 1).axes((2, 3, 4)), Granularity("channel", (0, -1), 1).axes((2, 4))
+        ((0, 2), (0,))
+        """
+        if self.kind == "tensor":
+            return ()
+        given = (self.axis,) if isinstance(self.axis, int) else self.axis
+        given = given[: max(min(len(given), len(shape) - 1), 0)] if len(shape) <= len(given) else given
+        return tuple(sorted({axis % len(shape) for axis in given}))
 
     def steps_shape(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """The shape of the leaf's array of step sizes.
 
-        >>> Grid("group", -1, 64).steps_shape((100, 3))
+        >>> Granularity("group", -1, 64).steps_shape((100, 3))
         (2, 3)
         """
         channels = self._channels(shape)
-        if self.granularity != "group":
+        if self.kind != "group":
             return 1, channels
         return -(-self._fan(shape) // self.group_size), channels
 
     def _fan(self, shape: tuple[int, ...]) -> int:
         """Weights of one channel."""
-        if self.granularity == "tensor" or len(shape) < 2:
-            return math.prod(shape)
-        axis = self.axis % len(shape)
-        return math.prod(n for a, n in enumerate(shape) if a != axis)
+        axes = self.axes(shape)
+        return math.prod(n for a, n in enumerate(shape) if a not in axes)
 
     def _channels(self, shape: tuple[int, ...]) -> int:
-        return 1 if self.granularity == "tensor" or len(shape) < 2 else shape[self.axis]
+        return math.prod(shape[axis] for axis in self.axes(shape))
 
     def expand(self, steps: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """Steps `(groups, channels)` in a shape that broadcasts against the leaf."""
         channels = self._channels(shape)
-        if self.granularity != "group":
+        if self.kind != "group":
             return steps.reshape(self._broadcast_shape(shape)) if channels != 1 else steps.reshape(())
         groups = steps.shape[0]
         fan = self._fan(shape)
@@ -70,33 +82,29 @@ class Grid:
           `(groups, channels)`, float dtype of `x`.
         """
         shape, channels = x.shape, self._channels(x.shape)
-        if self.granularity != "group":
-            if channels == 1 and (len(shape) < 2 or self.granularity == "tensor"):
-                return function(x).reshape(1, 1)
-            axes = tuple(a for a in range(len(shape)) if a != self.axis % len(shape))
-            return function(x, axis=axes).reshape(1, channels)
+        if self.kind != "group":
+            own = self.axes(shape)
+            return function(x, axis=tuple(a for a in range(len(shape)) if a not in own)).reshape(1, channels)
         rows = self._to_rows(x)
         groups, _ = self.steps_shape(shape)
         rows = jnp.pad(rows, ((0, groups * self.group_size - rows.shape[0]), (0, 0)))
         return function(rows.reshape(groups, self.group_size, channels), axis=1)
 
     def _broadcast_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        axis = self.axis % len(shape)
-        return tuple(n if a == axis else 1 for a, n in enumerate(shape))
+        axes = self.axes(shape)
+        return tuple(n if a in axes else 1 for a, n in enumerate(shape))
 
     def _to_rows(self, x: jax.Array) -> jax.Array:
         """`(fan, channels)`."""
-        if x.ndim < 2:
-            return x.reshape(x.size, 1)
-        moved = jnp.moveaxis(x, self.axis, -1)
-        return moved.reshape(self._fan(x.shape), moved.shape[-1])
+        axes = self.axes(x.shape)
+        moved = jnp.moveaxis(x, axes, tuple(range(x.ndim - len(axes), x.ndim)))
+        return moved.reshape(self._fan(x.shape), self._channels(x.shape))
 
     def _from_rows(self, rows: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        if len(shape) < 2:
-            return rows.reshape(shape)
-        axis = self.axis % len(shape)
-        rest = tuple(n for a, n in enumerate(shape) if a != axis)
-        return jnp.moveaxis(rows.reshape(*rest, shape[axis]), -1, axis)
+        axes = self.axes(shape)
+        rest = [n for a, n in enumerate(shape) if a not in axes]
+        split = rows.reshape(*rest, *(shape[a] for a in axes))
+        return jnp.moveaxis(split, tuple(range(len(rest), len(shape))), axes)
 
 
 def max_abs(x: jax.Array, axis: Any = None) -> jax.Array:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax.packed import Bits, Elementwise, packed_kind, static
-from modelzip_jax.quantization.granularity import GRANULARITIES, Grid
+from modelzip_jax.quantization.granularity import GRANULARITIES, Granularity
 from modelzip_jax.quantization.rounding import dequantize
 
 __all__ = ["Quantized"]
@@ -29,13 +29,13 @@ class Quantized(Elementwise):
     shape: tuple[int, ...] = static()
     dtype: str = static()
     granularity: str = static()
-    axis: int = static()
+    axis: int | tuple[int, ...] = static()
     group_size: int = static()
 
     @property
-    def grid(self) -> Grid:
+    def groups(self) -> Granularity:
         """Which weights share a step size."""
-        return Grid(self.granularity, self.axis, self.group_size)
+        return Granularity(self.granularity, self.axis, self.group_size)
 
     def elements(self) -> jax.Array:
         return self.codes.unpack()
@@ -49,7 +49,11 @@ class Quantized(Elementwise):
 
     def check(self) -> None:
         super().check()
-        groups = self.grid.steps_shape(self.shape)
+        axes = (self.axis,) if isinstance(self.axis, int) else self.axis
+        rank = max(len(self.shape), len(axes))
+        if not all(isinstance(axis, int) and -rank <= axis < rank for axis in axes):
+            raise ValueError(f"channel axes {axes} for a leaf of {self.shape}")
+        groups = self.groups.steps_shape(self.shape)
         if self.group_size < 1 or self.granularity not in GRANULARITIES or any(
             x is not None and x.shape != groups for x in (self.step, self.zero)
         ):  # fmt: skip
@@ -58,4 +62,4 @@ class Quantized(Elementwise):
     def assemble(self, elements: jax.Array) -> jax.Array:
         q = elements.reshape(self.shape).astype(self.step.dtype) + self.low
         zero = jnp.zeros_like(self.step) if self.zero is None else self.zero
-        return dequantize(q, self.step, zero, self.grid).astype(self.dtype)
+        return dequantize(q, self.step, zero, self.groups).astype(self.dtype)

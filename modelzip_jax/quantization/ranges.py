@@ -7,7 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from modelzip_jax.quantization.granularity import Grid, max_abs
+from modelzip_jax.quantization.granularity import Granularity, max_abs
 from modelzip_jax.quantization.rounding import fake_quantize
 
 __all__ = ["RANGES", "code_range", "initial_step", "search_step"]
@@ -30,31 +30,33 @@ def code_range(bits: int, symmetric: bool) -> tuple[int, int]:
     return 0, (1 << bits) - 1
 
 
-def initial_step(w: jax.Array, bits: int, symmetric: bool, grid: Grid) -> tuple[jax.Array, jax.Array]:
+def initial_step(
+    w: jax.Array, bits: int, symmetric: bool, groups: Granularity
+) -> tuple[jax.Array, jax.Array]:
     """Step sizes and zero points that cover each group's range without clipping.
 
     One symmetric bit takes ± mean |w| instead (Rastegari et al. 2016, XNOR-Net, eq. 6).
 
     Args:
-      w: weights, floating point. bits: 1 to 8. grid: which weights share a step.
+      w: weights, floating point. bits: 1 to 8. groups: which weights share a step.
 
     Returns:
       (step, zero), each `(groups, channels)`, of `w`'s dtype; steps are positive, normal numbers.
 
-    >>> step, zero = initial_step(jnp.array([-1.0, 3.0]), 2, False, Grid("tensor", -1, 1))
+    >>> step, zero = initial_step(jnp.array([-1.0, 3.0]), 2, False, Granularity("tensor", -1, 1))
     >>> float(step[0, 0]), float(zero[0, 0])
     (1.3333333730697632, 1.0)
     """
     low, high = code_range(bits, symmetric)
-    count = grid.reduce(jnp.sum, jnp.ones_like(w))
+    count = groups.reduce(jnp.sum, jnp.ones_like(w))
     if symmetric and bits == 1:
-        step = 2.0 * grid.reduce(jnp.sum, jnp.abs(w)) / jnp.maximum(count, 1)
+        step = 2.0 * groups.reduce(jnp.sum, jnp.abs(w)) / jnp.maximum(count, 1)
         return _positive(step), jnp.full_like(step, 0.5)
     if symmetric:
-        step = _positive(grid.reduce(max_abs, w) / high)
+        step = _positive(groups.reduce(max_abs, w) / high)
         return step, jnp.zeros_like(step)
-    top = grid.reduce(max_abs, jnp.maximum(w, 0.0))
-    bottom = grid.reduce(max_abs, jnp.minimum(w, 0.0))
+    top = groups.reduce(max_abs, jnp.maximum(w, 0.0))
+    bottom = groups.reduce(max_abs, jnp.minimum(w, 0.0))
     step = _positive(top / high + bottom / high)
     return step, jnp.clip(jnp.round(bottom / step), low, high)
 
@@ -65,15 +67,17 @@ def _positive(step: jax.Array) -> jax.Array:
     return jnp.where(step > 0, jnp.clip(step, limits.tiny, limits.max), 1.0)
 
 
-def search_step(w: jax.Array, step: jax.Array, zero: jax.Array, low: int, high: int, grid: Grid) -> jax.Array:
+def search_step(
+    w: jax.Array, step: jax.Array, zero: jax.Array, low: int, high: int, groups: Granularity
+) -> jax.Array:
     """Each group's step among 48 shrinks of `step`, down to a quarter, of least squared error.
 
-    Clipping a few outliers for a finer grid (Banner et al. 2019; Nagel et al. 2021, section 3.1).
+    Clipping a few outliers for a finer groups (Banner et al. 2019; Nagel et al. 2021, section 3.1).
     """
 
     def better(best: tuple[jax.Array, jax.Array], shrink: jax.Array) -> tuple[tuple, None]:
         trial = _positive(step * shrink)
-        error = grid.reduce(jnp.sum, jnp.square(fake_quantize(w, trial, zero, low, high, grid) - w))
+        error = groups.reduce(jnp.sum, jnp.square(fake_quantize(w, trial, zero, low, high, groups) - w))
         wins = error < best[1]
         return (jnp.where(wins, trial, best[0]), jnp.where(wins, error, best[1])), None
 
@@ -84,10 +88,10 @@ def search_step(w: jax.Array, step: jax.Array, zero: jax.Array, low: int, high: 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
 def choose_step(
-    w: jax.Array, bits: int, symmetric: bool, grid: Grid, method: str
+    w: jax.Array, bits: int, symmetric: bool, groups: Granularity, method: str
 ) -> tuple[jax.Array, jax.Array]:
     """Step sizes and zero points by one of `RANGES`: "max" or "mse"."""
-    step, zero = initial_step(w, bits, symmetric, grid)
+    step, zero = initial_step(w, bits, symmetric, groups)
     if method == "mse" and not (symmetric and bits == 1):
-        step = search_step(w, step, zero, *code_range(bits, symmetric), grid)
+        step = search_step(w, step, zero, *code_range(bits, symmetric), groups)
     return step, zero

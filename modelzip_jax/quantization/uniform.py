@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from modelzip_jax import tree as trees
-from modelzip_jax.errors import LeafError, TransformError
+from modelzip_jax.errors import TransformError
 from modelzip_jax.packed import Bits, Dense, is_packed
-from modelzip_jax.quantization.granularity import GRANULARITIES, Grid
+from modelzip_jax.quantization.channel_axis import check_axis, find_axis
+from modelzip_jax.quantization.granularity import GRANULARITIES, Granularity
 from modelzip_jax.quantization.quantized import Quantized
-from modelzip_jax.quantization.ranges import RANGES, choose_step, code_range
+from modelzip_jax.quantization.ranges import RANGES, choose_step, code_range, initial_step
 from modelzip_jax.quantization.rounding import codes, fake_quantize
 from modelzip_jax.recipe import recordable
-from modelzip_jax.transform import Encoded, Rate, Transform
-from modelzip_jax.tree import Static
+from modelzip_jax.transform import Context, Encoded, Rate, Transform
+from modelzip_jax.tree import PyTree, Static
 
 __all__ = ["Offsets", "Quantize", "QuantizeState", "quantize"]
 
-PyTree = Any
+_FLOOR = 1e-3
+"""A learned step never falls below this share of its base."""
 
 
 class Offsets(NamedTuple):
@@ -36,111 +39,184 @@ class Offsets(NamedTuple):
 
 
 class QuantizeState(NamedTuple):
-    """A leaf's base step size and zero point, `(groups, channels)` each, and its dtype (static)."""
+    """A leaf's base step sizes and zero points, `(groups, channels)` each.
+
+    blank: booleans of the same shape: groups of zeros at `init`, which have no range; their steps follow the largest
+    latent. axis: of the channels (static). dtype: before encoding (static).
+    """
 
     step: jax.Array
     zero: jax.Array
+    blank: jax.Array
+    axis: Static
     dtype: Static
 
 
-@recordable
 @dataclasses.dataclass(frozen=True)
-class Quantize(Transform):
-    """See `quantize`."""
+class _Leaf:
+    """How one leaf is quantized now."""
+
+    step: jax.Array
+    zero: jax.Array
+    groups: Granularity
+    low: int
+    high: int
+
+    def fake(self, w: jax.Array) -> jax.Array:
+        return fake_quantize(w, self.step, self.zero, self.low, self.high, self.groups)
+
+    def symbols(self, w: Any) -> jax.Array:
+        return _symbols(w, self.step, self.zero, self.low, self.high, self.groups)
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantizer(Transform):
+    """Base of quantizers with steps: all but how steps are chosen, `chosen`."""
 
     bits: int
     granularity: str
     group_size: int
-    axis: int
+    axis: int | tuple[int, ...] | str
     symmetric: bool
     learned: bool
-    range: str
 
     terminal: ClassVar[bool] = True
 
-    @property
-    def grid(self) -> Grid:
-        """Which weights share a step size."""
-        return Grid(self.granularity, self.axis, self.group_size)
+    def chosen(self, name: str, w: jax.Array, groups: Granularity) -> tuple[jax.Array, jax.Array]:
+        """Step sizes and zero points of a leaf, `(groups, channels)` each."""
+        raise TransformError(f"{type(self).__name__} chooses no steps")
 
     @property
     def _codes(self) -> tuple[int, int]:
         return code_range(self.bits, self.symmetric)
 
-    def _map(self, function: Any, values: PyTree, extras: PyTree, state: PyTree, *rest: PyTree) -> PyTree:
-        """Maps over leaves with their current step and zero: `function(w, step, zero, s, *rest)`."""
-        if not self.learned:
-            return jax.tree.map(lambda w, s, *r: function(w, s.step, s.zero, s, *r), values, state, *rest)
-        return jax.tree.map(
-            lambda w, e, s, *r: function(w, *_current(e, s), s, *r), values, extras, state, *rest
-        )
+    def _map(self, function: Callable[..., Any], encoded: Encoded, *rest: PyTree) -> PyTree:
+        """Maps over leaves: `function(w, state, leaf, *rest)`, `leaf` being how it is quantized now."""
 
-    def init(self, values: PyTree, **extra: Any) -> Encoded:
-        trees.check_floating(values, "quantize")
+        def call(w: Any, s: QuantizeState, e: Offsets | None, *r: Any) -> Any:
+            step, zero = (s.step, s.zero) if e is None else _current(e, s)
+            groups = Granularity(self.granularity, s.axis.value, self.group_size)
+            return function(w, s, _Leaf(step, zero, groups, *self._codes), *r)
+
+        if self.learned:
+            return jax.tree.map(call, encoded.latents, encoded.state, encoded.offsets, *rest)
+        return jax.tree.map(lambda w, s, *r: call(w, s, None, *r), encoded.latents, encoded.state, *rest)
+
+    def init(self, weights: PyTree, context: Context) -> Encoded:
+        trees.check_floating(weights, "quantize")
 
         def begin(name: str, w: jax.Array) -> QuantizeState:
-            rank = jnp.ndim(w)
-            if rank > 1 and not -rank <= self.axis < rank:
-                raise LeafError(f"leaf {name!r} has {rank} axes, so it has no channel axis {self.axis}")
-            step, zero = choose_step(trees.latent(w), self.bits, self.symmetric, self.grid, self.range)
-            return QuantizeState(step, zero, Static(str(jnp.result_type(w))))
+            axis = find_axis(name, w, self.axis, self.granularity)
+            groups = Granularity(self.granularity, axis, self.group_size)
+            latent = trees.latent(w)
+            step, zero = self.chosen(name, latent, groups)
+            blank = (
+                groups.reduce(jnp.max, jnp.abs(latent)) == 0 if jnp.size(w) else jnp.zeros(step.shape, bool)
+            )
+            return QuantizeState(step, zero, blank, Static(axis), Static(str(jnp.result_type(w))))
 
-        state = trees.map_named(begin, values)
-        latents = jax.tree.map(trees.latent, values)
-        return Encoded(latents, self._zero_offsets(latents, state), state)
+        state = trees.map_named(begin, weights)
+        return Encoded(jax.tree.map(trees.latent, weights), self._zero_offsets(weights, state), state)
 
-    def _zero_offsets(self, values: PyTree, state: PyTree) -> PyTree:
+    def _zero_offsets(self, weights: PyTree, state: PyTree) -> PyTree:
         if not self.learned:
             return ()
 
         def zeros(_: Any, s: QuantizeState) -> Offsets:
             return Offsets(jnp.zeros_like(s.step), None if self.symmetric else jnp.zeros_like(s.zero))
 
-        return jax.tree.map(zeros, values, state)
+        return jax.tree.map(zeros, weights, state)
 
-    def decode(self, values: PyTree, extras: PyTree, state: PyTree) -> PyTree:
-        def decode(w: jax.Array, step: jax.Array, zero: jax.Array, s: QuantizeState) -> jax.Array:
-            return fake_quantize(w, step, zero, *self._codes, self.grid).astype(s.dtype.value)
+    def decode(self, encoded: Encoded) -> PyTree:
+        return self._map(lambda w, s, leaf: leaf.fake(w).astype(s.dtype.value), encoded)
 
-        return self._map(decode, values, extras, state)
+    def update(self, encoded: Encoded, context: Context) -> Encoded:
+        offsets = encoded.offsets
+        if self.learned:  # What pushes a step below its floor is forgotten, so that it can come back at once.
+            offsets = jax.tree.map(
+                lambda _, e: e._replace(step=jnp.maximum(e.step, _FLOOR - 1.0)), encoded.latents, offsets
+            )
+        return encoded._replace(offsets=offsets, state=self._followed(encoded))
 
-    def pack(self, values: PyTree, extras: PyTree, state: PyTree, inner: PyTree) -> PyTree:
-        def pack(w: jax.Array, step: jax.Array, zero: jax.Array, s: QuantizeState) -> Quantized:
-            symbols = _symbols(w, step, zero, *self._codes, self.grid)
-            kept = None if self.symmetric and self.bits > 1 else zero
+    def _followed(self, encoded: Encoded) -> PyTree:
+        """The state in which steps of blank groups reach their largest latent."""
+        structure = jax.tree.structure(encoded.latents)
+        states = structure.flatten_up_to(encoded.state)
+        if not states:
+            return encoded.state
+
+        def follow(
+            held: tuple[PyTree, list[tuple[jax.Array, jax.Array]]],
+        ) -> list[tuple[jax.Array, jax.Array]]:
+            found = []
+            for w, s, (step, zero) in zip(held[0], states, held[1], strict=True):
+                groups = Granularity(self.granularity, s.axis.value, self.group_size)
+                new, place = initial_step(w, self.bits, self.symmetric, groups)
+                empty = groups.reduce(jnp.max, jnp.abs(w)) == 0 if w.size else s.blank
+                wider = s.blank & ~empty & (new > step)
+                found.append((jnp.where(wider, new, step), jnp.where(wider, place, zero)))
+            return found
+
+        steps = [(s.step, s.zero) for s in states]
+        blank = jnp.stack([jnp.any(s.blank) for s in states]).any()
+        # One condition for all leaves: without blank groups, which is usual, no leaf is read.
+        steps = jax.lax.cond(blank, follow, lambda held: held[1], (jax.tree.leaves(encoded.latents), steps))
+        pairs = zip(states, steps, strict=True)
+        return structure.unflatten([s._replace(step=step, zero=zero) for s, (step, zero) in pairs])
+
+    def pack(self, encoded: Encoded, inner: PyTree) -> PyTree:
+        def pack(w: jax.Array, s: QuantizeState, leaf: _Leaf) -> Quantized:
+            zero = None if self.symmetric and self.bits > 1 else leaf.zero
             return Quantized(
-                Bits.pack(symbols, self.bits), step, kept, self._codes[0], tuple(jnp.shape(w)),
-                s.dtype.value, self.granularity, self.axis, self.group_size,
+                Bits.pack(leaf.symbols(w), self.bits), leaf.step, zero, leaf.low, tuple(jnp.shape(w)), s.dtype.value,
+                self.granularity, s.axis.value, self.group_size,
             )  # fmt: skip
 
-        return self._map(pack, values, extras, state)
+        return self._map(pack, encoded)
 
     def resume(self, packed: PyTree) -> tuple[PyTree, PyTree, PyTree]:
         def state(p: Quantized) -> QuantizeState:
+            zero = jnp.zeros_like(p.step) if p.zero is None else p.zero
+            # A group that is still all zero has had no range yet.
+            values = p.unpack()
+            blank = jnp.zeros(jnp.shape(p.step), bool)
+            if p.size:
+                blank = p.groups.reduce(jnp.max, jnp.abs(values.astype(jnp.float32))) == 0
             return QuantizeState(
-                p.step, jnp.zeros_like(p.step) if p.zero is None else p.zero, Static(p.dtype)
+                jnp.asarray(p.step), jnp.asarray(zero), blank, Static(p.axis), Static(p.dtype)
             )
 
-        def values(p: Quantized) -> Dense:
-            return Dense(trees.latent(p.unpack()), p.shape)
+        def over(function: Callable[[Quantized], Any]) -> PyTree:
+            return jax.tree.map(function, packed, is_leaf=is_packed)
 
-        states = jax.tree.map(state, packed, is_leaf=is_packed)
-        inner = jax.tree.map(values, packed, is_leaf=is_packed)
-        return self._zero_offsets(jax.tree.map(lambda _: 0, packed, is_leaf=is_packed), states), states, inner
+        states = over(state)
+        inner = over(lambda p: Dense(trees.latent(p.unpack()), p.shape))
+        return self._zero_offsets(over(lambda _: 0), states), states, inner
 
-    def rate(self, values: PyTree, extras: PyTree, state: PyTree, inner: PyTree) -> PyTree:
-        def bits(w: jax.Array, step: jax.Array, zero: jax.Array, s: QuantizeState) -> Rate:
-            side = 8.0 * step.dtype.itemsize * step.size
+    def rate(self, encoded: Encoded, inner: PyTree) -> PyTree:
+        def bits(w: jax.Array, s: QuantizeState, leaf: _Leaf) -> Rate:
+            side = 8.0 * leaf.step.dtype.itemsize * leaf.step.size
             if not (self.symmetric and self.bits > 1):
                 side = 2.0 * side
-            return Rate(_laplace_bits(w / self.grid.expand(step, w.shape)), jnp.float32(side))
+            return Rate(_laplace_bits(w / leaf.groups.expand(leaf.step, w.shape)), jnp.float32(side))
 
-        return self._map(bits, values, extras, state)
+        return self._map(bits, encoded)
+
+
+@recordable
+@dataclasses.dataclass(frozen=True)
+class Quantize(Quantizer):
+    """See `quantize`."""
+
+    range: str
+
+    def chosen(self, name: str, w: jax.Array, groups: Granularity) -> tuple[jax.Array, jax.Array]:
+        return choose_step(w, self.bits, self.symmetric, groups, self.range)
 
 
 def _current(offsets: Offsets, state: QuantizeState) -> tuple[jax.Array, jax.Array]:
     """The learned step and zero point; a step never falls below a thousandth of its base."""
-    step = state.step * jnp.maximum(1.0 + offsets.step, 1e-3)
+    step = state.step * _floored(1.0 + offsets.step)
     if offsets.zero is None:
         return step, state.zero
     zero = state.zero + offsets.zero
@@ -148,10 +224,23 @@ def _current(offsets: Offsets, state: QuantizeState) -> tuple[jax.Array, jax.Arr
     return step, rounded
 
 
+@jax.custom_vjp
+def _floored(share: jax.Array) -> jax.Array:
+    """At least the floor; there, only what raises it passes."""
+    return jnp.maximum(share, _FLOOR)
+
+
+def _floored_backward(share: jax.Array, g: jax.Array) -> tuple[jax.Array]:
+    return (jnp.where((share > _FLOOR) | (g < 0), g, jnp.zeros_like(g)),)
+
+
+_floored.defvjp(lambda share: (_floored(share), share), _floored_backward)
+
+
 @functools.partial(jax.jit, static_argnums=(3, 4, 5))
-def _symbols(w: Any, step: jax.Array, zero: jax.Array, low: int, high: int, grid: Grid) -> jax.Array:
+def _symbols(w: Any, step: jax.Array, zero: jax.Array, low: int, high: int, groups: Granularity) -> jax.Array:
     """Unsigned codes from 0, 1-D uint8."""
-    return (codes(w, step, zero, low, high, grid) - low).astype(jnp.uint8).reshape(-1)
+    return (codes(w, step, zero, low, high, groups) - low).astype(jnp.uint8).reshape(-1)
 
 
 def _laplace_bits(u: jax.Array) -> jax.Array:
@@ -173,7 +262,7 @@ def quantize(
     *,
     granularity: str = "channel",
     group_size: int = 128,
-    axis: int = -1,
+    axis: int | tuple[int, ...] | str = "auto",
     symmetric: bool = True,
     learned: bool = False,
     range: str = "max",
@@ -186,22 +275,27 @@ def quantize(
         every `group_size` weights of a channel, in C order; the last group may be shorter). A leaf of
         fewer than two axes counts as one channel.
       group_size: weights in a group, for "group".
-      axis: the channel axis: -1, the outputs of Flax kernels; 0 for the rows of an embedding.
+      axis: the channel axis: -1, the outputs of Flax kernels; 0, those of PyTorch's and the rows of an embedding;
+        several, such as `(0, -1)`, for leaves that hold stacked layers, whose indices together number the channels.
+        "auto" takes for each leaf, of its first and last axis, the one of smaller squared error, and records it; under
+        `jit`, where values cannot be looked at, the last.
       symmetric: zero point 0; one bit takes ± the mean magnitude. Otherwise the grid spans each
         group's own minimum and maximum (0 included) with an integer zero point.
       learned: train the step sizes (and zero points) by the exact LSQ gradient, as relative offsets
-        with an optimizer of their own (`mz.wrap(..., extras_tx=)`). Advised below 4 bits, where
+        with an optimizer of their own (`mz.wrap(..., offsets_tx=)`). Advised below 4 bits, where
         training at fixed steps often diverges.
       range: "max" covers every weight; "mse" clips outliers where that lowers the squared error.
 
     Raises:
-      TransformError: bits outside 1–8, an unknown granularity or range.
-      LeafError (at `init`): a selected leaf is not floating-point.
+      TransformError: bits outside 1–8, an unknown granularity or range, an axis that is none.
+      LeafError (at `init`): a selected leaf is not floating-point, or has no such axis.
+
+    A group of zeros has no range: its step grows with its largest latent, so that layers that start at zero train.
 
     Jacob et al. 2018, arXiv:1712.05877; Esser et al. 2020 (LSQ), arXiv:1902.08153.
 
-    >>> t = quantize(bits=2, granularity="tensor")
-    >>> t.decode(*t.init({"w": jnp.array([[-1.0], [0.2], [0.9]])}))["w"].ravel()
+    >>> import modelzip_jax as mz
+    >>> mz.decoded({"w": jnp.array([[-1.0], [0.2], [0.9]])}, quantize(bits=2, granularity="tensor"))["w"].ravel()
     Array([-1.,  0.,  1.], dtype=float32)
     """
     if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
@@ -210,6 +304,8 @@ def quantize(
         raise TransformError(f"granularity must be one of {GRANULARITIES}, not {granularity!r}")
     if range not in RANGES:
         raise TransformError(f"range must be one of {RANGES}, not {range!r}")
-    if group_size < 1:
-        raise TransformError(f"group_size must be at least 1, not {group_size}")
-    return Quantize(bits, granularity, int(group_size), int(axis), symmetric, learned, range)
+    if isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < 1:
+        raise TransformError(f"group_size must be an integer of at least 1, not {group_size!r}")
+    return Quantize(
+        bits, granularity, int(group_size), check_axis(axis), bool(symmetric), bool(learned), range
+    )

@@ -54,9 +54,9 @@ def choose_units(
         collection.
       allocation: "global" orders all units by score, so scores have to compare between groups; "uniform" by their
         place in their own group, so that groups shrink alike.
-      rebuild: as for `mz.rewrites.shrink`, makes the smaller module (`resized`); what it returns is called with variables
-        and inputs, by its `apply` if it has one. For a function of any shapes `lambda shapes: apply_fn`. Needed for
-        `max_flops`.
+      rebuild: as for `mz.rewrites.shrink`, makes the smaller module (`resized`); what it returns is called with
+        variables and inputs, by its `apply` if it has one. For a function of any shapes
+        `lambda shapes: apply_fn`. Needed for `max_flops`.
       inputs: what the model is called with; shapes suffice.
       keep: units that stay in each group, at least 1.
       round_to: what stays of a group that loses units is a multiple of this: `round_to` units go at once, by their

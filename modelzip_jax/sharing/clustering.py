@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import operator
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -14,32 +16,52 @@ from jax.sharding import PartitionSpec
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import TransformError
 from modelzip_jax.meshes import spec_of, under_any_mesh
-from modelzip_jax.packed import Bits, Dense, is_packed
+from modelzip_jax.packed import Bits, Dense, PackedArray, is_packed
 from modelzip_jax.recipe import recordable
 from modelzip_jax.sharing import codebook as books
 from modelzip_jax.sharing import vectors
 from modelzip_jax.sharing.centroids import INITS
-from modelzip_jax.sharing.clustered import Clustered, VectorClustered
+from modelzip_jax.sharing.clustered import (
+    Clustered,
+    LayerClustered,
+    LayerVectors,
+    VectorClustered,
+    index_bits,
+)
 from modelzip_jax.sharing.codebook import Book
 from modelzip_jax.sharing.lookup import read, soft_read
-from modelzip_jax.transform import Encoded, Rate, Transform
-from modelzip_jax.tree import Static
+from modelzip_jax.stacking import Layers, as_layers, layer_axes, stacked, unstacked
+from modelzip_jax.transform import Context, Encoded, Rate, Transform
+from modelzip_jax.tree import PyTree
 
 __all__ = ["Cluster", "ClusterState", "cluster"]
 
-PyTree = Any
 _GRANULARITIES = ("tensor", "model")
 
 
-class ClusterState(NamedTuple):
-    """codes: uint8 a leaf, of its shape, or `(blocks,)` for vectors.
+@jax.tree_util.register_static
+class Outline(NamedTuple):
+    """Of one leaf: its shape and dtype, and the axes that count layers (all static)."""
 
-    books: a `Book` a leaf, or one for all. dtypes: each leaf's before encoding (static).
+    shape: tuple[int, ...]
+    dtype: str
+    axes: tuple[int, ...]
+
+    @property
+    def tensor(self) -> tuple[int, ...]:
+        """The shape of what has one codebook."""
+        return tuple(n for axis, n in enumerate(self.shape) if axis not in self.axes)
+
+
+class ClusterState(NamedTuple):
+    """codes: uint8 a leaf, of its shape; of blocks `(blocks,)`, or `(layers, blocks)` of stacked leaves.
+
+    books: a `Book` a leaf, or one for all. leaves: an `Outline` each (static).
     """
 
     codes: PyTree
     books: PyTree
-    dtypes: PyTree
+    leaves: PyTree
 
 
 @recordable
@@ -56,6 +78,7 @@ class Cluster(Transform):
     every: int
     temperature: float | None
     zero: bool | None
+    layers: Layers = ()
 
     terminal: ClassVar[bool] = True
 
@@ -63,189 +86,276 @@ class Cluster(Transform):
     def leafwise(self) -> bool:
         return self.granularity == "tensor"
 
-    def _rows(self, x: jax.Array) -> jax.Array:
-        """What is assigned a code each: `(n,)`, or `(n, block)`."""
-        return x.reshape(-1) if self.block == 1 else vectors.to_blocks(x, self.block, self.axis)
+    @property
+    def fixed(self) -> bool:
+        """Whether no weight ever changes its entry, so that the codebook is all there is to train."""
+        return self.every == 0 and self.temperature is None
 
-    def _all_rows(self, parts: list[Any]) -> list[Any]:
-        return [None if part is None else self._rows(part) for part in parts]
+    def _rows(self, x: jax.Array, leaf: Outline) -> jax.Array:
+        """What is assigned a code each: `(n,)` or `(n, block)`, with the layers before them."""
 
-    def _unrows(self, rows: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        return rows.reshape(shape) if self.block == 1 else vectors.from_blocks(rows, self.axis, shape)
+        def rows(x: jax.Array) -> jax.Array:
+            return x.reshape(-1) if self.block == 1 else vectors.to_blocks(x, self.block, self.axis)
+
+        return jax.vmap(rows)(stacked(x, leaf.axes)) if leaf.axes else rows(x)
+
+    def _unrows(self, rows: jax.Array, leaf: Outline) -> jax.Array:
+        def unrows(rows: jax.Array) -> jax.Array:
+            return (
+                rows.reshape(leaf.tensor)
+                if self.block == 1
+                else vectors.from_blocks(rows, self.axis, leaf.tensor)
+            )
+
+        return unstacked(jax.vmap(unrows)(rows), leaf.axes, leaf.shape) if leaf.axes else unrows(rows)
+
+    def _code_rows(self, codes: jax.Array, leaf: Outline) -> jax.Array:
+        return self._rows(codes, leaf) if self.block == 1 else codes
 
     def _spread(self, tree: PyTree, shared: PyTree) -> PyTree:
         """Books or offsets for each leaf."""
         return shared if self.leafwise else jax.tree.map(lambda _: shared, tree)
 
-    def _entries(self, values: PyTree, extras: PyTree, state: ClusterState) -> PyTree:
+    def _entries(self, encoded: Encoded) -> PyTree:
         """The current codebook of each leaf."""
+        latents, offsets, state = encoded
+
+        def entries(leaf: Outline, book: Book, offset: jax.Array | None = None) -> jax.Array:
+            return (
+                _lifted(books.current, leaf)(offset, book) if self.learned else _lifted(_current, leaf)(book)
+            )
+
         if not self.leafwise:
-            return self._spread(values, books.current(extras if self.learned else None, state.books))
-        if not self.learned:
-            return jax.tree.map(lambda _, b: books.current(None, b), values, state.books)
-        return jax.tree.map(lambda _, e, b: books.current(e, b), values, extras, state.books)
+            return self._spread(latents, books.current(offsets if self.learned else None, state.books))
+        given = (offsets,) if self.learned else ()
+        return jax.tree.map(
+            lambda _, leaf, b, *o: entries(leaf, b, *o), latents, state.leaves, state.books, *given
+        )
 
     def _offsets(self, found: PyTree) -> PyTree:
         if not self.learned:
             return ()
         return jax.tree.map(lambda b: jnp.zeros_like(b.base), found, is_leaf=_is_book)
 
-    def init(self, values: PyTree, **extra: Any) -> Encoded:
-        trees.check_floating(values, "cluster")
-        latents = jax.tree.map(trees.latent, values)
-        weights = self._weights(latents, extra)
-        zero = extra.get("support") is not None if self.zero is None else self.zero
+    def init(self, weights: PyTree, context: Context) -> Encoded:
+        trees.check_floating(weights, "cluster")
+        latents = jax.tree.map(trees.latent, weights)
+        leaves = trees.map_named(self._outline, weights)
+        masses = self._masses(latents, context)
+        zero = context.support is not None if self.zero is None else self.zero
         zero = zero and self.block == 1
 
-        def fit(parts: list[jax.Array], masses: list[jax.Array | None]) -> Book:
-            rows, masses = self._all_rows(parts), self._all_rows(masses)
-            entries = books.fit(rows, masses, self.k, zero, self.init_by, extra.get("key"))
-            return books.of_entries(entries, zero)
+        def fit(rows: list[jax.Array], masses: list[jax.Array | None]) -> Book:
+            return books.of_entries(books.fit(rows, masses, self.k, zero, self.init_by, context.key), zero)
+
+        def of_leaf(w: jax.Array, leaf: Outline, mass: jax.Array | None) -> Book:
+            one = lambda w, m: fit([w], [m])  # noqa: E731
+            args = (self._rows(w, leaf), None if mass is None else self._rows(mass, leaf))
+            return under_any_mesh(_lifted(one, leaf), args, PartitionSpec())
 
         if self.leafwise:
-            found = jax.tree.map(
-                lambda w, m: under_any_mesh(fit, ([w], [m]), PartitionSpec()), latents, weights
-            )
+            found = jax.tree.map(of_leaf, latents, leaves, masses)
         else:
-            found = under_any_mesh(
-                fit, (jax.tree.leaves(latents), _masses(latents, weights)), PartitionSpec()
-            )
-        dtypes = jax.tree.map(lambda x: Static(str(jnp.result_type(x))), values)
-        state = ClusterState((), found, dtypes)
-        codes = self._assign(latents, self._offsets(found), state, weights)
-        return Encoded(latents, self._offsets(found), state._replace(codes=codes))
+            found = under_any_mesh(fit, self._all_rows(latents, leaves, masses), PartitionSpec())
+        state = ClusterState((), found, leaves)
+        encoded = Encoded(latents, self._offsets(found), state)
+        encoded = encoded._replace(state=state._replace(codes=self._assign(encoded, masses)))
+        # Latents that no gradient reaches would only cost memory and a pass of the optimizer.
+        return encoded._replace(latents=_none(latents)) if self.fixed else encoded
 
-    def _weights(self, values: PyTree, extra: dict[str, Any]) -> PyTree:
+    def _outline(self, name: str, w: Any) -> Outline:
+        shape = tuple(jnp.shape(w))
+        axes = layer_axes(self.layers, name, shape)
+        return Outline(shape, str(jnp.result_type(w)), axes if math.prod(shape) else ())
+
+    def _all_rows(self, latents: PyTree, leaves: PyTree, masses: PyTree) -> tuple[list[Any], list[Any]]:
+        structure = jax.tree.structure(latents)
+        outlines, masses = structure.flatten_up_to(leaves), structure.flatten_up_to(masses)
+        rows = [self._rows(w, leaf) for w, leaf in zip(jax.tree.leaves(latents), outlines, strict=True)]
+        return rows, [None if m is None else self._rows(m, o) for m, o in zip(masses, outlines, strict=True)]
+
+    def _masses(self, latents: PyTree, context: Context) -> PyTree:
         """The importance of each leaf, or None; 0 where a mask hides the latent."""
-        given = [extra[name] for name in ("support", "importance") if extra.get(name) is not None]
+        given = [tree for tree in (context.support, context.importance) if tree is not None]
 
         def together(w: jax.Array, *factors: jax.Array) -> jax.Array | None:
-            return functools.reduce(operator.mul, factors, jnp.ones(w.shape, w.dtype)) if factors else None
+            if not factors:
+                return None
+            return functools.reduce(operator.mul, (f.astype(w.dtype) for f in factors), jnp.ones_like(w))
 
-        return jax.tree.map(together, values, *given)
+        return jax.tree.map(together, latents, *given)
 
-    def _assign(self, values: PyTree, extras: PyTree, state: ClusterState, weights: PyTree) -> PyTree:
+    def _assign(self, encoded: Encoded, masses: PyTree) -> PyTree:
         """The codes of the nearest entries."""
 
-        def codes(w: jax.Array, entries: jax.Array, mass: jax.Array | None) -> jax.Array:
-            if self.block == 1:
-                return books.nearest(w.reshape(-1), entries).reshape(w.shape)
-            return books.nearest(self._rows(w), entries, None if mass is None else self._rows(mass))
+        def codes(w: jax.Array, leaf: Outline, entries: jax.Array, mass: jax.Array | None) -> jax.Array:
+            def assign(w: jax.Array, entries: jax.Array, mass: jax.Array | None) -> jax.Array:
+                mass = None if mass is None or self.block == 1 else self._rows(mass, leaf)
+                found = _lifted(books.nearest, leaf)(self._rows(w, leaf), entries, mass)
+                return self._unrows(found, leaf) if self.block == 1 else found
 
-        def placed(w: jax.Array, *rest: Any) -> jax.Array:
-            return under_any_mesh(codes, (w, *rest), spec_of(w) if self.block == 1 else PartitionSpec())
+            return under_any_mesh(
+                assign, (w, entries, mass), spec_of(w) if self.block == 1 else PartitionSpec()
+            )
 
-        return jax.tree.map(placed, values, self._entries(values, extras, state), weights)
+        return jax.tree.map(codes, encoded.latents, encoded.state.leaves, self._entries(encoded), masses)
 
-    def decode(self, values: PyTree, extras: PyTree, state: ClusterState) -> PyTree:
+    def relaxed(self, encoded: Encoded) -> PyTree:
+        return self._decoded(encoded) if self.fixed else encoded.latents
+
+    def encode(self, weights: PyTree, encoded: Encoded) -> PyTree:
+        return encoded.latents if self.fixed else weights
+
+    def follow(self, encoded: Encoded, context: Context) -> Context:
+        if not self.fixed:
+            return context
+        return context.replace(grads=None, stats=None, importance=None, scores=None, support=None)
+
+    def decode(self, encoded: Encoded) -> PyTree:
+        decoded = self._decoded(encoded)
+        return jax.tree.map(lambda w, leaf: w.astype(leaf.dtype), decoded, encoded.state.leaves)
+
+    def _decoded(self, encoded: Encoded) -> PyTree:
         def weights(w: jax.Array, entries: jax.Array, codes: jax.Array) -> jax.Array:
-            rows, codes = self._rows(w), codes.reshape(-1)
             if self.temperature is None:
-                out = read(rows, entries, codes, self.every > 0)
-            else:
-                columns = rows.reshape(-1, self.block), entries.reshape(-1, self.block)
-                out = soft_read(*columns, codes, books.softness(entries, self.temperature)).reshape(
-                    rows.shape
-                )
-            return self._unrows(out, w.shape)
+                return read(w, entries, codes, self.every > 0)
+            columns = w.reshape(-1, self.block), entries.reshape(-1, self.block)
+            return soft_read(*columns, codes, books.softness(entries, self.temperature)).reshape(w.shape)
 
-        def decode(w: jax.Array, entries: jax.Array, codes: jax.Array, dtype: Static) -> jax.Array:
-            return under_any_mesh(weights, (w, entries, codes), spec_of(w)).astype(dtype.value)
+        def of_leaf(w: jax.Array, leaf: Outline, entries: jax.Array, codes: jax.Array) -> jax.Array:
+            def decode(w: jax.Array, entries: jax.Array, codes: jax.Array) -> jax.Array:
+                rows = self._code_rows(codes, leaf)
+                if self.fixed:  # Of their shape, and read by nobody.
+                    latents = jnp.zeros(rows.shape if self.block == 1 else (*rows.shape, self.block), w.dtype)
+                else:
+                    latents = self._rows(w, leaf)
+                return self._unrows(_lifted(weights, leaf)(latents, entries, rows), leaf)
 
-        return jax.tree.map(decode, values, self._entries(values, extras, state), state.codes, state.dtypes)
+            spec = spec_of(codes) if self.block == 1 else PartitionSpec() if self.fixed else spec_of(w)
+            return under_any_mesh(decode, (w, entries, codes), spec)
 
-    def update(self, values: PyTree, extras: PyTree, state: ClusterState, **extra: Any) -> Encoded:
-        if self.temperature is None and self.every == 0:
-            return Encoded(values, extras, state)
-        weights = self._weights(values, extra)
+        state = encoded.state
+        return jax.tree.map(of_leaf, encoded.latents, state.leaves, self._entries(encoded), state.codes)
+
+    def update(self, encoded: Encoded, context: Context) -> Encoded:
+        if self.fixed:
+            return encoded
+        state, masses = encoded.state, self._masses(encoded.latents, context)
 
         def refresh(old: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
-            moved = state if self.learned else state._replace(books=self._moved(values, state, weights))
-            return self._assign(values, extras, moved, weights), moved.books
+            moved = state if self.learned else state._replace(books=self._moved(encoded, masses))
+            return self._assign(encoded._replace(state=moved), masses), moved.books
 
         if self.temperature is not None:
             codes, found = refresh((state.codes, state.books))
         else:
-            due = extra["step"] % self.every == 0
+            due = context.step % self.every == 0
             codes, found = jax.lax.cond(due, refresh, lambda old: old, (state.codes, state.books))
-        return Encoded(values, extras, ClusterState(codes, found, state.dtypes))
+        return encoded._replace(state=ClusterState(codes, found, state.leaves))
 
-    def _moved(self, values: PyTree, state: ClusterState, weights: PyTree) -> PyTree:
+    def _moved(self, encoded: Encoded, masses: PyTree) -> PyTree:
         """The books after a Lloyd step, soft in DKM."""
+        latents, _, state = encoded
 
-        def move(parts: list[jax.Array], masses: list[jax.Array | None], book: Book) -> Book:
-            return books.step(book, self._all_rows(parts), self._all_rows(masses), self.temperature)
+        def move(rows: list[jax.Array], masses: list[jax.Array | None], book: Book) -> Book:
+            return books.step(book, rows, masses, self.temperature)
+
+        def of_leaf(w: jax.Array, leaf: Outline, mass: jax.Array | None, book: Book) -> Book:
+            one = lambda w, m, b: move([w], [m], b)  # noqa: E731
+            args = self._rows(w, leaf), None if mass is None else self._rows(mass, leaf), book
+            return under_any_mesh(_lifted(one, leaf), args, PartitionSpec())
 
         if self.leafwise:
-            return jax.tree.map(
-                lambda w, m, b: under_any_mesh(move, ([w], [m], b), PartitionSpec()),
-                values,
-                weights,
-                state.books,
-            )
-        parts = jax.tree.leaves(values)
-        if not parts:
+            return jax.tree.map(of_leaf, latents, state.leaves, masses, state.books)
+        if not jax.tree.leaves(latents):
             return state.books
-        return under_any_mesh(move, (parts, _masses(values, weights), state.books), PartitionSpec())
+        args = (*self._all_rows(latents, state.leaves, masses), state.books)
+        return under_any_mesh(move, args, PartitionSpec())
 
-    def pack(self, values: PyTree, extras: PyTree, state: ClusterState, inner: PyTree) -> PyTree:
-        def pack(w: jax.Array, entries: jax.Array, book: Book, codes: jax.Array, dtype: Static) -> Any:
-            shape = tuple(jnp.shape(w))
-            bits = Bits.pack(codes.reshape(-1), book.index_bits)
+    def pack(self, encoded: Encoded, inner: PyTree) -> PyTree:
+        def pack(_: Any, leaf: Outline, entries: jax.Array, book: Book, codes: jax.Array) -> PackedArray:
+            bits = Bits.pack(codes.reshape(-1), index_bits(entries.shape[-1 if self.block == 1 else -2]))
+            if not leaf.axes:
+                if self.block == 1:
+                    return Clustered(bits, entries, book.zero.value, leaf.shape, leaf.dtype)
+                return VectorClustered(bits, entries, self.axis, leaf.shape, leaf.dtype)
             if self.block == 1:
-                return Clustered(bits, entries, book.zero.value, shape, dtype.value)
-            return VectorClustered(bits, entries, self.axis, shape, dtype.value)
+                return LayerClustered(bits, entries, book.zero.value, leaf.axes, leaf.shape, leaf.dtype)
+            return LayerVectors(bits, entries, self.axis, leaf.axes, leaf.shape, leaf.dtype)
 
-        entries = self._entries(values, extras, state)
-        found = self._spread(values, state.books)
-        return jax.tree.map(pack, values, entries, found, state.codes, state.dtypes)
+        state = encoded.state
+        found = self._spread(encoded.latents, state.books)
+        return jax.tree.map(pack, encoded.latents, state.leaves, self._entries(encoded), found, state.codes)
 
     def resume(self, packed: PyTree) -> tuple[PyTree, PyTree, PyTree]:
-        def book(p: Clustered | VectorClustered) -> Book:
-            return books.of_entries(jnp.asarray(p.codebook), isinstance(p, Clustered) and p.zero)
+        def outline(p: Any) -> Outline:
+            return Outline(tuple(p.shape), p.dtype, tuple(getattr(p, "axes", ())))
 
-        def codes(p: Clustered | VectorClustered) -> jax.Array:
-            return p.codes.unpack().reshape(p.shape if self.block == 1 else -1)
+        def book(p: Any) -> Book:
+            zero = bool(getattr(p, "zero", False))
+            return _lifted(lambda e: books.of_entries(e, zero), outline(p))(jnp.asarray(p.codebook))
 
-        def over(function: Any) -> PyTree:
+        def codes(p: Any) -> jax.Array:
+            found, leaf = p.codes.unpack(), outline(p)
+            if self.block == 1:
+                return found.reshape(leaf.shape)
+            layers = [math.prod(leaf.shape[axis] for axis in leaf.axes)] if leaf.axes else []
+            return found.reshape(*layers, -1)
+
+        def over(function: Callable[[Any], Any]) -> PyTree:
             return jax.tree.map(function, packed, is_leaf=is_packed)
 
         leaves = jax.tree.leaves(packed, is_leaf=is_packed)
         if self.leafwise:
             found = over(book)
+        elif leaves:
+            found = book(leaves[0])
         else:
-            found = (
-                book(leaves[0])
-                if leaves
-                else books.of_entries(books.fit([], [], self.k, False, "", None), False)
-            )
-        inner = over(lambda p: Dense(trees.latent(p.unpack()), p.shape))
-        return self._offsets(found), ClusterState(over(codes), found, over(lambda p: Static(p.dtype))), inner
+            found = books.of_entries(books.fit([], [], self.k, False, "", None), False)
+        if self.fixed:
+            inner = over(lambda p: Dense(jnp.zeros((), jnp.float32), ()))
+        else:
+            inner = over(lambda p: Dense(trees.latent(p.unpack()), p.shape))
+        return self._offsets(found), ClusterState(over(codes), found, over(outline)), inner
 
-    def rate(self, values: PyTree, extras: PyTree, state: ClusterState, inner: PyTree) -> PyTree:
-        def bits(w: jax.Array, codes: jax.Array, book: Book) -> Rate:
-            counts = jnp.zeros(len(book.base)).at[codes.reshape(-1)].add(1.0)
+    def rate(self, encoded: Encoded, inner: PyTree) -> PyTree:
+        def costs(codes: jax.Array, book: Book) -> jax.Array:
+            counts = jnp.zeros(book.base.shape[0]).at[codes].add(1.0)
             if book.zero.value and not self.zero:  # What a mask hides is not stored.
                 counts = counts.at[0].set(0.0)
             share = jnp.maximum(counts, 1.0) / jnp.maximum(jnp.sum(counts), 1.0)
-            each = -jnp.log2(share)[codes.reshape(-1)] / self.block
-            blocks = jnp.broadcast_to(each[:, None], (each.size, self.block))
-            rows = each if self.block == 1 else blocks
-            return Rate(self._unrows(rows, w.shape), jnp.float32(book.bits))
+            each = -jnp.log2(share)[codes] / self.block
+            return each if self.block == 1 else jnp.broadcast_to(each[:, None], (each.size, self.block))
 
-        def placed(w: jax.Array, *rest: Any) -> Rate:
-            return under_any_mesh(bits, (w, *rest), Rate(spec_of(w), PartitionSpec()))
+        def bits(leaf: Outline, codes: jax.Array, book: Book) -> Rate:
+            found = self._unrows(_lifted(costs, leaf)(self._code_rows(codes, leaf), book), leaf)
+            return Rate(found, jnp.float32(8.0 * book.base.dtype.itemsize * book.base.size))
 
-        return jax.tree.map(placed, values, state.codes, self._spread(values, state.books))
+        def placed(_: jax.Array, leaf: Outline, *rest: Any) -> Rate:
+            return under_any_mesh(lambda *r: bits(leaf, *r), rest, Rate(PartitionSpec(), PartitionSpec()))
+
+        state = encoded.state
+        return jax.tree.map(
+            placed, encoded.latents, state.leaves, state.codes, self._spread(encoded.latents, state.books)
+        )
+
+
+def _lifted(function: Callable[..., Any], leaf: Outline) -> Callable[..., Any]:
+    """Over the layers, where a leaf has them."""
+    return jax.vmap(function) if leaf.axes else function
+
+
+def _current(book: Book) -> jax.Array:
+    return books.current(None, book)
+
+
+def _none(latents: PyTree) -> PyTree:
+    """A scalar in the place of each leaf: checkpoints have no arrays without elements."""
+    return jax.tree.map(lambda w: jnp.zeros((), w.dtype), latents)
 
 
 def _is_book(x: Any) -> bool:
     return isinstance(x, Book)
-
-
-def _masses(values: PyTree, weights: PyTree) -> list[jax.Array | None]:
-    """The importance of each leaf, or None."""
-    return jax.tree.structure(values).flatten_up_to(weights)
 
 
 def cluster(
@@ -259,11 +369,12 @@ def cluster(
     every: int = 0,
     temperature: float | None = None,
     zero: bool | None = None,
+    layers: int | tuple[int, ...] | Mapping[str, Any] | None = None,
 ) -> Cluster:
     """Lets weights share k values: a codebook found by k-means, then trained; indices are what is stored.
 
     Each weight is an index of ceil(log2 k) bits in memory, its entropy in a file. In training an entry gets the
-    sum of its weights' gradients, by an optimizer of its own (`mz.wrap(..., extras_tx=)`), as a
+    sum of its weights' gradients, by an optimizer of its own (`mz.wrap(..., offsets_tx=)`), as a
     dimensionless offset. After `mz.prune` in a chain the codebook is fitted to the kept weights, and 0 is
     one of the k entries. Memory: a byte a weight, or a block, for the indices.
 
@@ -282,8 +393,10 @@ def cluster(
         network computes with the nearest entries, which are stored, not with soft ones. `learned` is
         then without effect. Takes k floats a weight during the step; 0.05 is a good start.
       zero: keep an entry at exactly 0; None: where a mask comes before in a chain. Not for blocks.
+      layers: axes that count layers, of leaves that hold many tensors, each of which has a codebook of its own then:
+        an axis, several, or those of each path pattern, `{"blocks/**": 0}`. `trace.layer_axes` finds them.
 
-    `init` takes, besides, `importance`, a tree like the params of weights for the squared error (such as
+    It reads `importance`, a tree like the params of weights for the squared error (such as
     the diagonal of the Fisher information), and `key`.
 
     Raises:
@@ -293,8 +406,8 @@ def cluster(
     Han et al. 2016, arXiv:1510.00149; Cho et al. 2022 (DKM), arXiv:2108.12659; Stock et al. 2020 (blocks),
     arXiv:1907.05686.
 
-    >>> t = cluster(2)
-    >>> t.decode(*t.init({"w": jnp.array([1.0, 1.5, -2.0, -3.0])}))
+    >>> import modelzip_jax as mz
+    >>> mz.decoded({"w": jnp.array([1.0, 1.5, -2.0, -3.0])}, cluster(2))
     {'w': Array([ 1.25,  1.25, -2.5 , -2.5 ], dtype=float32)}
     """
     for name, value, low, high in (
@@ -312,5 +425,11 @@ def cluster(
         raise TransformError(f"temperature must be above 0, not {temperature!r}")
     if zero and block > 1:
         raise TransformError("a codebook of blocks keeps no zero; zeros of a mask survive without one")
+    if layers is not None and granularity != "tensor":
+        raise TransformError(
+            "one codebook for the model is one for all layers; leave layers out, or take 'tensor'"
+        )
     learned = bool(learned) and temperature is None
-    return Cluster(k, granularity, block, int(axis), init, learned, every, temperature, zero)
+    return Cluster(
+        k, granularity, block, int(axis), init, learned, every, temperature, zero, as_layers(layers)
+    )

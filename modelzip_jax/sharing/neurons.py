@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, TransformError
-from modelzip_jax.packed import Dense, PackedArray, is_packed, packed_kind, static
+from modelzip_jax.linear import Linear, LinearState
+from modelzip_jax.packed import PackedArray, is_packed, narrowed, packed_kind, static, widened
 from modelzip_jax.recipe import recordable
 from modelzip_jax.sharing.grouping import group_means, group_neurons
-from modelzip_jax.transform import Encoded, Rate, Transform
-from modelzip_jax.tree import Static
+from modelzip_jax.transform import Encoded, Rate
+from modelzip_jax.tree import PyTree, Static
 
 __all__ = ["ShareNeurons", "SharedNeurons", "share_neurons"]
-
-PyTree = Any
-
-
-class SharedState(NamedTuple):
-    """A leaf's index, int32 `(neurons,)`: the group of each, and its dtype before encoding (static)."""
-
-    index: jax.Array
-    dtype: Static
 
 
 @packed_kind("neurons")
@@ -51,62 +43,49 @@ class SharedNeurons(PackedArray):
 
 @recordable
 @dataclasses.dataclass(frozen=True)
-class ShareNeurons(Transform):
+class ShareNeurons(Linear):
     """See `share_neurons`."""
 
     factor: int
 
-    def init(self, values: PyTree, **extra: Any) -> Encoded:
-        trees.check_floating(values, "share_neurons")
+    def prepare(self, name: str, w: jax.Array) -> jax.Array:
+        """The group of each neuron: int32 `(neurons,)`."""
+        if jnp.ndim(w) < 2 or not jnp.size(w):
+            raise LeafError(f"leaf {name!r} of shape {jnp.shape(w)} has no neurons; select kernels")
+        return group_neurons(w, self.factor)
 
-        def begin(name: str, w: jax.Array) -> SharedState:
-            if jnp.ndim(w) < 2 or not jnp.size(w):
-                raise LeafError(f"leaf {name!r} of shape {jnp.shape(w)} has no neurons; select kernels")
-            return SharedState(group_neurons(w, self.factor), Static(str(jnp.result_type(w))))
+    def analysis(self, w: jax.Array, leaf: jax.Array) -> jax.Array:
+        return group_means(w, leaf, -(-w.shape[-1] // self.factor))
 
-        state = trees.map_named(begin, values)
-        return Encoded(self.analysis(jax.tree.map(trees.latent, values), state), (), state)
+    def synthesis(self, z: jax.Array, leaf: jax.Array) -> jax.Array:
+        return jnp.take(z, leaf, axis=-1)
 
-    def analysis(self, values: PyTree, state: PyTree) -> PyTree:
-        def means(w: jax.Array, s: SharedState) -> jax.Array:
-            return group_means(w, s.index, -(-w.shape[-1] // self.factor))
+    def importance(self, z: jax.Array, weights: jax.Array, leaf: jax.Array) -> jax.Array:
+        """The sum over the neurons that share a vector, exactly."""
+        columns = jnp.moveaxis(jnp.broadcast_to(weights, (*z.shape[:-1], leaf.size)), -1, 0)
+        return jnp.moveaxis(jax.ops.segment_sum(columns, leaf, z.shape[-1]), 0, -1).astype(z.dtype)
 
-        return jax.tree.map(means, values, state)
+    def pack(self, encoded: Encoded, inner: PyTree) -> PyTree:
+        def pack(z: jax.Array, index: jax.Array, dtype: Static, packed: PackedArray) -> SharedNeurons:
+            shape = (*jnp.shape(z)[:-1], index.size)
+            stored = index.astype(_index_dtype(z.shape[-1]))
+            return SharedNeurons(narrowed(packed, dtype.value), stored, shape, dtype.value)
 
-    def synthesis(self, values: PyTree, state: PyTree) -> PyTree:
-        return jax.tree.map(lambda v, s: jnp.take(v, s.index, axis=-1), values, state)
-
-    def decode(self, values: PyTree, extras: PyTree, state: PyTree) -> PyTree:
-        return jax.tree.map(lambda w, s: w.astype(s.dtype.value), self.synthesis(values, state), state)
-
-    def pack(self, values: PyTree, extras: PyTree, state: PyTree, inner: PyTree) -> PyTree:
-        def pack(v: jax.Array, s: SharedState, packed: PackedArray) -> SharedNeurons:
-            if isinstance(packed, Dense):  # the latents may be wider than what is computed with
-                packed = Dense(packed.array.astype(s.dtype.value), packed.shape)
-            shape = (*jnp.shape(v)[:-1], s.index.size)
-            return SharedNeurons(packed, s.index.astype(_index_dtype(v.shape[-1])), shape, s.dtype.value)
-
-        return jax.tree.map(pack, values, state, inner)
+        return jax.tree.map(pack, encoded.latents, encoded.state.maps, encoded.state.dtypes, inner)
 
     def resume(self, packed: PyTree) -> tuple[PyTree, PyTree, PyTree]:
-        def state(p: SharedNeurons) -> SharedState:
-            return SharedState(jnp.asarray(p.index, jnp.int32), Static(p.dtype))
+        def over(function: Callable[[SharedNeurons], Any]) -> PyTree:
+            return jax.tree.map(function, packed, is_leaf=is_packed)
 
-        def inner(p: SharedNeurons) -> PackedArray:
-            return (
-                Dense(trees.latent(p.inner.array), p.inner.shape) if isinstance(p.inner, Dense) else p.inner
-            )
+        maps = over(lambda p: jnp.asarray(p.index, jnp.int32))
+        return (), LinearState(maps, over(lambda p: Static(p.dtype))), over(lambda p: widened(p.inner))
 
-        return (), *(jax.tree.map(f, packed, is_leaf=is_packed) for f in (state, inner))
+    def rate(self, encoded: Encoded, inner: PyTree) -> PyTree:
+        def indexed(z: jax.Array, index: jax.Array, r: Rate) -> Rate:
+            return r._replace(side=r.side + index.size * jnp.log2(jnp.float32(z.shape[-1])))
 
-    def rate(self, values: PyTree, extras: PyTree, state: PyTree, inner: PyTree) -> PyTree:
-        def spread(v: jax.Array, s: SharedState, r: Rate) -> Rate:
-            weights = (v.size // v.shape[-1]) * s.index.size
-            side = s.index.size * jnp.log2(jnp.float32(v.shape[-1]))
-            shape = (*v.shape[:-1], s.index.size)
-            return Rate(jnp.full(shape, jnp.sum(r.elements) / weights), r.side + side)
-
-        return jax.tree.map(spread, values, state, inner)
+        spread = super().rate(encoded, inner)
+        return jax.tree.map(indexed, encoded.latents, encoded.state.maps, spread)
 
 
 def _index_dtype(groups: int) -> Any:
@@ -130,10 +109,9 @@ def share_neurons(factor: int) -> ShareNeurons:
       TransformError: a factor below 2.
       LeafError (at `init`): a leaf has fewer than two axes or no floating-point values.
 
-    >>> t = share_neurons(2)
-    >>> values, _, state = t.init({"kernel": jnp.array([[1.0, 5.0, 2.0, 6.0]])})
-    >>> values["kernel"], t.decode(values, (), state)["kernel"]
-    (Array([[1.5, 5.5]], dtype=float32), Array([[1.5, 5.5, 1.5, 5.5]], dtype=float32))
+    >>> import modelzip_jax as mz
+    >>> mz.decoded({"kernel": jnp.array([[1.0, 5.0, 2.0, 6.0]])}, share_neurons(2))["kernel"]
+    Array([[1.5, 5.5, 1.5, 5.5]], dtype=float32)
     """
     if isinstance(factor, bool) or not isinstance(factor, int) or factor < 2:
         raise TransformError(f"share_neurons() takes a factor of at least 2, not {factor!r}")

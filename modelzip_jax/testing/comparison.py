@@ -10,7 +10,8 @@ import numpy as np
 
 from modelzip_jax import packing
 from modelzip_jax import tree as trees
-from modelzip_jax.transform import Encoded, Transform
+from modelzip_jax.packed import is_packed
+from modelzip_jax.transform import Encoded, Transform, dense
 
 __all__ = ["Case", "host", "spacing"]
 
@@ -37,10 +38,11 @@ class Case(NamedTuple):
     when: str
 
     def decode(self) -> PyTree:
-        return self.transform.decode(*self.encoded)
+        return self.transform.decode(self.encoded)
 
     def pack(self) -> packing.Packed:
-        return packing.assemble(self.transform, self.encoded, self.params, 0)
+        stored = self.transform.pack(self.encoded, dense(self.encoded.latents))
+        return packing.assembled(trees.overlay(self.params, stored, is_packed), self.transform, 0)
 
     def fail(self, law: int, problem: str) -> NoReturn:
         raise AssertionError(

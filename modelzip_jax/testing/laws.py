@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,12 +16,15 @@ import optax
 from modelzip_jax import packing
 from modelzip_jax import tree as trees
 from modelzip_jax.chaining import chain
-from modelzip_jax.loop import wrapping
+from modelzip_jax.combinator import Combinator, ends, selected, selects
+from modelzip_jax.loop.reading import start
+from modelzip_jax.loop.states import wrap_states
+from modelzip_jax.loop.wrapping import wrap
 from modelzip_jax.packed import is_packed
 from modelzip_jax.partitioning import only, partition
 from modelzip_jax.recipe import from_plain, opaque_fields, to_plain
 from modelzip_jax.testing.comparison import Case, host, spacing
-from modelzip_jax.transform import Encoded, Transform, identity, rate, selected
+from modelzip_jax.transform import Context, Encoded, Transform, identity, rate
 
 __all__ = ["check_laws"]
 
@@ -36,7 +40,7 @@ def check_laws(
        shapes and dtypes.
     1. `unpack(pack(...)) == decode(...)`, eager and under `jit`.
     2. `load(save(packed))` is `packed` again: structure, dtypes, bits, recipe, step.
-    3. What is resumed decodes to what was packed, has the structure of a fresh start, zero extras and
+    3. What is resumed decodes to what was packed, has the structure of a fresh start, zero offsets and
        the same masks, and takes another training step, in which weights under a mask stay zero.
     4. Laws 1 and 3 hold inside `chain`, `only` and `partition`; zeros pruned before it survive.
     5. A training step traces once, also from a resumed state, and all of it can be mapped by `vmap`.
@@ -59,6 +63,7 @@ def check_laws(
     """
     if steps < 2:
         raise ValueError(f"check_laws() takes at least 2 training steps, not {steps}")
+    _check_methods(transform)
     params = jax.tree.map(np.asarray, trees.plain(params))
     key = jax.random.key(0) if key is None else key
     loop = _Loop(transform, jax.tree.map(jnp.asarray, params), key)
@@ -75,8 +80,21 @@ def check_laws(
     _check_vmap(begun, trained)
 
 
+def _check_methods(transform: Transform) -> None:
+    """Names a method that is missing beside its counterpart."""
+    kind = type(transform)
+    if isinstance(transform, Combinator):
+        return
+    overridden = {name: getattr(kind, name) is not getattr(Transform, name) for name in ("pack", "resume")}
+    for name, other in (("pack", "resume"), ("resume", "pack")):
+        if overridden[name] and not overridden[other]:
+            raise AssertionError(f"{kind.__name__} defines {name}() and not its inverse, {other}()")
+    if getattr(transform, "terminal", False) and not overridden["pack"]:
+        raise AssertionError(f"{kind.__name__} makes symbols and defines no pack()")
+
+
 def _init(transform: Transform, params: PyTree) -> Encoded:
-    return transform.init(selected(transform, jax.tree.map(jnp.asarray, params)))
+    return transform.init(selected(transform, jax.tree.map(jnp.asarray, params)), Context())
 
 
 def _check_encoding(case: Case) -> None:
@@ -84,10 +102,15 @@ def _check_encoding(case: Case) -> None:
     before = jax.tree.map(host, (chosen, case.encoded))
     decoded = case.decode()
     case.alike(0, decoded, chosen, "decode changes the shape or dtype")
+    relaxed = jax.eval_shape(case.transform.relaxed, case.encoded)
+    if jax.tree.map(jnp.shape, relaxed) != jax.tree.map(jnp.shape, chosen):
+        case.fail(
+            0, "latents that are other arrays than the weights need a mz.Reparametrization with relaxed()"
+        )
     for name, leaf in trees.named_leaves(decoded):
         if not np.all(np.isfinite(host(leaf).astype(np.float32))):
             case.fail(0, f"leaf {name!r}: decode gives NaN or infinity")
-    case.same(0, case.transform.init(chosen), case.encoded, "a second init differs from the first")
+    case.same(0, case.transform.init(chosen, Context()), case.encoded, "a second init differs from the first")
     case.same(0, case.decode(), decoded, "a second decode differs from the first")
     case.same(0, (chosen, case.encoded), before, "init or decode changed its input")
 
@@ -98,7 +121,7 @@ def _check_unpack(case: Case) -> packing.Packed:
     expected = trees.merge(case.params, decoded)
     unpacked = packing.unpack(packed)
     case.same(1, unpacked, expected, "unpack(pack(...)) is not decode(...)", case.ulp)
-    jitted = jax.jit(case.transform.decode)(*case.encoded)
+    jitted = jax.jit(case.transform.decode)(case.encoded)
     case.same(1, jitted, decoded, "decode under jit is not decode", case.ulp)
     arrays = jax.jit(packing.unpack)(packed)
     case.same(1, arrays, jax.tree.map(jnp.asarray, unpacked), "unpack under jit is not unpack", case.ulp)
@@ -120,21 +143,24 @@ def _check_file(case: Case, packed: packing.Packed) -> None:
 
 
 def _check_resume(case: Case, packed: packing.Packed, law: int = 3) -> None:
-    transform, *resumed = packing.resume(packed, case.transform)
-    again = case._replace(encoded=Encoded(*resumed), when=f"{case.when}, resumed")
+    transform, encoded = packing.resume(packed, case.transform)
+    again = case._replace(encoded=encoded, when=f"{case.when}, resumed")
     again.alike(law, again.encoded, case.encoded, "what is resumed")
     unpacked = trees.select(packing.unpack(packed), *_kept(case))
     case.same(law, again.decode(), unpacked, "decode of what is resumed is not unpack(packed)", case.ulp)
-    for name, offset in trees.named_leaves(again.encoded.extras):
+    for name, offset in trees.named_leaves(again.encoded.offsets):
         if np.any(host(offset)):
-            again.fail(law, f"the extra {name!r} is not zero")
+            again.fail(law, f"the offset {name!r} is not zero")
     again.same(law, _masks(again.pack()), _masks(packed), "the mask changed")
-    update = transform.update(*again.encoded, step=jnp.int32(1), grads=again.decode())
+    update = transform.update(again.encoded, Context(step=jnp.int32(1), grads=again.decode()))
     again.alike(law, update, again.encoded, "update changes the structure")
+    if not transform.moves_latents:
+        what = "update() moves latents, which `moves_latents` has to say"
+        again.same(law, update.latents, again.encoded.latents, what)
 
 
 def _kept(case: Case) -> tuple[list[bool], Any]:
-    return case.transform.selects(trees.outlines(case.params)), jax.tree.structure(case.params)
+    return selects(case.transform, trees.outlines(case.params)), jax.tree.structure(case.params)
 
 
 def _masks(packed: packing.Packed) -> dict[str, Any]:
@@ -150,12 +176,12 @@ def _check_sizes(case: Case, packed: packing.Packed) -> None:
     dense = sum(np.asarray(x).nbytes for x in jax.tree.leaves(case.params))
     if packed.dense_bytes != dense:
         case.fail(6, f"dense_bytes is {packed.dense_bytes}, but the params have {dense} bytes")
-    bits = float(rate(case.transform, *case.encoded))
+    bits = float(rate(case.transform, case.encoded))
     if not (np.isfinite(bits) and bits >= 0.0):
         case.fail(6, f"the rate is {bits} bits")
     encoded = trees.nbytes(case.decode())
     # Half a byte of slack a leaf for bits that fill no word.
-    rounding = 64 * len(jax.tree.leaves(case.encoded.values)) + 0.5 * encoded
+    rounding = 64 * len(jax.tree.leaves(case.encoded.latents)) + 0.5 * encoded
     if packed.nbytes > dense and bits / 8 + rounding < encoded:
         case.fail(6, f"{packed.nbytes} packed bytes, {dense} dense, for a rate of {bits / 8:.0f} bytes")
 
@@ -164,7 +190,7 @@ class _Loop:
     """A training loop with random gradients; `traces` counts how often its step was traced."""
 
     def __init__(self, transform: Transform, params: PyTree, key: jax.Array):
-        self.tx = wrapping.wrap(optax.sgd(0.1), transform)
+        self.tx = wrap(optax.sgd(0.1), transform)
         self.params, self.key, self.traces = params, key, 0
         self.step = jax.jit(self._step)
 
@@ -189,7 +215,7 @@ def _gradients(params: PyTree, key: jax.Array) -> PyTree:
 
 def _check_training(loop: _Loop, steps: int, ulp: int) -> Encoded:
     """Law 5, and that params land on decoded weights; returns what was trained."""
-    params, opt_state = wrapping.start(loop.tx, loop.params)
+    params, opt_state = start(loop.tx, loop.params)
     for index in range(steps):
         before = params
         params, opt_state = loop.step(params, opt_state, jax.random.fold_in(loop.key, index))
@@ -201,7 +227,7 @@ def _check_training(loop: _Loop, steps: int, ulp: int) -> Encoded:
 
 
 def _case(loop: _Loop, params: PyTree, opt_state: PyTree, ulp: int, when: str) -> Case:
-    state = wrapping.find_state(opt_state)
+    state = wrap_states(opt_state)[0]
     return Case(state.transform.value, params, state.encoded, ulp, when)
 
 
@@ -222,10 +248,11 @@ def _check_landing(case: Case, before: PyTree) -> None:
 
 
 def _check_next_step(case: Case, loop: _Loop) -> None:
-    packed = packing.assemble(case.transform, case.encoded, loop.params, 3)
-    params, opt_state = wrapping.start(loop.tx, packed)
+    packed = dataclasses.replace(case._replace(params=loop.params).pack(), step=3)
+    tx = wrap(optax.sgd(0.1), case.transform, resume=packed)
+    params, opt_state = start(tx, packing.unpack(packed))
     case = _case(loop, params, opt_state, case.ulp, "resumed")
-    if int(wrapping.find_state(opt_state).count) != packed.step:
+    if int(wrap_states(opt_state)[0].step) != packed.step:
         case.fail(3, "the step counter does not go on from the packed model")
     params, opt_state = loop.step(params, opt_state, loop.key)
     after = _case(loop, params, opt_state, case.ulp, "one step after resuming")
@@ -250,7 +277,7 @@ def _variants(case: Case) -> Iterator[tuple[str, Transform, Callable[[Case, PyTr
 
     t, plain, half = case.transform, case.decode(), prune(sparsity=0.5)
     leaves = trees.outlines(case.params)
-    keep = t.selects(leaves)
+    keep = selects(t, leaves)
     chosen = tuple(leaf.name for leaf, kept in zip(leaves, keep, strict=True) if kept)
 
     def equal(inside: Case, decoded: PyTree) -> None:
@@ -259,7 +286,7 @@ def _variants(case: Case) -> Iterator[tuple[str, Transform, Callable[[Case, PyTr
 
     def zeros(inside: Case, decoded: PyTree) -> None:
         masked = only(chosen, half)
-        first = masked.decode(*_init(masked, case.params))
+        first = masked.decode(_init(masked, case.params))
         for (name, a), b in zip(trees.named_leaves(first), jax.tree.leaves(decoded), strict=True):
             if np.any(host(b)[host(a) == 0]):
                 inside.fail(4, f"leaf {name!r}: zeros of the mask are not zero after it")
@@ -269,7 +296,7 @@ def _variants(case: Case) -> Iterator[tuple[str, Transform, Callable[[Case, PyTr
     yield "only", only(chosen, t), equal
     yield "partition", partition({"all": t}, dict.fromkeys(chosen, "all")), equal
     yield "chain after identity", only(chosen, chain(identity(), t)), equal
-    if not any(t.ends(leaves)):
+    if not any(ends(t, leaves)):
         yield "chain before identity", only(chosen, chain(t, identity())), equal
     yield "chain after prune", only(chosen, chain(half, t)), zeros
 
@@ -278,8 +305,8 @@ def _check_vmap(*cases: Case) -> None:
     case = cases[0]._replace(when="under vmap")
 
     def both(encoded: Encoded, grads: PyTree) -> tuple[PyTree, Encoded]:
-        update = case.transform.update(*encoded, step=jnp.int32(1), grads=grads)
-        return case.transform.decode(*encoded), update
+        update = case.transform.update(encoded, Context(step=jnp.int32(1), grads=grads))
+        return case.transform.decode(encoded), update
 
     def stack(*x: PyTree) -> PyTree:
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *x)

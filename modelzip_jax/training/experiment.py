@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -22,8 +23,9 @@ from modelzip_jax.atomic import atomic_file
 from modelzip_jax.coding.reader import load
 from modelzip_jax.coding.writer import save
 from modelzip_jax.errors import ConfigError
-from modelzip_jax.loop import wrapping
-from modelzip_jax.loop.averaging import adopt, averaged
+from modelzip_jax.loop.reading import averaged, pack
+from modelzip_jax.loop.reading import start as start_loop
+from modelzip_jax.loop.wrapping import wrap
 from modelzip_jax.naming import choose
 from modelzip_jax.training import data, frameworks, objectives, optimizers, records, train_loop
 from modelzip_jax.training.distributed import Placement, initialize
@@ -77,16 +79,21 @@ def build(config: Any, transform: Transform | None = None) -> Experiment:
         )
     batches = len(train["labels"]) // chosen.batch_size
     steps = config.steps or max(round(config.epochs * batches), 1)
+    return Experiment(
+        config, transform, _network(config, train), _optimizer(config, transform, steps), train,
+        load_split("validation"), load_split("test"),
+        steps, _preparation(data.spec(chosen.name), chosen.augment), Placement(chosen.batch_size),
+    )  # fmt: skip
+
+
+def _optimizer(
+    config: Any, transform: Transform | None, steps: int, resume: packing.Packed | None = None
+) -> optax.GradientTransformation:
     accumulate = config.optimizer.accumulate
     tx = optimizers.optimizer(config.optimizer, max(steps // accumulate, 1))
     if transform is not None:
-        tx = wrapping.wrap(tx, transform)
-    if accumulate > 1:
-        tx = optax.MultiSteps(tx, accumulate).gradient_transformation()
-    return Experiment(
-        config, transform, _network(config, train), tx, train, load_split("validation"), load_split("test"),
-        steps, _preparation(data.spec(chosen.name), chosen.augment), Placement(chosen.batch_size),
-    )  # fmt: skip
+        tx = wrap(tx, transform, resume=resume)
+    return optax.MultiSteps(tx, accumulate).gradient_transformation() if accumulate > 1 else tx
 
 
 def _network(config: Any, train: Arrays) -> frameworks.Network:
@@ -124,26 +131,26 @@ def start(experiment: Experiment) -> TrainState:
     sample = jax.tree.map(lambda x: jnp.asarray(x[:1]), experiment.train)
     inputs = experiment.prepare(sample, None)["inputs"]
     params, variables = jax.jit(network.init)(jax.random.fold_in(key, 1), inputs)
-    weights: Any = params
+    packed = None
     if config.start:
-        weights, variables = _read(config.start, params, variables)
+        params, variables, packed = _read(config.start, params, variables)
     if experiment.transform is not None:
-        params, opt_state = wrapping.start(experiment.tx, weights)
+        tx = _optimizer(config, experiment.transform, experiment.steps, packed)
+        params, opt_state = start_loop(tx, params)
     else:
-        params = packing.unpack(weights) if isinstance(weights, packing.Packed) else weights
         opt_state = experiment.tx.init(params)
     return experiment.place.replicate(begin(params, variables, opt_state, key))
 
 
-def _read(path: str, params: PyTree, variables: PyTree) -> tuple[Any, PyTree]:
-    """The weights of a `.mz` file (packed, so that training resumes) or of a checkpoint."""
+def _read(path: str, params: PyTree, variables: PyTree) -> tuple[PyTree, PyTree, packing.Packed | None]:
+    """The weights of a checkpoint, or of a `.mz` file with the packed model from which training resumes."""
     if Path(path).suffix == ".mz":
         packed = load(path, like=params)
-        return packed, packed.variables or variables
+        return packing.unpack(packed), packed.variables or variables, packed
     tree = files.read(Path(path))
     found = tree.get("params", tree) if isinstance(tree, dict) else tree
     rest = {name: tree[name] for name in variables if name in tree} if isinstance(tree, dict) else {}
-    return trees.restructured(found, params), {**variables, **rest}
+    return trees.restructured(found, params), {**variables, **rest}, None
 
 
 def run(
@@ -236,28 +243,33 @@ def _evaluator(experiment: Experiment, name: str, arrays: Arrays) -> Callable[[T
     """Numbers about the (averaged) weights of a state, their names beginning with `name`."""
     size, place = experiment.config.data.batch_size, experiment.place
     evaluate = make_evaluate(experiment.network, arrays, size, place, experiment.prepare)
-    weights = jax.jit(averaged)
+    weights = jax.jit(functools.partial(_shipped, experiment))
 
     def numbers(state: TrainState) -> dict[str, float]:
-        found = evaluate(weights(state.opt_state, state.params), state.variables)
+        found = evaluate(weights(state.opt_state, state.params)[0], state.variables)
         return {f"{name}_{key}": value for key, value in found.items()}
 
     return numbers
+
+
+def _shipped(experiment: Experiment, opt_state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
+    """The weights to evaluate and store, with their optimizer's state: averaged ones, if an average is kept."""
+    return averaged(opt_state, params) if experiment.config.optimizer.average else (params, opt_state)
 
 
 def _finish(experiment: Experiment, state: TrainState, folder: Path) -> dict[str, Any]:
     """Stores the model and evaluates what is stored."""
     # This process's own copies: what follows is the same computation in each of them.
     local = jax.tree.map(lambda x: x.addressable_data(0), state._replace(key=None))
-    params, opt_state = adopt(local.opt_state, local.params)
+    params, opt_state = _shipped(experiment, local.opt_state, local.params)
     if experiment.transform is None:
-        packed = packing.compress(params, identity())
+        packed = packing.compress(params, identity(), variables=local.variables)
     else:
-        packed = packing.pack(experiment.transform, opt_state, params)
+        packed = pack(opt_state, params, variables=local.variables)
     main = jax.process_index() == 0
     result: dict[str, Any] = {"steps": int(local.step), "dense_bytes": packed.dense_bytes}
     if main:
-        result["file_bytes"] = save(folder / "model.mz", packed, variables=local.variables).total
+        result["file_bytes"] = save(folder / "model.mz", packed).total
     weights, variables = experiment.place.replicate((packing.unpack(packed), local.variables))
     count = len(experiment.test["labels"])
     splits = {

@@ -4,42 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, TransformError
-from modelzip_jax.quantization.uniform import Quantize
+from modelzip_jax.quantization.granularity import Granularity
+from modelzip_jax.quantization.uniform import Quantizer
 from modelzip_jax.recipe import recordable
-from modelzip_jax.transform import Encoded
 
 __all__ = ["StepQuantize", "quantize_step"]
-
-PyTree = Any
 
 
 @recordable
 @dataclasses.dataclass(frozen=True)
-class StepQuantize(Quantize):
-    """See `quantize_step`."""
+class StepQuantize(Quantizer):
+    """See `quantize_step`. range: has no meaning; files of version 1 have it."""
 
     step: float
+    range: str = "max"
 
-    def init(self, values: PyTree, **extra: Any) -> Encoded:
-        encoded = super().init(values, **extra)
+    def chosen(self, name: str, w: jax.Array, groups: Granularity) -> tuple[jax.Array, jax.Array]:
         reach = self.step * ((1 << (self.bits - 1)) - 0.5)
-        for name, leaf in trees.named_leaves(values):
-            if not isinstance(leaf, jax.core.Tracer) and leaf.size and float(jnp.max(jnp.abs(leaf))) > reach:
-                raise LeafError(
-                    f"leaf {name!r} has magnitudes up to {float(jnp.max(jnp.abs(leaf))):.4g}, and {self.bits} "
-                    f"bits of step {self.step:.4g} reach {reach:.4g}; take more bits or a larger step"
-                )
-        state = jax.tree.map(
-            lambda _, s: s._replace(step=jnp.full_like(s.step, self.step)), values, encoded.state
-        )
-        return encoded._replace(state=state)
+        if not isinstance(w, jax.core.Tracer) and w.size and float(jnp.max(jnp.abs(w))) > reach:
+            raise LeafError(
+                f"leaf {name!r} has magnitudes up to {float(jnp.max(jnp.abs(w))):.4g}, and {self.bits} "
+                f"bits of step {self.step:.4g} reach {reach:.4g}; take more bits or a larger step"
+            )
+        step = jnp.full(groups.steps_shape(w.shape), self.step, w.dtype)
+        return step, jnp.zeros_like(step)
 
 
 def quantize_step(step: float, bits: int = 8) -> StepQuantize:
@@ -56,12 +49,12 @@ def quantize_step(step: float, bits: int = 8) -> StepQuantize:
       TransformError: a step that is not positive and finite, bits outside 2-8.
       LeafError (at `init`): the codes do not reach the largest weight.
 
-    >>> t = quantize_step(0.5)
-    >>> t.decode(*t.init({"w": jnp.array([0.6, -1.9])}))
+    >>> import modelzip_jax as mz
+    >>> mz.decoded({"w": jnp.array([0.6, -1.9])}, quantize_step(0.5))
     {'w': Array([ 0.5, -2. ], dtype=float32)}
     """
     if not 0.0 < step < math.inf:
         raise TransformError(f"a step size is positive and finite, not {step!r}")
     if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 8:
         raise TransformError(f"bits must be an integer from 2 to 8, not {bits!r}")
-    return StepQuantize(bits, "tensor", 128, -1, True, False, "max", float(step))
+    return StepQuantize(bits, "tensor", 128, -1, True, False, float(step))

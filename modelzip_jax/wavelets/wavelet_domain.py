@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, TransformError
+from modelzip_jax.linear import Linear, LinearState
 from modelzip_jax.meshes import spec_of, under_any_mesh
 from modelzip_jax.packed import PackedArray, is_packed
 from modelzip_jax.recipe import recordable
-from modelzip_jax.transform import Encoded, Rate, Transform
+from modelzip_jax.transform import Encoded
+from modelzip_jax.tree import PyTree, Static
 from modelzip_jax.wavelets.bases import Basis
 from modelzip_jax.wavelets.coefficients import Coefficients
 from modelzip_jax.wavelets.shapes import crop, kept_bands, scale, synthesize, viewed
 
 __all__ = ["Wavelet", "cosines", "wavelet"]
 
-PyTree = Any
-
 
 @jax.tree_util.register_static
 class Geometry(NamedTuple):
-    """Of one leaf: its shape, the shape that is transformed, the kept corner, and its dtype (all static)."""
+    """Of one leaf: its shape, the shape that is transformed, and the kept corner (all static)."""
 
     shape: tuple[int, ...]
     view: tuple[int, ...]
     corner: tuple[int, ...]
-    dtype: str
 
     @property
     def latent(self) -> tuple[int, ...]:
@@ -42,7 +40,7 @@ class Geometry(NamedTuple):
 
 @recordable
 @dataclasses.dataclass(frozen=True)
-class Wavelet(Transform):
+class Wavelet(Linear):
     """See `wavelet` and `cosines`."""
 
     basis: Basis
@@ -50,8 +48,8 @@ class Wavelet(Transform):
     keep: int | None
     gains: tuple[float, ...]
 
-    def _geometry(self, name: str, x: Any) -> Geometry:
-        shape = tuple(jnp.shape(x))
+    def prepare(self, name: str, w: Any) -> Geometry:
+        shape = tuple(jnp.shape(w))
         view = viewed(shape, self.view, name)
         if view and not all(-len(view) <= axis < len(view) for axis in self.basis.axes):
             raise LeafError(
@@ -59,63 +57,42 @@ class Wavelet(Transform):
                 "example with min_ndim=2"
             )
         corner = view if self.keep is None or not view else self.basis.corner(view, self.keep)
-        return Geometry(shape, view, corner, str(jnp.result_type(x)))
+        return Geometry(shape, view, corner)
 
     def _gains(self) -> jax.Array | None:
         return jnp.asarray(self.gains, jnp.float32) if self.gains else None
 
-    def init(self, values: PyTree, **extra: Any) -> Encoded:
-        trees.check_floating(values, "wavelet")
-        state = trees.map_named(self._geometry, values)
-        return Encoded(self.analysis(jax.tree.map(trees.latent, values), state), (), state)
-
-    def _analyse(self, x: jax.Array, leaf: Geometry) -> jax.Array:
+    def analysis(self, w: jax.Array, leaf: Geometry) -> jax.Array:
         if not leaf.view:  # A scalar has no neighbours.
-            return x
+            return w
 
-        def analyse(x: jax.Array) -> jax.Array:
-            y = crop(self.basis.analysis(x.reshape(leaf.view)), leaf.corner)
+        def analyse(w: jax.Array) -> jax.Array:
+            z = crop(self.basis.analysis(w.reshape(leaf.view)), leaf.corner)
             gains = None if not self.gains else 1.0 / jnp.asarray(self.gains, jnp.float32)
-            return scale(y, gains, kept_bands(self.basis, leaf.view, leaf.corner)).reshape(leaf.latent)
+            return scale(z, gains, kept_bands(self.basis, leaf.view, leaf.corner)).reshape(leaf.latent)
 
-        return under_any_mesh(analyse, (x,), spec_of(x) if leaf.latent == x.shape else PartitionSpec())
+        return under_any_mesh(analyse, (w,), spec_of(w) if leaf.latent == w.shape else PartitionSpec())
 
-    def _synthesize(self, y: jax.Array, leaf: Geometry) -> jax.Array:
-        return synthesize(y, self.basis, leaf.view, leaf.corner, self._gains(), leaf.shape)
+    def synthesis(self, z: jax.Array, leaf: Geometry) -> jax.Array:
+        return synthesize(z, self.basis, leaf.view, leaf.corner, self._gains(), leaf.shape)
 
-    def analysis(self, values: PyTree, state: PyTree) -> PyTree:
-        return jax.tree.map(self._analyse, values, state)
-
-    def synthesis(self, values: PyTree, state: PyTree) -> PyTree:
-        return jax.tree.map(self._synthesize, values, state)
-
-    def decode(self, values: PyTree, extras: PyTree, state: PyTree) -> PyTree:
-        return jax.tree.map(lambda y, leaf: self._synthesize(y, leaf).astype(leaf.dtype), values, state)
-
-    def pack(self, values: PyTree, extras: PyTree, state: PyTree, inner: PyTree) -> PyTree:
-        def wrap(_: Any, leaf: Geometry, packed: PackedArray) -> PackedArray:
+    def pack(self, encoded: Encoded, inner: PyTree) -> PyTree:
+        def wrap(_: Any, leaf: Geometry, dtype: Static, packed: PackedArray) -> PackedArray:
             basis = self.basis
             frame = Coefficients(
-                packed, None, self._gains(), leaf.shape, leaf.dtype, leaf.view, leaf.corner, basis.kind,
+                packed, None, self._gains(), leaf.shape, dtype.value, leaf.view, leaf.corner, basis.kind,
                 basis.filter, basis.size, basis.axes,
             )  # fmt: skip
             return frame.with_inner(packed)
 
-        return jax.tree.map(wrap, values, state, inner)
+        return jax.tree.map(wrap, encoded.latents, encoded.state.maps, encoded.state.dtypes, inner)
 
     def resume(self, packed: PyTree) -> tuple[PyTree, PyTree, PyTree]:
-        def geometry(p: Coefficients) -> Geometry:
-            return Geometry(tuple(p.shape), tuple(p.view), tuple(p.corner), p.dtype)
+        def over(function: Callable[[Coefficients], Any]) -> PyTree:
+            return jax.tree.map(function, packed, is_leaf=is_packed)
 
-        state = jax.tree.map(geometry, packed, is_leaf=is_packed)
-        return (), state, jax.tree.map(lambda p: p.gathered(), packed, is_leaf=is_packed)
-
-    def rate(self, values: PyTree, extras: PyTree, state: PyTree, inner: PyTree) -> PyTree:
-        def spread(_: Any, leaf: Geometry, r: Rate) -> Rate:
-            size = max(math.prod(leaf.shape), 1)
-            return Rate(jnp.full(leaf.shape, jnp.sum(r.elements) / size), r.side)
-
-        return jax.tree.map(spread, values, state, inner)
+        maps = over(lambda p: Geometry(tuple(p.shape), tuple(p.view), tuple(p.corner)))
+        return (), LinearState(maps, over(lambda p: Static(p.dtype))), over(lambda p: p.gathered())
 
 
 def wavelet(
@@ -161,7 +138,7 @@ def wavelet(
     >>> import modelzip_jax as mz
     >>> smooth = {"w": jnp.array([1.0, 1.0, 2.0, 2.0])}
     >>> t = mz.chain(mz.wavelet("haar", levels=1), mz.prune(sparsity=0.5))
-    >>> t.decode(*t.init(smooth))["w"].round(4)
+    >>> mz.decoded(smooth, t)["w"].round(4)
     Array([1., 1., 2., 2.], dtype=float32)
     """
     kind = "packets" if packets else "wavelet"
@@ -186,8 +163,8 @@ def cosines(
       TransformError: a block below 1, a gain that is not positive, `keep` below 1.
       LeafError (at `init`): a leaf without those axes, or that cannot be viewed so.
 
-    >>> t = cosines(block=4, keep=1)
-    >>> t.decode(*t.init({"w": jnp.array([1.0, 3.0, 2.0, 2.0])}))["w"].round(4)
+    >>> import modelzip_jax as mz
+    >>> mz.decoded({"w": jnp.array([1.0, 3.0, 2.0, 2.0])}, cosines(block=4, keep=1))["w"].round(4)
     Array([2., 2., 2., 2.], dtype=float32)
     """
     return _make(Basis("dct", "", block, _tuple(axes)), view, keep, gains)

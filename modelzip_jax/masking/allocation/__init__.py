@@ -1,6 +1,6 @@
 """Allocations: how pruning is shared out among leaves (`mz.allocation`)."""
 
-from modelzip_jax.masking.allocation.allocator import Allocation, Part
+from modelzip_jax.masking.allocation.allocator import Allocation, Groups, Part
 from modelzip_jax.masking.allocation.budget import AtMost, at_most
 from modelzip_jax.masking.allocation.by_activity import ByActivation, by_activation
 from modelzip_jax.masking.allocation.shares import Erk, Global, Layers, Uniform, erk, layers, resolve
@@ -11,6 +11,7 @@ __all__ = [
     "ByActivation",
     "Erk",
     "Global",
+    "Groups",
     "Layers",
     "Part",
     "Uniform",

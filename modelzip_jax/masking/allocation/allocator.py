@@ -3,70 +3,141 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from modelzip_jax import tree as trees
+from modelzip_jax.errors import TransformError
+from modelzip_jax.masking.schedules import Schedule
+from modelzip_jax.masking.structures import Structure
+from modelzip_jax.masking.threshold import count_kept, keep_largest
 
-__all__ = ["Allocation", "Part", "parts_of", "shared_out"]
-
-Row = TypeVar("Row")
-Chosen = TypeVar("Chosen")
+__all__ = ["Allocation", "Groups", "Part", "shared_out"]
 
 
 class Part(NamedTuple):
-    """A leaf: its name, its shape, and how many groups of weights it has."""
+    """A leaf: its name, the shape of its tensor, how many groups of weights that has, and how many tensors.
+
+    layers: None for a leaf that is one tensor; a stacked leaf has as many of that shape.
+    """
 
     name: str
     shape: tuple[int, ...]
     groups: int
+    layers: int | None = None
+
+    @property
+    def tensors(self) -> int:
+        """How many tensors the leaf holds."""
+        return 1 if self.layers is None else self.layers
+
+
+class Groups(NamedTuple):
+    """What an allocation chooses from.
+
+    parts, arrays: the leaves, and for each an array whose `score` are its groups' scores, `(layers, *groups)` for
+    stacked ones. score: pointwise. structure: what a group is. frozen: parameters outside of the parts.
+    near: uint32 `(leaves,)`, where the last choice found each leaf's threshold, 0 for nowhere; changes no mask.
+    """
+
+    parts: list[Part]
+    arrays: list[jax.Array]
+    score: Callable[[jax.Array], jax.Array]
+    structure: Structure
+    frozen: int
+    near: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class Allocation:
-    """Base of allocations. `leafwise`: whether a leaf's share does not depend on the others."""
+    """Base of allocations: `__call__` says which share of its weights each leaf gives up.
+
+    One whose choice depends on more than shares, such as a budget, overrides `choose` instead.
+    """
 
     @property
     def leafwise(self) -> bool:
+        """Whether a leaf's share does not depend on the others."""
         return True
 
     def __call__(self, parts: list[Part], sparsity: jax.Array) -> list[jax.Array] | None:
         """The sparsity of each leaf, float32 scalars; None for one threshold over all of them."""
-        raise TypeError(f"{type(self).__name__} defines no __call__")
+        raise TransformError(f"{type(self).__name__} gives no shares")
+
+    def check(self, sparsity: Any, structure: Structure) -> None:
+        """Raises `TransformError` where a sparsity and a structure do not go with it."""
+        if structure.fixes_sparsity and sparsity is not None:
+            raise TransformError(f"{structure} fixes the sparsity; leave it out")
+        if not structure.fixes_sparsity and sparsity is None:
+            raise TransformError("prune needs a sparsity: mz.prune(sparsity=0.8)")
+
+    def amount(self, schedule: Schedule | None, step: Any) -> jax.Array:
+        """What is asked for at a step: the sparsity, float32 scalar."""
+        return jnp.float32(0.0) if schedule is None else schedule(step)
+
+    def choose(self, groups: Groups, amount: jax.Array) -> tuple[list[jax.Array], jax.Array]:
+        """Booleans like `groups.arrays` of what stays, and where the thresholds are."""
+        if not groups.arrays:
+            return [], groups.near
+
+        def choose(rows: list[Any], share: jax.Array, layered: bool) -> list[Any]:
+            arrays, places = (list(column) for column in zip(*rows, strict=True))
+            find = _largest_of_layers if layered else _largest
+            masks, place = find(arrays, share, groups.score, places[0])
+            return list(zip(masks, [place, *places[1:]], strict=True))
+
+        rows = list(zip(groups.arrays, jnp.split(groups.near, groups.near.size), strict=True))
+        found = shared_out(self(groups.parts, amount), amount, groups.parts, rows, choose)
+        return [mask for mask, _ in found], jnp.concatenate([at for _, at in found])
 
 
-def parts_of(values: Any, grouped: list[jax.Array]) -> list[Part]:
-    """The parts of a tree, from the groups of each leaf.
+@functools.partial(jax.jit, static_argnums=2)
+def _largest(
+    arrays: list[jax.Array], sparsity: jax.Array, score: Callable[[jax.Array], jax.Array], near: jax.Array
+) -> tuple[list[jax.Array], jax.Array]:
+    """Masks that keep the largest scores over all of the arrays together, and the threshold: uint32 `(1,)`."""
+    kept = keep_largest(arrays, count_kept(sum(x.size for x in arrays), sparsity), score, near[0])
+    return kept.masks, kept.threshold[None]
 
-    >>> parts_of({"w": jnp.zeros((2, 3))}, [jnp.zeros(3)])
-    [Part(name='w', shape=(2, 3), groups=3)]
-    """
-    named = zip(trees.named_leaves(values), grouped, strict=True)
-    return [Part(name, jnp.shape(leaf), jnp.size(group)) for (name, leaf), group in named]
+
+@functools.partial(jax.jit, static_argnums=2)
+def _largest_of_layers(
+    arrays: list[jax.Array], sparsity: jax.Array, score: Callable[[jax.Array], jax.Array], near: jax.Array
+) -> tuple[list[jax.Array], jax.Array]:
+    """The same for each layer of one stacked leaf by itself; the threshold is the first layer's."""
+    (layers,) = arrays
+    if not layers.size:
+        return [jnp.zeros(layers.shape, bool)], near
+    masks, places = jax.vmap(lambda x: _largest([x], sparsity, score, near))(layers)
+    return masks, places[0]
 
 
 def shared_out(
     shares: list[jax.Array] | None,
     sparsity: jax.Array,
-    rows: list[Row],
-    choose: Callable[[list[Row], jax.Array], list[Chosen]],
-) -> list[Chosen]:
+    parts: list[Part],
+    rows: list[Any],
+    choose: Callable[[list[Any], jax.Array, bool], list[Any]],
+) -> list[Any]:
     """What is chosen for each leaf: under one threshold for all of them, or one of its own for each.
 
     Args:
       shares: of an `Allocation`: the sparsity of each leaf, or None for one threshold.
-      rows: one a leaf, with what `choose` needs of it.
-      choose: from the rows that share a threshold, and their sparsity, to one entry a row.
+      parts: the leaves. rows: one a leaf, with what `choose` needs of it.
+      choose: from the rows that share a threshold, their sparsity, and whether it is one stacked leaf, whose layers
+        have a threshold each, to one entry a row.
 
-    >>> choose = lambda rows, share: [(row, len(rows), share) for row in rows]
-    >>> shared_out(None, 0.9, ["a", "b"], choose)
-    [('a', 2, 0.9), ('b', 2, 0.9)]
-    >>> shared_out([0.8, 0.95], 0.9, ["a", "b"], choose)
-    [('a', 1, 0.8), ('b', 1, 0.95)]
+    >>> parts = [Part("a", (2,), 2), Part("b", (2,), 2, layers=3)]
+    >>> choose = lambda rows, share, layered: [(row, len(rows), share, layered) for row in rows]
+    >>> shared_out(None, 0.9, parts, ["a", "b"], choose)
+    [('a', 2, 0.9, False), ('b', 2, 0.9, False)]
+    >>> shared_out([0.8, 0.95], 0.9, parts, ["a", "b"], choose)
+    [('a', 1, 0.8, False), ('b', 1, 0.95, True)]
     """
     if shares is None:
-        return choose(rows, sparsity) if rows else []
-    return [chosen for row, share in zip(rows, shares, strict=True) for chosen in choose([row], share)]
+        return choose(rows, sparsity, False) if rows else []
+    each = zip(rows, shares, parts, strict=True)
+    return [one for row, share, part in each for one in choose([row], share, part.layers is not None)]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
 from modelzip_jax.errors import NonFiniteError, TransformError
-from modelzip_jax.masking.allocation.allocator import Allocation, Part
+from modelzip_jax.masking.allocation.allocator import Allocation, Groups, Part
 from modelzip_jax.masking.allocation.solver import within
+from modelzip_jax.masking.schedules import Schedule, as_schedule
 from modelzip_jax.masking.structures import Structure
 from modelzip_jax.recipe import recordable
 
@@ -53,42 +53,30 @@ class AtMost(Allocation):
                 f"at_most finds the sparsity itself: leave out sparsity={sparsity!r}, or pass a schedule, which says "
                 "when the budget is reached"
             )
-        if callable(sparsity) and getattr(sparsity, "final", 1.0) == 0.0:
+        if callable(sparsity) and as_schedule(sparsity).last == 0.0:
             raise TransformError(f"{sparsity} ends dense, so that no budget would hold")
 
-    def progress(self, schedule: Callable[[Any], jax.Array] | None, step: Any) -> jax.Array:
+    def amount(self, schedule: Schedule | None, step: Any) -> jax.Array:
         """How far the way from dense to the budget is gone at a step: float32 scalar in [0, 1]."""
         if schedule is None:
             return jnp.float32(1.0)
-        value, final = jnp.asarray(schedule(step), jnp.float32), getattr(schedule, "final", 1.0)
-        return jnp.where(value >= jnp.float32(final), 1.0, jnp.clip(value / final, 0.0, 1.0))
+        value, last = schedule(step), schedule.last
+        return jnp.where(value >= jnp.float32(last), 1.0, jnp.clip(value / last, 0.0, 1.0))
 
-    def choose(
-        self,
-        parts: list[Part],
-        groups: list[jax.Array],
-        score: Callable[[jax.Array], jax.Array],
-        structure: Structure,
-        progress: jax.Array,
-        frozen: int,
-    ) -> list[jax.Array]:
-        """Which groups stay.
-
-        Args:
-          parts, groups: the leaves, and for each what `score` makes the scores of its groups of.
-          progress: see `progress`.
-          frozen: parameters outside of `parts`.
+    def choose(self, groups: Groups, amount: jax.Array) -> tuple[list[jax.Array], jax.Array]:
+        """Which groups stay, when `amount` of the way to the budget is gone.
 
         Raises:
           TransformError: the budget is not above what is not pruned, or the FLOPs do not fit the leaves.
           NonFiniteError: a score is NaN (traced ones, which nobody can look at, rank highest).
         """
-        for part, group in zip(parts, groups, strict=True):
+        parts, arrays, score, structure, frozen, near = groups
+        for part, group in zip(parts, arrays, strict=True):
             if not isinstance(group, jax.core.Tracer) and bool(jnp.any(jnp.isnan(score(group)))):
                 raise NonFiniteError(f"leaf {part.name!r} has scores that are NaN, which have no order")
         largest = [structure.largest(part.shape) for part in parts]
         if self.params is not None:
-            spare, whole = self.params - frozen, sum(math.prod(p.shape) for p in parts)
+            spare, whole = self.params - frozen, sum(map(_weights, parts))
             costs, asked, what = largest, self.params, "parameters"
         else:
             shares, frozen = self._flops(parts)
@@ -96,7 +84,7 @@ class AtMost(Allocation):
             spare, whole = (self.flops - frozen) * _FINE, sum(shares) * _FINE
             # Rounded up: what is counted is never less than what it is.
             costs = [
-                -(-flops * _FINE * n // max(math.prod(p.shape), 1))
+                -(-flops * _FINE * n // max(_weights(p), 1))
                 for p, n, flops in zip(parts, largest, shares, strict=True)
             ]
             asked, what = self.flops, "FLOPs"
@@ -108,12 +96,12 @@ class AtMost(Allocation):
         if (
             whole <= spare
         ):  # Also where groups at an edge, smaller than they are counted, make the difference.
-            spare = sum(g.size * c for g, c in zip(groups, costs, strict=True))
-        return within(groups, progress, score=score, costs=tuple(costs), limit=spare)
+            spare = sum(g.size * c for g, c in zip(arrays, costs, strict=True))
+        return within(arrays, amount, score=score, costs=tuple(costs), limit=spare), near
 
     def _flops(self, parts: list[Part]) -> tuple[list[int], int]:
         """FLOPs of each leaf, and of everything else."""
-        sizes = {p.name: math.prod(p.shape) for p in parts}
+        sizes = {p.name: _weights(p) for p in parts}
         found: collections.Counter[str] = collections.Counter()
         frozen = 0
         for leaves, flops in self.costs:
@@ -138,6 +126,10 @@ class AtMost(Allocation):
                 f"{known[:5]}: trace the cost with the tree that is compressed"
             )
         return [found[p.name] for p in parts], frozen
+
+
+def _weights(part: Part) -> int:
+    return part.tensors * math.prod(part.shape)
 
 
 def at_most(*, params: int | None = None, flops: int | None = None, costs: Cost | None = None) -> AtMost:

@@ -50,8 +50,10 @@ class Erk(Allocation):
         return False
 
     def __call__(self, parts: list[Part], sparsity: jax.Array) -> list[jax.Array]:
-        sizes = jnp.array([math.prod(p.shape) for p in parts], jnp.float32)
-        raw = jnp.array([sum(p.shape) / max(math.prod(p.shape), 1) for p in parts], jnp.float32)
+        # A scalar has no axes: as dense as a vector of one.
+        shapes = [p.shape or (1,) for p in parts]
+        sizes = jnp.array([p.tensors * math.prod(s) for p, s in zip(parts, shapes, strict=True)], jnp.float32)
+        raw = jnp.array([sum(s) / max(math.prod(s), 1) for s in shapes], jnp.float32)
         wanted = (1.0 - sparsity) * jnp.sum(sizes)
 
         def kept(scale: jax.Array) -> jax.Array:
@@ -64,7 +66,7 @@ class Erk(Allocation):
             return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
 
         # The densest any leaf must become is 1, so the scale lies below the largest 1 / raw.
-        bracket = jnp.float32(0.0), jnp.max(1.0 / jnp.maximum(raw, 1e-30), initial=1.0)
+        bracket = jnp.float32(0.0), jnp.max(jnp.where(sizes > 0, 1.0 / raw, 0.0), initial=1.0)
         _, scale = jax.lax.fori_loop(0, 48, halve, bracket)
         return list(1.0 - jnp.minimum(scale * raw, 1.0))
 

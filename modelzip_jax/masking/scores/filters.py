@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError
-from modelzip_jax.masking.scores.score import Score
+from modelzip_jax.masking.scores.score import NOTHING, Score
 from modelzip_jax.meshes import spec_of, under_any_mesh
 from modelzip_jax.recipe import recordable
+from modelzip_jax.transform import Context
+from modelzip_jax.tree import PyTree
 
 __all__ = ["GeometricMedian", "geometric_median"]
-
-PyTree = Any
 
 
 @recordable
@@ -27,7 +26,7 @@ class GeometricMedian(Score):
 
     axis: int = -1
 
-    def __call__(self, values: PyTree, **extra: Any) -> PyTree:
+    def __call__(self, weights: PyTree, context: Context = NOTHING, memory: PyTree = ()) -> PyTree:
         def score(name: str, w: jax.Array) -> jax.Array:
             if not -w.ndim <= self.axis < w.ndim:
                 raise LeafError(
@@ -45,7 +44,7 @@ class GeometricMedian(Score):
 
             return under_any_mesh(everywhere, (w,), spec_of(w))
 
-        return trees.map_named(score, values)
+        return trees.map_named(score, weights)
 
 
 def geometric_median(axis: int = -1) -> GeometricMedian:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from modelzip_jax.errors import TransformError
-from modelzip_jax.masking.scores.score import Score
+from modelzip_jax.masking.scores.score import NOTHING, Score
 from modelzip_jax.recipe import recordable
+from modelzip_jax.transform import Context
+from modelzip_jax.tree import PyTree
 
 __all__ = [
     "Fisher",
@@ -25,8 +26,6 @@ __all__ = [
     "taylor",
 ]
 
-PyTree = Any
-
 
 @recordable
 @dataclasses.dataclass(frozen=True)
@@ -35,15 +34,15 @@ class GradientMagnitude(Score):
 
     needs = ("grads",)
 
-    def __call__(self, values: PyTree, *, grads: PyTree = None, **extra: Any) -> PyTree:
-        return jax.tree.map(lambda w, g: jnp.abs(g), values, grads)
+    def __call__(self, weights: PyTree, context: Context = NOTHING, memory: PyTree = ()) -> PyTree:
+        return jax.tree.map(lambda w, g: jnp.abs(g), weights, context.grads)
 
 
 def gradient_magnitude() -> GradientMagnitude:
     """|g|: what RigL grows by (Evci et al. 2020, arXiv:1911.11134).
 
     >>> w, g = jnp.array([1.0, 2.0]), jnp.array([-3.0, 0.5])
-    >>> gradient_magnitude()(w, grads=g)
+    >>> gradient_magnitude()(w, Context(grads=g))
     Array([3. , 0.5], dtype=float32)
     """
     return GradientMagnitude()
@@ -56,8 +55,8 @@ class Saliency(Score):
 
     needs = ("grads",)
 
-    def __call__(self, values: PyTree, *, grads: PyTree = None, **extra: Any) -> PyTree:
-        return jax.tree.map(lambda w, g: jnp.abs(w * g), values, grads)
+    def __call__(self, weights: PyTree, context: Context = NOTHING, memory: PyTree = ()) -> PyTree:
+        return jax.tree.map(lambda w, g: jnp.abs(w * g), weights, context.grads)
 
 
 def saliency() -> Saliency:
@@ -67,7 +66,7 @@ def saliency() -> Saliency:
     which changes no ranking).
 
     >>> w, g = jnp.array([1.0, 2.0]), jnp.array([-3.0, 0.5])
-    >>> saliency()(w, grads=g)
+    >>> saliency()(w, Context(grads=g))
     Array([3., 1.], dtype=float32)
     """
     return Saliency()
@@ -80,8 +79,8 @@ class Taylor(Score):
 
     needs = ("grads",)
 
-    def __call__(self, values: PyTree, *, grads: PyTree = None, **extra: Any) -> PyTree:
-        return jax.tree.map(lambda w, g: jnp.square(w * g), values, grads)
+    def __call__(self, weights: PyTree, context: Context = NOTHING, memory: PyTree = ()) -> PyTree:
+        return jax.tree.map(lambda w, g: jnp.square(w * g), weights, context.grads)
 
 
 def taylor() -> Taylor:
@@ -90,7 +89,7 @@ def taylor() -> Taylor:
     Ranks single weights as `saliency` does; under a structure, which averages, large terms count more.
 
     >>> w, g = jnp.array([1.0, 2.0]), jnp.array([-3.0, 0.5])
-    >>> taylor()(w, grads=g)
+    >>> taylor()(w, Context(grads=g))
     Array([9., 1.], dtype=float32)
     """
     return Taylor()
@@ -103,13 +102,13 @@ class Movement(Score):
 
     needs = ("grads",)
 
-    def start(self, values: PyTree) -> PyTree:
-        return _zeros(values)
+    def start(self, weights: PyTree) -> PyTree:
+        return _zeros(weights)
 
-    def observe(self, memory: PyTree, values: PyTree, *, grads: PyTree = None, **extra: Any) -> PyTree:
-        return jax.tree.map(lambda m, w, g: m - w * g, memory, values, grads)
+    def observe(self, memory: PyTree, weights: PyTree, context: Context) -> PyTree:
+        return jax.tree.map(lambda m, w, g: m - w * g, memory, weights, context.grads)
 
-    def __call__(self, values: PyTree, *, memory: PyTree = (), **extra: Any) -> PyTree:
+    def __call__(self, weights: PyTree, context: Context = NOTHING, memory: PyTree = ()) -> PyTree:
         return memory
 
 
@@ -119,7 +118,7 @@ def movement() -> Movement:
     Takes a float32 a weight of memory.
 
     >>> score, w, g = movement(), jnp.array([1.0, 2.0]), jnp.array([-3.0, 0.5])
-    >>> score(w, memory=score.observe(score.start(w), w, grads=g), grads=g)
+    >>> score(w, Context(grads=g), score.observe(score.start(w), w, Context(grads=g)))
     Array([ 3., -1.], dtype=float32)
     """
     return Movement()
@@ -134,14 +133,16 @@ class Fisher(Score):
 
     needs = ("grads",)
 
-    def start(self, values: PyTree) -> PyTree:
-        return _zeros(values)
+    def start(self, weights: PyTree) -> PyTree:
+        return _zeros(weights)
 
-    def observe(self, memory: PyTree, values: PyTree, *, grads: PyTree = None, **extra: Any) -> PyTree:
-        return jax.tree.map(lambda m, g: m * self.decay + jnp.square(g) * (1.0 - self.decay), memory, grads)
+    def observe(self, memory: PyTree, weights: PyTree, context: Context) -> PyTree:
+        return jax.tree.map(
+            lambda m, g: m * self.decay + jnp.square(g) * (1.0 - self.decay), memory, context.grads
+        )
 
-    def __call__(self, values: PyTree, *, memory: PyTree = (), **extra: Any) -> PyTree:
-        return jax.tree.map(lambda w, m: 0.5 * m * jnp.square(w), values, memory)
+    def __call__(self, weights: PyTree, context: Context = NOTHING, memory: PyTree = ()) -> PyTree:
+        return jax.tree.map(lambda w, m: 0.5 * m * jnp.square(w), weights, memory)
 
 
 def fisher(decay: float = 0.99) -> Fisher:
@@ -154,7 +155,7 @@ def fisher(decay: float = 0.99) -> Fisher:
       decay: weight of the old mean at each step, in [0, 1).
 
     >>> score, w, g = fisher(decay=0.0), jnp.array([1.0, 2.0]), jnp.array([-3.0, 0.5])
-    >>> score(w, memory=score.observe(score.start(w), w, grads=g), grads=g)
+    >>> score(w, Context(grads=g), score.observe(score.start(w), w, Context(grads=g)))
     Array([4.5, 0.5], dtype=float32)
     """
     if not 0.0 <= decay < 1.0:

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError
-from modelzip_jax.masking.scores.score import Score
+from modelzip_jax.masking.scores.score import NOTHING, Score
 from modelzip_jax.recipe import recordable
+from modelzip_jax.transform import Context
+from modelzip_jax.tree import PyTree
 
 __all__ = ["ActivationSparsity", "Wanda", "activation_sparsity", "wanda"]
-
-PyTree = Any
 
 
 @recordable
@@ -25,13 +25,13 @@ class Wanda(Score):
 
     needs = ("stats",)
 
-    def __call__(self, values: PyTree, *, stats: PyTree = None, **extra: Any) -> PyTree:
+    def __call__(self, weights: PyTree, context: Context = NOTHING, memory: PyTree = ()) -> PyTree:
         def score(name: str, w: jax.Array, measured: Any) -> jax.Array:
             use, channels = _seen(name, measured, "inputs", "second_moment")
             norms = jnp.sqrt(channels.second_moment)
             return jnp.abs(w) * _along(norms, w.ndim, (*use.layers, *use.batch, *use.contracted))
 
-        return _map(score, values, stats)
+        return _map(score, weights, context.stats)
 
 
 def wanda() -> Wanda:
@@ -53,14 +53,14 @@ class ActivationSparsity(Score):
 
     needs = ("stats",)
 
-    def __call__(self, values: PyTree, *, stats: PyTree = None, **extra: Any) -> PyTree:
+    def __call__(self, weights: PyTree, context: Context = NOTHING, memory: PyTree = ()) -> PyTree:
         def score(name: str, w: jax.Array, measured: Any) -> jax.Array:
             use, channels = _seen(name, measured, "activations", self.kind)
             seen = getattr(channels, self.kind)
             seen = 1.0 - seen if self.kind == "zeros" else seen
             return jnp.broadcast_to(_along(seen, w.ndim, (*use.layers, *use.batch, *use.output)), w.shape)
 
-        return _map(score, values, stats)
+        return _map(score, weights, context.stats)
 
 
 def activation_sparsity(kind: str = "mean_abs") -> ActivationSparsity:

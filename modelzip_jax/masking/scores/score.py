@@ -8,21 +8,25 @@ scores of the same shapes:
     class Saliency(mz.scores.Score):
         needs = ("grads",)
 
-        def __call__(self, values, grads, **extra):
-            return jax.tree.map(lambda w, g: jnp.abs(w * g), values, grads)
+        def __call__(self, weights, context=mz.Context(), memory=()):
+            return jax.tree.map(lambda w, g: jnp.abs(w * g), weights, context.grads)
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 
-__all__ = ["Score"]
+from modelzip_jax.transform import Context
+from modelzip_jax.tree import PyTree
 
-PyTree = Any
+__all__ = ["NOTHING", "Score"]
+
+NOTHING = Context()
+"""What a score of the weights alone is told."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,20 +39,20 @@ class Score:
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
-    """What must be among `extra`: "grads", "stats", "scores"."""
+    """Fields of the context that must not be None: "grads", "stats", "scores", or names of the user's own."""
 
     def pointwise(self) -> Callable[[jax.Array], jax.Array] | None:
         """The function of an array of weights that gives their scores, if there is one."""
         return None
 
-    def start(self, values: PyTree) -> PyTree:
+    def start(self, weights: PyTree) -> PyTree:
         """What the score remembers, before the first step."""
         return ()
 
-    def observe(self, memory: PyTree, values: PyTree, **extra: Any) -> PyTree:
-        """What it remembers after a step; `extra` as in `Transform.update`."""
+    def observe(self, memory: PyTree, weights: PyTree, context: Context) -> PyTree:
+        """What it remembers after a step; where that is not finite, the old memory stays."""
         return memory
 
-    def __call__(self, values: PyTree, *, memory: PyTree = (), **extra: Any) -> PyTree:
-        """Scores of the shapes of `values`; larger is kept. `extra` as in `Transform.update`."""
+    def __call__(self, weights: PyTree, context: Context = NOTHING, memory: PyTree = ()) -> PyTree:
+        """Scores of the shapes of `weights`; larger is kept."""
         raise TypeError(f"{type(self).__name__} defines no __call__")

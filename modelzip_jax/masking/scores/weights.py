@@ -5,20 +5,19 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import TransformError
-from modelzip_jax.masking.scores.score import Score
+from modelzip_jax.masking.scores.score import NOTHING, Score
 from modelzip_jax.meshes import spec_of, under_any_mesh
 from modelzip_jax.recipe import recordable
+from modelzip_jax.transform import Context
+from modelzip_jax.tree import PyTree
 
 __all__ = ["Magnitude", "Outlier", "Random", "magnitude", "outlier", "random"]
-
-PyTree = Any
 
 
 @recordable
@@ -31,8 +30,8 @@ class Magnitude(Score):
     def pointwise(self) -> Callable[[jax.Array], jax.Array]:
         return jnp.abs if self.power == 1 else jnp.square
 
-    def __call__(self, values: PyTree, **extra: Any) -> PyTree:
-        return jax.tree.map(self.pointwise(), values)
+    def __call__(self, weights: PyTree, context: Context = NOTHING, memory: PyTree = ()) -> PyTree:
+        return jax.tree.map(self.pointwise(), weights)
 
 
 def magnitude(power: int = 1) -> Magnitude:
@@ -58,15 +57,15 @@ class Random(Score):
     seed: int
     renewed: bool = False
 
-    def __call__(self, values: PyTree, *, step: Any = 0, **extra: Any) -> PyTree:
-        turn = jnp.asarray(step if self.renewed else 0, jnp.uint32)
+    def __call__(self, weights: PyTree, context: Context = NOTHING, memory: PyTree = ()) -> PyTree:
+        turn = jnp.asarray(context.step if self.renewed else 0, jnp.uint32)
 
         def draw(name: str, w: jax.Array) -> jax.Array:
             # By name, so that a leaf's scores do not depend on what else is pruned.
             start = zlib.crc32(f"{self.seed}/{name}".encode())
             return _shuffled(w, _mixed(turn + jnp.uint32(start)))
 
-        return trees.map_named(draw, values)
+        return trees.map_named(draw, weights)
 
 
 def random(seed: int = 0, renewed: bool = False) -> Random:
@@ -106,8 +105,8 @@ def _shuffled(like: jax.Array, key: jax.Array) -> jax.Array:
 class Outlier(Score):
     """See `outlier`."""
 
-    def __call__(self, values: PyTree, **extra: Any) -> PyTree:
-        return jax.tree.map(lambda w: -under_any_mesh(_mean_distance, (w,), spec_of(w)), values)
+    def __call__(self, weights: PyTree, context: Context = NOTHING, memory: PyTree = ()) -> PyTree:
+        return jax.tree.map(lambda w: -under_any_mesh(_mean_distance, (w,), spec_of(w)), weights)
 
 
 def outlier() -> Outlier:

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax.errors import TransformError
-from modelzip_jax.masking.scores.score import Score
+from modelzip_jax.masking.scores.score import NOTHING, Score
 from modelzip_jax.recipe import recordable
+from modelzip_jax.transform import Context
+from modelzip_jax.tree import PyTree
 
 __all__ = ["Given", "given", "grasp", "iterate", "snip", "synflow"]
-
-PyTree = Any
 
 
 @recordable
@@ -25,8 +25,8 @@ class Given(Score):
 
     needs = ("scores",)
 
-    def __call__(self, values: PyTree, *, scores: PyTree = None, **extra: Any) -> PyTree:
-        return jax.tree.map(lambda w, s: jnp.asarray(s, jnp.float32), values, scores)
+    def __call__(self, weights: PyTree, context: Context = NOTHING, memory: PyTree = ()) -> PyTree:
+        return jax.tree.map(lambda w, s: jnp.asarray(s, jnp.float32), weights, context.scores)
 
 
 def given() -> Given:
