@@ -84,7 +84,9 @@ def test_nan_scores_are_an_error_that_names_the_leaf():
     scores = {"a": jnp.ones(4), "b": jnp.float32([1, jnp.nan, 1, 1])}
     with pytest.raises(NonFiniteError, match="leaf 'b' has scores that are NaN"):
         mz.compress(params, t, scores=scores)
-    got = jax.jit(lambda s: t.decode(*t.init(params, scores=s)))(scores)  # traced: NaN ranks highest
+    got = jax.jit(lambda s: t.decode(t.init(params, mz.Context(scores=s))))(
+        scores
+    )  # traced: NaN ranks highest
     np.testing.assert_array_equal(got["b"], [0, 1, 0, 0])
     assert int(got["a"].sum()) == 2
 
@@ -133,7 +135,7 @@ def test_the_budget_holds_when_a_schedule_ends():
     allocation = mz.allocation.at_most(flops=cost.flops // 4, costs=cost)
     t = mz.prune(sparsity=mz.schedules.cubic(0.9, 0, 8), allocation=allocation)
     values = {"kernel": params["kernel"]}
-    kinds = [float(t.metrics(*t.init(values, step=s))["sparsity"]) for s in (0, 4, 8, 9)]
+    kinds = [float(t.metrics(t.init(values, mz.Context(step=s)))["sparsity"]) for s in (0, 4, 8, 9)]
     assert kinds == pytest.approx([0, 0.75 * 0.875, 0.75, 0.75], abs=0.011)
 
 
@@ -141,7 +143,7 @@ def test_any_function_is_a_way_to_the_budget():
     at_most = mz.allocation.at_most(params=4)
     t = mz.prune(sparsity=lambda step: 0.5 * step, allocation=at_most)
     values = {"w": jnp.arange(1.0, 11.0)}
-    sparsity = [float(t.metrics(*t.init(values, step=s))["sparsity"]) for s in range(4)]
+    sparsity = [float(t.metrics(t.init(values, mz.Context(step=s)))["sparsity"]) for s in range(4)]
     assert sparsity == pytest.approx([0, 0.3, 0.6, 0.6])
 
 
@@ -177,10 +179,12 @@ def test_blocks_cut_off_at_an_edge_never_exceed_a_budget():
 def test_jit_and_vmap():
     params, cost = case("mlp")
     t = mz.only("**/kernel", mz.prune(allocation=mz.allocation.at_most(flops=cost.flops // 3, costs=cost)))
-    inside = jax.jit(lambda p: t.decode(*t.init(p)))(params)
+    inside = jax.jit(lambda p: t.decode(t.init(p, mz.Context())))(params)
     jax.tree.map(np.testing.assert_array_equal, inside, mz.decoded(params, t))
     several = jax.tree.map(lambda x: jnp.stack([x, 2 * x, -x]), params)
-    masks = jax.jit(jax.vmap(lambda p: jax.tree.map(lambda x: x != 0, t.decode(*t.init(p)))))(several)
+    masks = jax.jit(jax.vmap(lambda p: jax.tree.map(lambda x: x != 0, t.decode(t.init(p, mz.Context())))))(
+        several
+    )
     for m, x in zip(kernels(masks), kernels(inside), strict=True):
         np.testing.assert_array_equal(m, jnp.stack([x != 0] * 3))
 
@@ -237,7 +241,7 @@ def test_what_a_budget_refuses():
         mz.prune(structure=mz.structures.n_of_m(2, 4), allocation=at_most(params=3))
     with pytest.raises(TransformError, match="ends dense"):
         mz.prune(sparsity=mz.schedules.dense_sparse_dense(0.5, 0, 3), allocation=at_most(params=3))
-    with pytest.raises(TransformError, match=r"must be in \[0, 1\) or a schedule, not 1.0"):
+    with pytest.raises(TransformError, match=r"sparsity must be in \[0, 1\), not 1.0"):
         mz.prune(sparsity=1.0)
     with pytest.raises(TransformError, match=r"only mz\.prune takes"):
         at_most(params=3)([], jnp.float32(0.5))
@@ -246,7 +250,16 @@ def test_what_a_budget_refuses():
         mz.compress({"w": jnp.ones(4)}, t)
 
     class Pairs(mz.structures.Structure):
-        pass
+        def group(self, scores):
+            return scores.reshape(-1, 2).mean(1)
+
+        def spread(self, kept, shape):
+            return jnp.repeat(kept, 2).reshape(shape)
+
+    np.testing.assert_array_equal(
+        mz.decoded({"w": jnp.float32([1, 2, 3, 4])}, mz.prune(sparsity=0.5, structure=Pairs()))["w"],
+        [0, 0, 3, 4],
+    )
 
     with pytest.raises(TransformError, match="Pairs defines no `largest`"):
         mz.compress({"w": jnp.ones(4)}, mz.prune(structure=Pairs(), allocation=at_most(params=3)))

@@ -40,7 +40,7 @@ def close(got, expected, rtol=1e-5):
     ],
 )
 def test_formulas(score, formula):
-    close(score(VALUES, grads=GRADS), {name: formula(W[name], G[name]) for name in W})
+    close(score(VALUES, mz.Context(grads=GRADS)), {name: formula(W[name], G[name]) for name in W})
 
 
 def test_outlier_is_exact_on_many_equal_and_large_weights():
@@ -56,7 +56,7 @@ def test_watched_scores_over_several_steps(score, start):
     memory, total = score.start(VALUES), jax.tree.map(np.zeros_like, W)
     for _ in range(4):
         g = {name: RNG.normal(size=x.shape) for name, x in W.items()}
-        memory = score.observe(memory, VALUES, grads=jax.tree.map(jnp.float32, g))
+        memory = score.observe(memory, VALUES, mz.Context(grads=jax.tree.map(jnp.float32, g)))
         for name in W:
             if isinstance(score, scores.Movement):
                 total[name] = total[name] - W[name] * g[name]
@@ -113,7 +113,7 @@ def measured():
 
 def test_wanda():
     _, params, x, stats = measured()
-    got = scores.wanda()(params, stats=stats)
+    got = scores.wanda()(params, mz.Context(stats=stats))
     conv = np.float64(params["Conv_0"]["kernel"])
     norms = np.sqrt((np.float64(x) ** 2).mean((0, 1, 2)))
     np.testing.assert_allclose(got["Conv_0"]["kernel"], np.abs(conv) * norms[None, None, :, None], rtol=1e-5)
@@ -131,7 +131,7 @@ def test_activation_sparsity(kind):
     _, params, x, stats = measured()
     hidden = np.maximum(nn.Conv(4, (3, 3), use_bias=False).apply({"params": params["Conv_0"]}, x), 0)
     expected = hidden.mean((0, 1, 2)) if kind == "mean_abs" else (hidden > 0).mean((0, 1, 2))
-    got = scores.activation_sparsity(kind)(params, stats=stats)["Conv_0"]["kernel"]
+    got = scores.activation_sparsity(kind)(params, mz.Context(stats=stats))["Conv_0"]["kernel"]
     np.testing.assert_allclose(got, np.broadcast_to(expected, got.shape), rtol=1e-5)
 
 
@@ -139,7 +139,7 @@ def test_statistics_prune_through_compress():
     _, params, _, stats = measured()
     t = mz.only("**/kernel", mz.prune(scores.wanda(), sparsity=0.5))
     decoded = mz.unpack(mz.compress(params, t, stats=stats))
-    wanted = scores.wanda()(params, stats=stats)["Conv_0"]["kernel"]
+    wanted = scores.wanda()(params, mz.Context(stats=stats))["Conv_0"]["kernel"]
     kept = np.asarray(decoded["Conv_0"]["kernel"]) != 0
     assert kept.mean() == 0.5
     assert np.asarray(wanted)[kept].min() >= np.asarray(wanted)[~kept].max()
@@ -189,18 +189,18 @@ def test_synflow_saves_the_layer_that_magnitude_kills():
     assert float(jnp.abs(apply(jax.tree.map(jnp.abs, kept), jnp.ones((1, 30)))).sum()) > 0
 
 
-def test_start_takes_what_a_score_needs():
-    tx = mz.wrap(optax.sgd(0.1), mz.only("a", mz.prune(scores.saliency(), sparsity=0.5)))
-    params, _ = mz.start(tx, VALUES, grads=GRADS)
+def test_wrap_takes_what_a_score_needs():
+    t = mz.only("a", mz.prune(scores.saliency(), sparsity=0.5))
+    params, _ = mz.start(mz.wrap(optax.sgd(0.1), t, given={"grads": GRADS}), VALUES)
     wanted = np.abs(W["a"] * G["a"])
     kept = np.asarray(params["a"]) != 0
     assert wanted[kept].min() >= wanted[~kept].max()
 
 
-def test_a_file_resumes_with_what_a_score_needs():
+def test_a_file_resumes_without_what_a_score_needs():
     t = mz.only("a", mz.prune(scores.saliency(), sparsity=0.5))
     packed = mz.compress(VALUES, t, grads=GRADS)
-    params, _ = mz.start(mz.wrap(optax.sgd(0.1), t), packed, grads=GRADS)
+    params, _ = mz.start(mz.wrap(optax.sgd(0.1), packed), mz.unpack(packed))
     np.testing.assert_array_equal(params["a"], mz.unpack(packed)["a"])
 
 
@@ -236,7 +236,8 @@ def test_trees_for_scores_are_those_of_all_params_at_every_step(name):
         )
     else:
         score, tree = scores.given(), {"a": {"kernel": jnp.abs(VALUES["a"]), "bias": "none"}}
-    tx = mz.wrap(optax.sgd(0.1), mz.only("**/kernel", mz.prune(score, sparsity=lambda step: 0.5, every=1)))
-    now, state = mz.start(tx, params, **{name: tree})
+    t = mz.only("**/kernel", mz.prune(score, sparsity=lambda step: 0.5, every=1))
+    tx = mz.wrap(optax.sgd(0.1), t, given={name: tree})
+    now, state = mz.start(tx, params)
     updates, state = tx.update(jax.tree.map(jnp.zeros_like, now), state, now, **{name: tree})
     assert int((optax.apply_updates(now, updates)["a"]["kernel"] == 0).sum()) == 15
