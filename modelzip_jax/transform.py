@@ -208,8 +208,11 @@ class Reparametrization(Transform):
     """A transform whose latents are other arrays than the weights: coefficients, factors, shared vectors.
 
     Subclasses define `init`, `relaxed`, `pack` and `resume`, and `encode` where a part before them in a chain moves
-    its latents; `decode` casts `relaxed` to the dtypes of `dtypes(state)`.
+    its latents; `decode` gives the relaxed weights, unless overridden, as where weights have another dtype.
     """
+
+    def decode(self, encoded: Encoded) -> PyTree:
+        return self.relaxed(encoded)
 
     def relaxed(self, encoded: Encoded) -> PyTree:
         raise TransformError(
