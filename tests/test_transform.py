@@ -6,7 +6,8 @@ import pytest
 from custom_transforms import LowRank, Rotate
 
 import modelzip_jax as mz
-from modelzip_jax.transform import Rate, dense, selected
+from modelzip_jax.combinator import selected
+from modelzip_jax.transform import Rate, dense
 
 RNG = np.random.default_rng(0)
 TREE = {
@@ -17,13 +18,16 @@ SMALL = {"b": TREE["b"]}
 
 
 def test_the_base_class_is_the_identity():
-    values = {"w": jnp.ones(3)}
+    weights, context = {"w": jnp.ones(3)}, mz.Context()
     t = mz.identity()
-    assert t.decode(*t.init(values)) is values
-    assert t.update(values, (), ()) == mz.Encoded(values, (), ())
-    assert t.metrics(values, (), ()) == {}
-    assert t.synthesis(t.analysis(values, ()), ()) is values
-    assert t.resume(dense(values))[:2] == ((), ())
+    encoded = t.init(weights, context)
+    assert encoded == mz.Encoded(weights, (), ())
+    assert t.decode(encoded) is weights
+    assert t.update(encoded, context) is encoded
+    assert t.metrics(encoded) == {}
+    assert t.relaxed(encoded) is t.encode(weights, encoded) is weights
+    assert t.follow(encoded, context) is context
+    assert t.resume(dense(weights))[:2] == ((), ())
     mz.testing.check_laws(t, {"w": TREE["b"]})
 
 
@@ -35,7 +39,7 @@ def test_transforms_are_values():
 
 def test_rate_of_the_identity_is_the_size():
     tree = {"a": jnp.zeros((3, 2)), "b": jnp.zeros(5, jnp.bfloat16), "c": jnp.zeros((0, 4))}
-    assert float(mz.rate(mz.identity(), tree, (), ())) == 6 * 32 + 5 * 16
+    assert float(mz.rate(mz.identity(), mz.Encoded(tree, (), ()))) == 6 * 32 + 5 * 16
     assert float(Rate(jnp.ones(()), jnp.float32(2)).total()) == 3
 
 
@@ -81,16 +85,16 @@ def test_gradients_reach_a_part_in_its_own_domain():
     seen = []
 
     class Watch(type(mz.identity())):
-        def update(self, values, extras, state, **extra):
-            seen.append(extra["grads"])
-            return super().update(values, extras, state, **extra)
+        def update(self, encoded, context):
+            seen.append(context.grads)
+            return super().update(encoded, context)
 
     t = mz.chain(Rotate(), Watch())
-    encoded = t.init({"w": jnp.asarray(TREE["b"])})
+    encoded = t.init({"w": jnp.asarray(TREE["b"])}, mz.Context())
     grads = {"w": jnp.asarray(TREE["b"] * 2)}
-    t.update(*encoded, grads=grads, step=1)
+    t.update(encoded, mz.Context(grads=grads, step=1))
     # The adjoint of an orthogonal synthesis is its analysis.
-    np.testing.assert_allclose(seen[0]["w"], Rotate().analysis(grads, ())["w"], rtol=1e-6)
+    np.testing.assert_allclose(seen[0]["w"], Rotate().analysis(grads["w"], None), rtol=1e-6)
 
 
 def test_training_in_another_domain_follows_plain_training():
@@ -111,11 +115,11 @@ def test_training_in_another_domain_follows_plain_training():
 
 def test_a_law_that_is_broken_is_named():
     class Leaky(type(mz.prune(sparsity=0.5))):
-        def decode(self, values, extras, state):
-            return jax.tree.map(lambda x: x * 1.5, super().decode(values, extras, state))
+        def decode(self, encoded):
+            return jax.tree.map(lambda x: x * 1.5, super().decode(encoded))
 
     good = mz.prune(sparsity=0.5)
-    leaky = Leaky(good.score, good.sparsity, good.allocation, good.every)
+    leaky = Leaky(score=good.score, sparsity=good.sparsity, allocation=good.allocation, every=good.every)
     with pytest.raises(AssertionError, match=r"law 1 .*leaf 'b'.*such as"):
         mz.testing.check_laws(leaky, {"b": TREE["b"]})
 
@@ -124,38 +128,46 @@ class _Broken(type(mz.identity())):
     pass
 
 
+def _plain(self, packed):
+    return (), (), packed
+
+
 @pytest.mark.parametrize(
     ("law", "methods"),
     [
-        (0, {"decode": lambda self, v, e, s: jax.tree.map(lambda x: x.astype(jnp.float16), v)}),
-        (0, {"decode": lambda self, v, e, s: jax.tree.map(lambda x: x / 0, v)}),
-        (1, {"pack": lambda self, v, e, s, inner: jax.tree.map(lambda x: x + 1, inner)}),
-        (3, {"resume": lambda self, p: ((), jnp.zeros(1), p)}),
-        (3, {"resume": lambda self, p: (jnp.ones(1), (), p), "init": lambda self, v: (v, jnp.ones(1), ())}),
-        (5, {"update": lambda self, v, e, s, **x: mz.Encoded(v, e, jnp.zeros(1))}),
-        (6, {"rate": lambda self, v, e, s, inner: jax.tree.map(lambda x: -x, inner)}),
+        (0, {"decode": lambda self, e: jax.tree.map(lambda x: x.astype(jnp.float16), e.latents)}),
+        (0, {"decode": lambda self, e: jax.tree.map(lambda x: x / 0, e.latents)}),
+        (0, {"init": lambda self, w, c: mz.Encoded(jax.tree.map(jnp.ravel, w), (), ()),
+             "decode": lambda self, e: jax.tree.map(lambda x: x.reshape(4, 4), e.latents)}),
+        (1, {"pack": lambda self, e, inner: jax.tree.map(lambda x: x + 1, inner), "resume": _plain}),
+        (3, {"pack": lambda self, e, inner: inner, "resume": lambda self, p: ((), jnp.zeros(1), p)}),
+        (3, {"pack": lambda self, e, inner: inner, "resume": lambda self, p: (jnp.ones(1), (), p),
+             "init": lambda self, w, c: mz.Encoded(w, jnp.ones(1), ())}),
+        (3, {"update": lambda self, e, c: e._replace(latents=jax.tree.map(jnp.negative, e.latents))}),
+        (5, {"update": lambda self, e, c: e._replace(state=jnp.zeros(1))}),
+        (6, {"rate": lambda self, e, inner: jax.tree.map(lambda x: -x, inner)}),
     ],
-)
+)  # fmt: skip
 def test_each_law_can_fail(law, methods):
-    broken = dataclass_with(methods)
+    broken = type("Broken", (_Broken,), methods)()
     with pytest.raises(AssertionError, match=f"law {law} "):
         mz.testing.check_laws(broken, {"w": jnp.asarray(TREE["b"])})
 
 
-def dataclass_with(methods):
-    if "init" in methods:
-        begin = methods["init"]
-        methods = {**methods, "init": lambda self, v, **x: mz.Encoded(*begin(self, v))}
-    return type("Broken", (_Broken,), methods)()
+@pytest.mark.parametrize("name", ["pack", "resume"])
+def test_a_method_without_its_inverse_is_named(name):
+    broken = type("Broken", (_Broken,), {name: lambda self, *given: None})()
+    with pytest.raises(AssertionError, match=rf"Broken defines {name}\(\) and not its inverse"):
+        mz.testing.check_laws(broken, SMALL)
 
 
 def test_a_step_that_traces_twice_is_caught():
     class Growing(type(mz.identity())):
-        def init(self, values, **extra):
-            return mz.Encoded(values, (), jnp.int8(0))
+        def init(self, weights, context):
+            return mz.Encoded(weights, (), jnp.int8(0))
 
-        def update(self, values, extras, state, **extra):
-            return mz.Encoded(values, extras, jnp.int32(state + 1))
+        def update(self, encoded, context):
+            return encoded._replace(state=jnp.int32(encoded.state + 1))
 
     with pytest.raises(AssertionError, match=r"law 5 .* traced 2 times"):
         mz.testing.check_laws(Growing(), {"w": jnp.asarray(TREE["b"])})
