@@ -79,7 +79,7 @@ def trees(name):
 
 def run(name, put):
     transform, (tree, _, all_grads) = TRANSFORMS[name], trees(name)
-    tx = mz.wrap(optax.sgd(0.1), transform, extras_tx=optax.sgd(0.1))
+    tx = mz.wrap(optax.sgd(0.1), transform, offsets_tx=optax.sgd(0.1))
 
     def step(params, state, grads):
         updates, state = tx.update(grads, state, params)
@@ -91,7 +91,7 @@ def run(name, put):
     for grads in all_grads:
         params, state = step(params, state, put(grads))
     found = mz.params(state, params)
-    shipped = mz.unpack(mz.pack(transform, state, params))
+    shipped = mz.unpack(mz.pack(state, params))
     gaps = jax.tree.map(lambda a, b: np.abs(np.asarray(a - b, np.float32)).max(initial=0.0), shipped, found)
     return found, state, lowered, float(max(jax.tree.leaves(gaps)))
 

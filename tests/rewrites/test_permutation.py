@@ -89,7 +89,7 @@ def smooth_network(seed=0):
 
 def test_shuffled_channels_are_put_in_order_and_the_file_gets_smaller():
     params, groups, shuffled = smooth_network()
-    order = mz.wavelets.similarity_order(params, groups[0])
+    order = mz.rewrites.similarity_order(params, groups[0])
     assert abs(np.diff(shuffled[order]).sum()) == 63  # In order, or in reverse.
     assert set(np.abs(np.diff(shuffled[order]))) == {1}
     permuted = mz.rewrites.permute(params, groups)
@@ -104,7 +104,7 @@ def test_shuffled_channels_are_put_in_order_and_the_file_gets_smaller():
 
 def test_orders_can_be_given_for_example_for_moments():
     _, variables, _, groups = traced("transformer")
-    orders = {g: mz.wavelets.similarity_order(variables, g) for g in groups}
+    orders = {g: mz.rewrites.similarity_order(variables, g) for g in groups}
     jax.tree.map(
         np.testing.assert_array_equal,
         mz.rewrites.permute(variables, orders),
@@ -121,7 +121,7 @@ def test_bfloat16_keeps_its_type():
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), variables)
     permuted = mz.rewrites.permute(half, groups)
     assert {leaf.dtype for leaf in jax.tree.leaves(permuted)} == {jnp.dtype(jnp.bfloat16)}
-    orders = {g: mz.wavelets.similarity_order(half, g) for g in groups}
+    orders = {g: mz.rewrites.similarity_order(half, g) for g in groups}
     exact = mz.rewrites.permute(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), half), orders)
     jax.tree.map(np.testing.assert_array_equal, permuted, exact)
 
