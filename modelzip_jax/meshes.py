@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental.shard_alike import shard_alike
 from jax.sharding import PartitionSpec
 
@@ -29,9 +30,13 @@ def sharded_as(x: jax.Array, other: jax.Array) -> jax.Array:
 
 def placed_as(x: jax.Array, other: jax.Array) -> jax.Array:
     """Sharded as the other is, on Auto meshes, too, where XLA otherwise replicates what sorts or reshapes gave."""
-    if jax.device_count() == 1 or x.shape != other.shape or is_sharded_in_type(other):
+    if jax.device_count() == 1 or jnp.shape(x) != jnp.shape(other) or not isinstance(other, jax.Array):
         return x
-    return shard_alike(x, other)[0]
+    if is_sharded_in_type(other):
+        return sharded_as(x, other)
+    if isinstance(x, jax.core.Tracer) or isinstance(other, jax.core.Tracer):
+        return shard_alike(x, other)[0]
+    return x if x.sharding.is_equivalent_to(other.sharding, x.ndim) else jax.device_put(x, other.sharding)
 
 
 def under_any_mesh(f: Callable[..., Any], args: tuple[Any, ...], specs: Any) -> Any:

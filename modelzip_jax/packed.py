@@ -193,7 +193,7 @@ class Bits(PackedArray):
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _unpack_planes(words: jax.Array, bits: int, count: int) -> jax.Array:
-    place = jnp.arange(32, dtype=jnp.uint32)
+    place = jnp.arange(32, dtype=jnp.uint32)[None]
     codes = jnp.zeros((words.shape[1], 32), jnp.uint32)
     for b in range(bits):
         codes = codes | (((words[b][:, None] >> place) & 1) << b)

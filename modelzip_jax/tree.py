@@ -6,7 +6,7 @@ import functools
 import re
 import sys
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -40,9 +40,22 @@ __all__ = [
 ]
 
 PyTree = Any
+"""Any tree of containers that JAX knows, with arrays for leaves."""
+
+Class = TypeVar("Class", bound=type)
 
 
-@jax.tree_util.register_static
+static_nodes: list[type] = []
+"""The classes that are structure wherever they stand in a pytree: they have no leaves."""
+
+
+def static_node(cls: Class) -> Class:
+    """Makes a hashable class a static pytree node."""
+    static_nodes.append(cls)
+    return jax.tree_util.register_static(cls)
+
+
+@static_node
 class Static:
     """A hashable value carried in a pytree's structure: it has no leaves and never traces.
 
@@ -66,7 +79,7 @@ class Static:
         return f"Static({self.value!r})"
 
 
-@jax.tree_util.register_static
+@static_node
 class Unselected:
     """Stands where a leaf has no latent, because no transform selected it. It has no leaves."""
 

@@ -12,7 +12,7 @@ from modelzip_jax.combinator import selects
 from modelzip_jax.errors import TransformError
 from modelzip_jax.loop.averaging import mean_of
 from modelzip_jax.loop.states import WrapState, replace_states, wrap_states
-from modelzip_jax.meshes import sharded_as
+from modelzip_jax.meshes import placed_as
 from modelzip_jax.packed import is_packed
 from modelzip_jax.packing import Packed, assembled
 from modelzip_jax.partitioning import only, partition
@@ -40,7 +40,7 @@ def start(tx: optax.GradientTransformation, params: PyTree) -> tuple[PyTree, opt
     opt_state = tx.init(params)
     decoded = _decoded(opt_state, params)
     return jax.tree.map(
-        lambda new, old: new if new is old else sharded_as(new, old), decoded, params
+        lambda new, old: new if new is old else placed_as(new, old), decoded, params
     ), opt_state
 
 

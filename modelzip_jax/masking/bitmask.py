@@ -21,7 +21,7 @@ def pack_mask(mask: jax.Array) -> jax.Array:
     length = mask.shape[-1]
     padded = jnp.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, -length % 8)])
     grouped = padded.reshape(*mask.shape[:-1], -(-length // 8), 8).astype(jnp.uint8)
-    return jnp.sum(grouped << jnp.arange(8, dtype=jnp.uint8), axis=-1, dtype=jnp.uint8)
+    return jnp.sum(grouped << _places(grouped.ndim), axis=-1, dtype=jnp.uint8)
 
 
 def unpack_mask(bits: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -30,11 +30,15 @@ def unpack_mask(bits: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     >>> unpack_mask(jnp.array([5], jnp.uint8), (3,))
     Array([ True, False,  True], dtype=bool)
     """
-    place = jnp.arange(8, dtype=jnp.uint8)
-    spread = (bits[..., None] >> place) & 1
+    spread = (bits[..., None] >> _places(bits.ndim + 1)) & 1
     length = shape[-1] if shape else 1
     mask = spread.reshape(*bits.shape[:-1], 8 * bits.shape[-1])[..., :length]
     return mask.reshape(shape).astype(bool)
+
+
+def _places(ndim: int) -> jax.Array:
+    """0 to 7 along the last of so many axes."""
+    return jnp.arange(8, dtype=jnp.uint8).reshape(*[1] * (ndim - 1), 8)
 
 
 def count_bits(bits: jax.Array) -> jax.Array:

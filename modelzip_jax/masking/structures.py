@@ -195,13 +195,14 @@ class NOfM(Structure):
         rank = jnp.zeros(groups.shape, jnp.int32)
         for other in range(self.m):
             theirs = groups[..., other : other + 1]
-            earlier = jnp.arange(self.m) > other
-            rank += (theirs > groups) | ((theirs == groups) & earlier)
+            earlier = jax.lax.broadcasted_iota(jnp.int32, groups.shape, groups.ndim - 1) > other
+            rank += ((theirs > groups) | ((theirs == groups) & earlier)).astype(jnp.int32)
         # Of a shorter last group the same share, rounded up.
         rest = length % self.m
         keep = jnp.full(groups.shape[-2], self.n)
         keep = keep.at[-1].set(math.ceil(self.n * rest / self.m)) if rest else keep
-        mask = (rank < keep[:, None]).reshape(*rows.shape[:-1], -1)[..., :length]
+        keep = keep.reshape(*[1] * (groups.ndim - 2), -1, 1)
+        mask = (rank < keep).reshape(*rows.shape[:-1], -1)[..., :length]
         return jnp.moveaxis(mask, -1, self.axis)
 
 

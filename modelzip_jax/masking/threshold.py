@@ -54,7 +54,7 @@ def count_kept(size: int, sparsity: jax.Array | float) -> jax.Array:
         digit = parts // place % 100
         carried = remainder * 100 + rest * digit
         quotient, remainder = quotient * 100 + carried // _DIGITS, carried % _DIGITS
-    pruned = whole * parts + quotient + (remainder >= _DIGITS // 2)
+    pruned = whole * parts + quotient + (remainder >= _DIGITS // 2).astype(jnp.uint32)
     return jnp.int32(size) - pruned.astype(jnp.int32)
 
 
@@ -243,7 +243,7 @@ def _before(cut: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     row = jnp.zeros((*shape[:-1], 1), jnp.uint32)
     for axis, length in enumerate(shape[:-1]):
         row = row * length + jax.lax.broadcasted_iota(jnp.uint32, row.shape, axis)
-    column = jnp.arange(shape[-1], dtype=jnp.uint32)
+    column = jax.lax.broadcasted_iota(jnp.uint32, (*[1] * (len(shape) - 1), shape[-1]), len(shape) - 1)
     last_row, last_column = cut // shape[-1], cut % shape[-1]
     return (row < last_row) | ((row == last_row) & (column < last_column))
 

@@ -18,6 +18,9 @@ from modelzip_jax.quantization.granularity import Granularity
 
 __all__ = ["codes", "dequantize", "fake_quantize"]
 
+_EDGE = 1e-4
+"""The largest weight of a range is the last code times its step: within rounding, and not to be taken for clipped."""
+
 
 def codes(
     w: jax.Array, step: jax.Array, zero: jax.Array, low: int, high: int, groups: Granularity
@@ -80,7 +83,7 @@ def _backward(low, high, groups, saved, g):  # type: ignore[no-untyped-def]
     w, step, zero = saved
     v = _position(w, step, zero, groups)
     q = jnp.clip(jnp.round(v), low, high)
-    inside = (v >= low) & (v <= high)
+    inside = (v >= low - _EDGE) & (v <= high + _EDGE)
     ds = g * jnp.where(inside, q - v, q - groups.expand(zero, w.shape))
     dz = jnp.where(inside, 0.0, -g * groups.expand(step, w.shape))
     count = groups.reduce(jnp.sum, jnp.ones_like(w))

@@ -14,7 +14,7 @@ from modelzip_jax import tree as trees
 from modelzip_jax.errors import TransformError
 from modelzip_jax.packed import Bits, Dense, is_packed
 from modelzip_jax.quantization.channel_axis import check_axis, find_axis
-from modelzip_jax.quantization.granularity import GRANULARITIES, Granularity
+from modelzip_jax.quantization.granularity import GRANULARITIES, Granularity, max_abs
 from modelzip_jax.quantization.quantized import Quantized
 from modelzip_jax.quantization.ranges import RANGES, choose_step, code_range, initial_step
 from modelzip_jax.quantization.rounding import codes, fake_quantize
@@ -81,6 +81,8 @@ class Quantizer(Transform):
     learned: bool
 
     terminal: ClassVar[bool] = True
+    ranged: ClassVar[bool] = True
+    """Whether steps come from the range of the weights, so that a group of zeros has none."""
 
     def chosen(self, name: str, w: jax.Array, groups: Granularity) -> tuple[jax.Array, jax.Array]:
         """Step sizes and zero points of a leaf, `(groups, channels)` each."""
@@ -110,9 +112,8 @@ class Quantizer(Transform):
             groups = Granularity(self.granularity, axis, self.group_size)
             latent = trees.latent(w)
             step, zero = self.chosen(name, latent, groups)
-            blank = (
-                groups.reduce(jnp.max, jnp.abs(latent)) == 0 if jnp.size(w) else jnp.zeros(step.shape, bool)
-            )
+            blank = _is_blank(latent, groups) if self.ranged else jnp.zeros(step.shape, bool)
+            step = jnp.where(blank, jnp.finfo(step.dtype).tiny, step)
             return QuantizeState(step, zero, blank, Static(axis), Static(str(jnp.result_type(w))))
 
         state = trees.map_named(begin, weights)
@@ -152,8 +153,7 @@ class Quantizer(Transform):
             for w, s, (step, zero) in zip(held[0], states, held[1], strict=True):
                 groups = Granularity(self.granularity, s.axis.value, self.group_size)
                 new, place = initial_step(w, self.bits, self.symmetric, groups)
-                empty = groups.reduce(jnp.max, jnp.abs(w)) == 0 if w.size else s.blank
-                wider = s.blank & ~empty & (new > step)
+                wider = s.blank & ~_is_blank(w, groups) & (new > step)
                 found.append((jnp.where(wider, new, step), jnp.where(wider, place, zero)))
             return found
 
@@ -178,10 +178,9 @@ class Quantizer(Transform):
         def state(p: Quantized) -> QuantizeState:
             zero = jnp.zeros_like(p.step) if p.zero is None else p.zero
             # A group that is still all zero has had no range yet.
-            values = p.unpack()
             blank = jnp.zeros(jnp.shape(p.step), bool)
-            if p.size:
-                blank = p.groups.reduce(jnp.max, jnp.abs(values.astype(jnp.float32))) == 0
+            if self.ranged:
+                blank = _is_blank(p.unpack().astype(jnp.float32), p.groups)
             return QuantizeState(
                 jnp.asarray(p.step), jnp.asarray(zero), blank, Static(p.axis), Static(p.dtype)
             )
@@ -212,6 +211,11 @@ class Quantize(Quantizer):
 
     def chosen(self, name: str, w: jax.Array, groups: Granularity) -> tuple[jax.Array, jax.Array]:
         return choose_step(w, self.bits, self.symmetric, groups, self.range)
+
+
+def _is_blank(w: jax.Array, groups: Granularity) -> jax.Array:
+    """Which groups of a leaf are all zero."""
+    return groups.reduce(max_abs, w) == 0 if w.size else jnp.zeros(groups.steps_shape(w.shape), bool)
 
 
 def _current(offsets: Offsets, state: QuantizeState) -> tuple[jax.Array, jax.Array]:

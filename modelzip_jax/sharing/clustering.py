@@ -39,8 +39,9 @@ __all__ = ["Cluster", "ClusterState", "cluster"]
 _GRANULARITIES = ("tensor", "model")
 
 
-@jax.tree_util.register_static
-class Outline(NamedTuple):
+@trees.static_node
+@dataclasses.dataclass(frozen=True)
+class Outline:
     """Of one leaf: its shape and dtype, and the axes that count layers (all static)."""
 
     shape: tuple[int, ...]

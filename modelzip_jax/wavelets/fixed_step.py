@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,8 @@ class StepQuantize(Quantizer):
 
     step: float
     range: str = "max"
+
+    ranged: ClassVar[bool] = False
 
     def chosen(self, name: str, w: jax.Array, groups: Granularity) -> tuple[jax.Array, jax.Array]:
         reach = self.step * ((1 << (self.bits - 1)) - 0.5)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, TransformError
 from modelzip_jax.linear import Linear, LinearState
 from modelzip_jax.meshes import spec_of, under_any_mesh
@@ -24,8 +25,9 @@ from modelzip_jax.wavelets.shapes import crop, kept_bands, scale, synthesize, vi
 __all__ = ["Wavelet", "cosines", "wavelet"]
 
 
-@jax.tree_util.register_static
-class Geometry(NamedTuple):
+@trees.static_node
+@dataclasses.dataclass(frozen=True)
+class Geometry:
     """Of one leaf: its shape, the shape that is transformed, and the kept corner (all static)."""
 
     shape: tuple[int, ...]
