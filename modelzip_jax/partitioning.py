@@ -186,7 +186,7 @@ class Partition(Combinator):
 def _unknown(name: str, latents: PyTree) -> PyTree:
     """What a part whose latents are other arrays says of them: nothing is hidden, all matter alike."""
     if name == "support":
-        return jax.tree.map(lambda x: jnp.ones(jnp.shape(x), bool), latents)
+        return jax.tree.map(lambda x: jnp.ones_like(x, bool), latents)
     if name == "importance":
         return jax.tree.map(jnp.ones_like, latents)
     return jax.tree.map(lambda _: UNSELECTED, latents)
