@@ -1,0 +1,105 @@
+"""Any optimizer of optax in any loop: it trains, the params land on what is packed, or it is refused in words."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from every_optimizer import OPTIMIZERS, missing
+from flax import linen, nnx
+
+import modelzip_jax as mz
+from modelzip_jax.errors import ModelzipError
+
+X = jax.random.normal(jax.random.key(0), (32, 8))
+Y = X @ (0.5 * jax.random.normal(jax.random.key(1), (8, 4)))
+TRANSFORMS = {
+    "prune": mz.prune(sparsity=mz.schedules.cubic(0.5, begin=0, end=4), every=2),
+    "quantize": mz.quantize(4, learned=True),
+    "cluster": mz.cluster(8, every=2),
+}
+LOOPS = ("plain", "linen", "nnx")
+REFUSED = {"lookahead", "dpsgd"}
+STEPS = 4
+CASES = [(o, t, loop) for o in OPTIMIZERS for t in TRANSFORMS for loop in LOOPS]
+MARKED = [
+    pytest.param(*case, id="-".join(case).replace(" ", "_"), marks=[pytest.mark.slow] if (i + i // 9) % 3 else [])
+    for i, case in enumerate(CASES)
+]
+
+
+def loss_of(params):
+    return jnp.mean(jnp.square(X @ params["kernel"] + params["bias"] - Y))
+
+
+def extra(loss, value, grads):
+    """What some optimizers ask for; the others leave it unread."""
+    return {"value": value, "grad": grads, "value_fn": loss, "obj_fn": loss, "grad_fn": lambda p, _: jax.grad(loss)(p)}
+
+
+def run_tree(tx, params):
+    params, state = mz.start(tx, params)
+    for _ in range(STEPS):
+        value, grads = jax.value_and_grad(loss_of)(params)
+        updates, state = tx.update(grads, state, params, **extra(loss_of, value, grads))
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+def run_linen(tx):
+    params = linen.Dense(4).init(jax.random.key(2), X)["params"]
+    return run_tree(tx, params)
+
+
+def run_nnx(tx):
+    model = nnx.Linear(8, 4, rngs=nnx.Rngs(2))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    graph, _ = nnx.split(model)
+
+    def loss(state):
+        return jnp.mean(jnp.square(nnx.merge(graph, state)(X) - Y))
+
+    for _ in range(STEPS):
+        state = nnx.as_pure(nnx.state(model, nnx.Param))
+        value, grads = jax.value_and_grad(loss)(state)
+        optimizer.update(model, grads, **extra(loss, value, grads))
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param)), optimizer.opt_state
+
+
+def run(loop, tx):
+    if loop == "nnx":
+        return run_nnx(tx)
+    if loop == "linen":
+        return run_linen(tx)
+    start = {"kernel": 0.3 * jax.random.normal(jax.random.key(2), (8, 4)), "bias": jnp.zeros(4)}
+    return run_tree(tx, start)
+
+
+@pytest.mark.parametrize(("name", "transform", "loop"), MARKED)
+def test_trains_lands_and_packs(name, transform, loop):
+    try:
+        tx = mz.wrap(OPTIMIZERS[name](), mz.only("kernel", TRANSFORMS[transform]))
+        params, state = run(loop, tx)
+    except ModelzipError as error:
+        assert name in REFUSED, error
+        assert len(str(error)) > 20
+        return
+    assert name not in REFUSED
+    exact = mz.params(state, params)
+    for leaf in ("kernel", "bias"):
+        assert np.isfinite(params[leaf]).all()
+        np.testing.assert_allclose(params[leaf], exact[leaf], rtol=0, atol=3e-7 * max(np.abs(exact[leaf]).max(), 1.0))
+    assert (params["kernel"][np.asarray(exact["kernel"]) == 0] == 0).all()
+    packed = mz.pack(state, params)
+    np.testing.assert_array_equal(mz.unpack(packed)["kernel"], exact["kernel"])
+    np.testing.assert_array_equal(mz.unpack(packed)["bias"], params["bias"])
+    if transform == "prune":
+        assert (np.asarray(exact["kernel"]) == 0).sum() == 16
+    latents = mz.loop.wrap_states(state)[0].latents["kernel"]
+    assert np.isfinite(latents).all()
+    start = linen.Dense(4).init(jax.random.key(2), X)["params"]["kernel"]
+    assert not np.array_equal(latents, start)
+
+
+def test_no_optimizer_is_missing():
+    assert missing() == []
