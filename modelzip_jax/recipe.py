@@ -141,7 +141,9 @@ def _instance(name: str, fields: dict[str, Any]) -> Any:
     names = {f.name for f in dataclasses.fields(cls)}
     needed = {f.name for f in dataclasses.fields(cls) if _is_needed(f)}
     if not needed <= set(fields) <= names:
-        raise RecipeError(f"the class {name!r} of the recipe has the fields {sorted(names)}, not {sorted(fields)}")
+        raise RecipeError(
+            f"the class {name!r} of the recipe has the fields {sorted(names)}, not {sorted(fields)}"
+        )
     try:
         return cls(**fields)
     except (TypeError, ValueError, AttributeError) as error:

@@ -145,7 +145,9 @@ def _exchange(weights: np.ndarray, units: np.ndarray, total: int) -> np.ndarray:
 @functools.cache
 def _log2_table() -> np.ndarray:
     """log2(i / 4096) for i in 4096 .. 8192 in fixed point of 32 bits: one bit at a time, by squaring."""
-    mantissa = np.arange(1 << _INDEX_BITS, (2 << _INDEX_BITS) + 1, dtype=np.uint64) << np.uint64(31 - _INDEX_BITS)
+    mantissa = np.arange(1 << _INDEX_BITS, (2 << _INDEX_BITS) + 1, dtype=np.uint64) << np.uint64(
+        31 - _INDEX_BITS
+    )
     logs = np.zeros(mantissa.size, np.int64)
     one = np.uint64(1)
     for _ in range(_FRACTION_BITS):

@@ -231,9 +231,7 @@ def _unpack(packed: PackedArray) -> jax.Array:
     return packed.unpack()
 
 
-def load(
-    path: str | os.PathLike[str], like: PyTree = None, *, progress: Progress | None = None
-) -> Packed:
+def load(path: str | os.PathLike[str], like: PyTree = None, *, progress: Progress | None = None) -> Packed:
     """Reads a compressed model.
 
     Args:

@@ -132,7 +132,10 @@ class _File:
         carried = packed.variables if variables is None else plain(variables)
         check_arrays(carried)
         tree = {"params": packed.params, "variables": dense(carried)}
-        structure, told = outline(tree, is_packed), Metadata(packed.metadata if metadata is None else metadata)
+        structure, told = (
+            outline(tree, is_packed),
+            Metadata(packed.metadata if metadata is None else metadata),
+        )
         leaves = jax.tree.leaves(tree, is_leaf=is_packed)
         halves = [_halves(leaf.nbytes) for leaf in leaves]
         tell = [_telling(progress, names(structure), [half[i] for half in halves]) for i in (0, 1)]

@@ -348,7 +348,9 @@ def test_metadata_travel_along_and_cost_a_file_without_them_nothing(tmp_path):
     assert mz.load(path).metadata == {}
 
 
-@pytest.mark.parametrize("wrong", [{1: "x"}, {"x": {2: 1}}, {"x": [object()]}, {"x": np.ones(2)}, {"x": 2**70}])
+@pytest.mark.parametrize(
+    "wrong", [{1: "x"}, {"x": {2: 1}}, {"x": [object()]}, {"x": np.ones(2)}, {"x": 2**70}]
+)
 def test_metadata_that_a_file_cannot_hold(tmp_path, wrong):
     path, packed, _ = file_of(tmp_path, kernels(1), mz.quantize(4))
     before = path.read_bytes()
@@ -366,7 +368,9 @@ def test_metadata_that_are_none_are_refused(tmp_path, monkeypatch, wrong):
 
     pack = headers.msgpack.packb
     with monkeypatch.context() as m:
-        m.setattr(headers.msgpack, "packb", lambda x: packb(x) if len(x) == 9 and x[0] is not None else pack(x))
+        m.setattr(
+            headers.msgpack, "packb", lambda x: packb(x) if len(x) == 9 and x[0] is not None else pack(x)
+        )
         mz.save(path, packed, metadata={"a": "b"})
     with pytest.raises(FormatError, match=r"the header \(bytes"):
         mz.load(path)
@@ -374,7 +378,11 @@ def test_metadata_that_are_none_are_refused(tmp_path, monkeypatch, wrong):
 
 def test_boxes_have_one_name_on_both_sides(tmp_path):
     box = nn.Partitioned(jnp.ones((4, 6)), ("in", "out"))
-    params = {"d": {"kernel": box, "bias": jnp.zeros(6)}, "value": jnp.ones(3), "frozen": FrozenDict(value=1.5)}
+    params = {
+        "d": {"kernel": box, "bias": jnp.zeros(6)},
+        "value": jnp.ones(3),
+        "frozen": FrozenDict(value=1.5),
+    }
     path, packed, _ = file_of(tmp_path, params, mz.only("**/kernel", mz.quantize(4)))
     with reader.Archive(path) as archive:
         named = [name.removeprefix("params/") for name in archive.names]

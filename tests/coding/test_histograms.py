@@ -167,7 +167,9 @@ def test_code_length_is_what_its_formula_says(occurrences, other):
     frequencies = histograms.normalize(occurrences + other)
     used = occurrences > 0
     expected = (occurrences[used] * (12 - np.log2(frequencies[used].astype(float)))).sum()
-    assert histograms.code_length(occurrences, frequencies) == pytest.approx(expected, abs=2e-8 * occurrences.sum())
+    assert histograms.code_length(occurrences, frequencies) == pytest.approx(
+        expected, abs=2e-8 * occurrences.sum()
+    )
 
 
 def test_code_length_does_not_depend_on_the_machines_logarithm(monkeypatch):
