@@ -12,6 +12,7 @@ from modelzip_jax import errors, rewrites, sharing, testing, trace, tree, wavele
 from modelzip_jax.chaining import chain
 from modelzip_jax.coding.reader import load, load_tensor
 from modelzip_jax.coding.writer import save
+from modelzip_jax.evaluation.report import inspect
 from modelzip_jax.fitting import fit
 from modelzip_jax.loop.rewinding import rewind
 from modelzip_jax.loop.wrapping import metrics, params, start, wrap
@@ -48,6 +49,7 @@ __all__ = [
     "errors",
     "fit",
     "identity",
+    "inspect",
     "load",
     "load_tensor",
     "metrics",

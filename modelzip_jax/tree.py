@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import re
 import sys
@@ -163,14 +164,34 @@ def matches(pattern: str, name: str) -> bool:
 
 
 def require_matches(patterns: Iterable[str], names: Sequence[str]) -> None:
-    """Raises `PatternError` for a pattern that matches none of the names, and lists them."""
+    """Raises `PatternError` for a pattern that matches none of the names; lists them and suggests one that does."""
     for pattern in patterns:
         if not any(matches(pattern, name) for name in names):
             shown = ", ".join(names[:12]) + (f", … ({len(names)} paths)" if len(names) > 12 else "")
+            meant = _suggestion(pattern, names)
             raise PatternError(
-                f"pattern {pattern!r} matches no leaf; '*' stays within a path segment and '**' "
-                f"crosses them; the paths are: {shown or '(the tree has no leaves)'}"
+                f"pattern {pattern!r} matches no leaf{f'; did you mean {meant!r}?' if meant else ''}; '*' stays within "
+                f"a path segment and '**' crosses them; the paths are: {shown or '(the tree has no leaves)'}"
             )
+
+
+def _suggestion(pattern: str, names: Sequence[str]) -> str | None:
+    """A pattern like this one that matches some of the names, if there is one.
+
+    >>> _suggestion("**attention**", ["encoder/self_attention/kernel"])
+    '**/*attention*/**'
+    """
+    for text in dict.fromkeys((pattern, pattern.replace(".", "/"))):
+        # "**" is only special as a whole segment: within one, people mean a "*" that crosses.
+        parts = [re.sub(r"\*{2,}", "*", part) if part != "**" else part for part in text.split("/")]
+        core = "/".join(parts).removeprefix("**/").removesuffix("/**")
+        loose = "/".join(part if "*" in part else f"*{part}*" for part in core.split("/"))
+        for tried in (core, loose):
+            for wrapped in (tried, f"{tried}/**", f"**/{tried}", f"**/{tried}/**"):
+                if any(matches(wrapped, name) for name in names):
+                    return wrapped
+    close = difflib.get_close_matches(pattern, names, 1)
+    return close[0] if close else None
 
 
 def select(tree: PyTree, keep: Sequence[bool], treedef: Any) -> PyTree:

@@ -66,7 +66,7 @@ def read(path: str | os.PathLike[str]) -> Any:
 
 
 def read_contents(path: str | os.PathLike[str]) -> Contents:
-    """Like `read`, with what the tree has no place for: metadata, the order of the arrays, and what to tell the user."""
+    """Like `read`, with what the tree has no place for: metadata, the order of arrays, and what to tell the user."""
     source = Path(path)
     with _named_errors(source, "cannot be read"):
         in_folder = _file_in(source) if source.is_dir() else None

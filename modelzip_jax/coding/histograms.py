@@ -1,7 +1,8 @@
 """Static byte histograms: counting, normalizing to a power of two, and a compact stored form.
 
 Only integers decide a frequency and what costs less, so the same counts give the same bytes on every
-machine (a logarithm of floats may differ in its last bit between two of them). The stored table is what makes small tensors expensive, so `fit` may trade precision for table bytes.
+machine (a logarithm of floats may differ in its last bit between two of them). The stored table is what
+makes small tensors expensive, so `fit` may trade precision for table bytes.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Archive:
     def __init__(self, source: str | os.PathLike[str] | BinaryIO):
         named = isinstance(source, str | os.PathLike)
         self.path = Path(source) if named else Path("(memory)")  # type: ignore[arg-type]
-        self._file: BinaryIO = open(source, "rb") if named else source  # type: ignore[assignment,arg-type]
+        self._file: BinaryIO = open(source, "rb") if named else source  # type: ignore  # noqa: SIM115
         try:
             self.size = self._file.seek(0, os.SEEK_END)
             self._file.seek(0)

@@ -161,7 +161,7 @@ def test_reads_checkpointers(tmp_path):
 def stepwise(root, tree, **options):
     with ocp.CheckpointManager(root, options=ocp.CheckpointManagerOptions(**options)) as manager:
         for step in (2, 10):
-            saved = jax.tree.map(lambda x: x * np.asarray(step == 10, x.dtype), tree)
+            saved = jax.tree.map(lambda x, s=step: x * np.asarray(s == 10, x.dtype), tree)
             manager.save(step, args=ocp.args.StandardSave(saved), metrics={"loss": 1.0})
 
 
@@ -178,7 +178,7 @@ def pytree(root, tree, **options):
 
 def legacy_flax(root, tree):
     for step in (2, 10):
-        saved = jax.tree.map(lambda x: x * np.asarray(step == 10, x.dtype), tree)
+        saved = jax.tree.map(lambda x, s=step: x * np.asarray(s == 10, x.dtype), tree)
         flax_checkpoints.save_checkpoint(str(root), saved, step, keep=2)
 
 
@@ -228,7 +228,7 @@ def test_writes_orbax_to_a_relative_path(tmp_path, monkeypatch):
 
 def test_several_items_without_a_usual_name(tmp_path):
     composite(tmp_path / "run", one=ORBAX_TREE, two=ORBAX_TREE)
-    with pytest.raises(CheckpointError, match="name one of them, as in .*/run/one: one, two"):
+    with pytest.raises(CheckpointError, match=r"name one of them, as in .*/run/one: one, two"):
         checkpoints.read(tmp_path / "run")
     assert_same(checkpoints.read(tmp_path / "run" / "two"), ORBAX_TREE)
 
