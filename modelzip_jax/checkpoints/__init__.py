@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,7 @@ def write(
     *,
     order: Sequence[int] | None = None,
     metadata: Mapping[str, str] | None = None,
+    progress: Callable[[str, int], None] | None = None,
 ) -> None:
     """Writes a parameter tree; the file or directory appears whole or not at all.
 
@@ -125,6 +126,7 @@ def write(
       order: of the arrays in a `.safetensors` or `.npz` file: the index among the tree's leaves of the first, the
         second, …. Other formats have none.
       metadata: strings by name, for `.safetensors`; other formats have no place for them.
+      progress: called with the name and the bytes of each array that a `.safetensors` or `.npz` file has got.
 
     Raises:
       CheckpointError: the suffix is unknown, the tree holds no arrays or a leaf that the format
@@ -147,7 +149,8 @@ def write(
             )
         if not jax.tree.leaves(params):
             raise CheckpointError("the tree holds no arrays")
-        told = {"tensors_file": {"order": order, "metadata": metadata}, "npz_file": {"order": order}}
+        flat = {"order": order, "progress": progress}
+        told = {"tensors_file": {**flat, "metadata": metadata}, "npz_file": flat}
         _module(name).write(target, params, **told.get(name, {}))
 
 

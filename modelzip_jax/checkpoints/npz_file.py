@@ -12,7 +12,7 @@ import ast
 import math
 import struct
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -54,7 +54,12 @@ def read(path: Path) -> Contents:
     return Contents(unflatten(flat, SEPARATOR), unflatten(places, SEPARATOR))
 
 
-def write(path: Path, params: Any, order: Sequence[int] | None = None) -> None:
+def write(
+    path: Path,
+    params: Any,
+    order: Sequence[int] | None = None,
+    progress: Callable[[str, int], None] | None = None,
+) -> None:
     """Writes an uncompressed archive, array by array, in the order of the tree's leaves or another one."""
     flat = ordered(flatten(params, SEPARATOR), order)
     for name in flat:
@@ -72,6 +77,8 @@ def write(path: Path, params: Any, order: Sequence[int] | None = None) -> None:
             with archive.open(info, "w", force_zip64=True) as member:
                 np.lib.format.write_array_header_1_0(cast(Any, member), header)
                 member.write(raw_bytes(array))
+            if progress:
+                progress(name, array.nbytes)
 
 
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file_size: int) -> tuple[str, np.ndarray]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -98,7 +98,11 @@ def read_flat(path: Path) -> Stored:
 
 
 def write(
-    path: Path, params: Any, order: Sequence[int] | None = None, metadata: Mapping[str, str] | None = None
+    path: Path,
+    params: Any,
+    order: Sequence[int] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    progress: Callable[[str, int], None] | None = None,
 ) -> None:
     """Writes the leaves tensor by tensor, so that at most one is held twice.
 
@@ -116,6 +120,8 @@ def write(
         file.write(text)
         for item in placed:
             file.write(raw_bytes(as_stored(item.name, flat[item.name])))
+            if progress:
+                progress(item.name, item.end)
 
 
 def usual_order(params: Any) -> list[int]:

@@ -28,15 +28,32 @@ def main() -> None:
     """Runs the command. Bad input ends in one line and exit code 2; an error of the user's own code in its
     traceback, without the frames of this library, and exit code 1.
     """
+    sys.exit(_run())
+
+
+def _run() -> int:
     try:
-        app(standalone_mode=True)
+        return app(prog_name="modelzip", standalone_mode=False) or 0
     except OwnCodeError as error:
         print(error.trace, end="", file=sys.stderr)
-        print(f"modelzip: {one_line(error)}", file=sys.stderr)
-        sys.exit(1)
+        return _say(error, 1)
     except (ModelzipError, OSError, MemoryError) as error:
-        print(f"modelzip: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
+        return _say(error, 2)
+    except (KeyboardInterrupt, typer.Abort):
         print("modelzip: interrupted; no output was changed", file=sys.stderr)
-        sys.exit(130)
+        return 130
+    except Exception as error:
+        # What the parser raises of options and arguments; its classes have moved between versions of typer.
+        if not hasattr(error, "format_message"):
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message(), file=sys.stderr)
+            return 2
+        command = getattr(getattr(error, "ctx", None), "command_path", "modelzip")
+        print(f"modelzip: {' '.join(error.format_message().split())} (see {command} --help)", file=sys.stderr)
+        return 2
+
+
+def _say(error: Exception, code: int) -> int:
+    print(f"modelzip: {one_line(error)}", file=sys.stderr)
+    return code

@@ -26,7 +26,8 @@ def compress(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="IN", help="A .safetensors, .npz or .msgpack file, an index of shards, or an Orbax directory."
+            metavar="IN",
+            help="A .safetensors, .npz or .msgpack file, an index of shards, or an Orbax directory.",
         ),
     ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The .mz file to write.")],
@@ -37,9 +38,7 @@ def compress(
     group_size: Annotated[int, typer.Option(help="Weights in a group.")] = 128,
     axis: Annotated[int, typer.Option(help="The channel axis.")] = -1,
     step_range: Annotated[str, typer.Option("--range", help="Step sizes by max or by mse.")] = "max",
-    sparsity: Annotated[
-        float, typer.Option(help="Share of the selected weights set to zero, 0 to 1.")
-    ] = 0.0,
+    sparsity: Annotated[float, typer.Option(help="Share of the selected weights set to zero, 0 to 1.")] = 0.0,
     allocation: Annotated[str, typer.Option(help="Sparsity uniform over tensors, or global.")] = "uniform",
     only: Annotated[
         list[str] | None, typer.Option(help="Path pattern of what to compress; repeatable.")
@@ -83,7 +82,9 @@ def compress(
     # Held in a list that is emptied, and by no name: each tensor is freed as soon as it is packed.
     held = [contents.tree]
     del contents
-    packed = dataclasses.replace(_compressed(held, transform, f"compressing {source.name}", as_json), variables=others)
+    packed = dataclasses.replace(
+        _compressed(held, transform, f"compressing {source.name}", as_json), variables=others
+    )
     count = len(_leaves(packed.params))
     with phase(f"writing {target.name}", as_json, packed.nbytes, count) as tell, named(target):
         sizes = mz.save(target, packed, metadata=metadata, progress=tell)

@@ -30,7 +30,10 @@ def decompress(
     force: Force = False,
 ) -> None:
     """Writes the weights of a .mz file as an ordinary checkpoint."""
+    import jax
+
     from modelzip_jax import checkpoints
+    from modelzip_jax.tree import nbytes
 
     refuse_existing(target, force)
     checkpoints.check_writable(target)
@@ -38,10 +41,14 @@ def decompress(
     started = time.perf_counter()
     weights = read_weights(source, as_json)
     order, metadata = _of_checkpoint(weights.metadata)
-    with phase(f"writing {target.name}", as_json), named(target):
-        checkpoints.write(target, weights.tree, order=order, metadata=metadata)
+    tells = target.suffix.lower() in (".safetensors", ".npz")
+    size, count = (nbytes(weights.tree), len(jax.tree.leaves(weights.tree))) if tells else (0, 0)
+    with phase(f"writing {target.name}", as_json, size, count) as tell, named(target):
+        checkpoints.write(target, weights.tree, order=order, metadata=metadata, progress=tell)
     lost = metadata and target.suffix.lower() != ".safetensors"
-    notes = [f"the metadata ({', '.join(metadata)}) have no place in {target.name}"] if lost and metadata else []
+    notes = (
+        [f"the metadata ({', '.join(metadata)}) have no place in {target.name}"] if lost and metadata else []
+    )
     if as_json:
         seconds = time.perf_counter() - started
         print(json.dumps({"out": str(target), "seconds": seconds, "notes": notes}))

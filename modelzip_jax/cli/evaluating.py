@@ -27,7 +27,9 @@ def evaluate(
     against: Annotated[
         Path | None, typer.Option(help="Another .mz file or checkpoint to compare with.")
     ] = None,
-    key: Annotated[str | None, typer.Option(help="The part of a checkpoint to take, as for compress.")] = None,
+    key: Annotated[
+        str | None, typer.Option(help="The part of a checkpoint to take, as for compress.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Runs a task on the weights of a file, and on others to compare with."""
@@ -57,7 +59,9 @@ def _scores(function: Callable[..., Any], params: Any, what: str) -> dict[str, f
         try:
             found[str(name)] = float(value)
         except (TypeError, ValueError) as error:
-            raise RecipeError(f"{what} returned for {name!r} a {type(value).__name__}, not a number") from error
+            raise RecipeError(
+                f"{what} returned for {name!r} a {type(value).__name__}, not a number"
+            ) from error
     return found
 
 

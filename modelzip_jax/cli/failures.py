@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,6 +73,6 @@ def _trimmed(error: BaseException) -> str:
 
 
 def _is_own(filename: str) -> bool:
-    if filename.startswith("<frozen importlib") or filename == __import__("importlib").__file__:
+    if filename.startswith("<frozen importlib") or filename == importlib.__file__:
         return False
     return PACKAGE not in Path(filename).parents

@@ -74,7 +74,9 @@ def remarks(transform: Any, tree: Any) -> list[str]:
 
 def _changes(transform: Any) -> bool:
     """Whether a transform does anything to the leaves that it encodes."""
-    parts = [part for _, part in getattr(transform, "parts", ())] if hasattr(transform, "labels") else [transform]
+    parts = (
+        [part for _, part in getattr(transform, "parts", ())] if hasattr(transform, "labels") else [transform]
+    )
     return any(not isinstance(part, type(mz.identity())) for part in parts)
 
 

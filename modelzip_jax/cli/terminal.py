@@ -39,7 +39,12 @@ def phase(text: str, quiet: bool, total_bytes: int = 0, tensors: int = 0) -> Ite
       A function to tell of each tensor that is done: its name and its bytes.
     """
     known = (BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[seen]}"), TimeRemainingColumn())
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), *(known if total_bytes else ()), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        *(known if total_bytes else ()),
+        TimeElapsedColumn(),
+    )
     shown = err.is_terminal and not quiet
     with Progress(*columns, console=err, transient=True, disable=not shown) as bar:
         task = bar.add_task(text, total=total_bytes or None, seen="")

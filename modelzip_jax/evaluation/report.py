@@ -91,17 +91,23 @@ class Report:
         }  # fmt: skip
 
     def __str__(self) -> str:
-        heading = ["tensor", "shape", "dtype", "stored as", "bits/weight", "sparsity", "packed", "in the file"]
+        heading = [
+            "tensor",
+            "shape",
+            "dtype",
+            "stored as",
+            "bits/weight",
+            "sparsity",
+            "packed",
+            "in the file",
+        ]
         rows = [heading, *(_cells(row) for row in self.tensors)]
         rest = self.file_bytes - sum(row.file_bytes for row in self.tensors)
         rows.append(["header and checksums", *[""] * 6, f"{rest:,}"])
         total = [f"{len(self.tensors)} tensors", "", "", "", f"{self.bits_per_weight:.2f}", ""]
         rows.append([*total, f"{self.packed_bytes:,}", f"{self.file_bytes:,}"])
-        lines = [
-            *_aligned(rows, left=4),
-            "",
-            f"{self.dense_bytes:,} bytes dense, {self.packed_bytes:,} packed in memory, {self.file_bytes:,} in the file",
-        ]
+        sizes = f"{self.dense_bytes:,} bytes dense, {self.packed_bytes:,} packed in memory"
+        lines = [*_aligned(rows, left=4), "", f"{sizes}, {self.file_bytes:,} in the file"]
         lines += [f"after {self.step:,} steps of training"] if self.step else []
         lines += [f"metadata: {name} = {str(value)[:80]}" for name, value in self.metadata.items()]
         return "\n".join(lines)
@@ -149,7 +155,9 @@ def tensors(path: str | os.PathLike[str]) -> list[TensorReport]:
 def _report(archive: Archive, leaves: Iterable[PackedArray], progress: Progress | None) -> Report:
     header: Header = archive.header
     rows = []
-    for name, leaf, spec, size in zip(archive.names, leaves, header.specs, archive.coded_bytes(), strict=True):
+    for name, leaf, spec, size in zip(
+        archive.names, leaves, header.specs, archive.coded_bytes(), strict=True
+    ):
         rows.append(_row(name.removeprefix("params/"), leaf, spec, size))
         if progress:
             progress(name, size)
@@ -158,7 +166,11 @@ def _report(archive: Archive, leaves: Iterable[PackedArray], progress: Progress 
 
 def _row(name: str, packed: PackedArray, spec: Any, coded: int) -> TensorReport:
     # Of the leaf as it is: a 64-bit one would be narrowed on its way through JAX.
-    dtype = packed.array.dtype if isinstance(packed, Dense) else jax.eval_shape(lambda p: p.unpack(), packed).dtype
+    dtype = (
+        packed.array.dtype
+        if isinstance(packed, Dense)
+        else jax.eval_shape(lambda p: p.unpack(), packed).dtype
+    )
     return TensorReport(
         name, packed.shape, str(np.dtype(dtype)), describe(packed, spec), packed.size, sparsity(packed),
         unpacked_bytes(packed), packed.nbytes, coded,

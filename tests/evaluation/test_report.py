@@ -102,7 +102,14 @@ def test_every_kind_that_is_registered_here_is_in_these_tests():
 
 @pytest.mark.parametrize(
     ("sparsity", "bits", "form"),
-    [(0.5, 8, "bitmap"), (0.98, 8, "gaps"), (0.8, 4, "among codes"), (0.5, 4, ""), (0.9, 4, ""), (0.99, 2, "")],
+    [
+        (0.5, 8, "bitmap"),
+        (0.98, 8, "gaps"),
+        (0.8, 4, "among codes"),
+        (0.5, 4, ""),
+        (0.9, 4, ""),
+        (0.99, 2, ""),
+    ],
 )
 def test_the_form_of_a_mask_in_the_file(tmp_path, sparsity, bits, form):
     params = {"w": RNG.standard_t(3, size=(48, 36)).astype(np.float32)}
@@ -126,7 +133,9 @@ def test_golden_files(path):
 
 
 def test_a_report_is_a_table_with_totals(tmp_path):
-    params = {"dense": {"kernel": RNG.normal(size=(64, 32)).astype(np.float32), "bias": np.zeros(32, np.float32)}}
+    params = {
+        "dense": {"kernel": RNG.normal(size=(64, 32)).astype(np.float32), "bias": np.zeros(32, np.float32)}
+    }
     model = mz.compress(params, mz.only("**/kernel", mz.chain(mz.prune(sparsity=0.75), mz.quantize(4))))
     mz.save(tmp_path / "m.mz", model, metadata={"author": "me"})
     found = mz.inspect(tmp_path / "m.mz")
