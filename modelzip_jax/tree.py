@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 import sys
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from modelzip_jax.errors import LeafError, NonFiniteError, PatternError, TreeError
+from modelzip_jax.suggestions import similar
 
 __all__ = [
     "UNSELECTED",
@@ -168,30 +168,11 @@ def require_matches(patterns: Iterable[str], names: Sequence[str]) -> None:
     for pattern in patterns:
         if not any(matches(pattern, name) for name in names):
             shown = ", ".join(names[:12]) + (f", … ({len(names)} paths)" if len(names) > 12 else "")
-            meant = _suggestion(pattern, names)
+            meant = similar(pattern, names, matches)
             raise PatternError(
-                f"pattern {pattern!r} matches no leaf{f'; did you mean {meant!r}?' if meant else ''}; '*' stays within "
+                f"pattern {pattern!r} matches no leaf{f'; did you mean {meant!r}?' if meant else ';'} '*' stays within "
                 f"a path segment and '**' crosses them; the paths are: {shown or '(the tree has no leaves)'}"
             )
-
-
-def _suggestion(pattern: str, names: Sequence[str]) -> str | None:
-    """A pattern like this one that matches some of the names, if there is one.
-
-    >>> _suggestion("**attention**", ["encoder/self_attention/kernel"])
-    '**/*attention*/**'
-    """
-    for text in dict.fromkeys((pattern, pattern.replace(".", "/"))):
-        # "**" is only special as a whole segment: within one, people mean a "*" that crosses.
-        parts = [re.sub(r"\*{2,}", "*", part) if part != "**" else part for part in text.split("/")]
-        core = "/".join(parts).removeprefix("**/").removesuffix("/**")
-        loose = "/".join(part if "*" in part else f"*{part}*" for part in core.split("/"))
-        for tried in (core, loose):
-            for wrapped in (tried, f"{tried}/**", f"**/{tried}", f"**/{tried}/**"):
-                if any(matches(wrapped, name) for name in names):
-                    return wrapped
-    close = difflib.get_close_matches(pattern, names, 1)
-    return close[0] if close else None
 
 
 def select(tree: PyTree, keep: Sequence[bool], treedef: Any) -> PyTree:

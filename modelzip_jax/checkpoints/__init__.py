@@ -149,8 +149,8 @@ def write(
             )
         if not jax.tree.leaves(params):
             raise CheckpointError("the tree holds no arrays")
-        flat = {"order": order, "progress": progress}
-        told = {"tensors_file": {**flat, "metadata": metadata}, "npz_file": flat}
+        flat: dict[str, Any] = {"order": order, "progress": progress}
+        told: dict[str, dict[str, Any]] = {"tensors_file": {**flat, "metadata": metadata}, "npz_file": flat}
         _module(name).write(target, params, **told.get(name, {}))
 
 

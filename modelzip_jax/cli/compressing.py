@@ -112,13 +112,13 @@ def _encoding(
 
 
 def _compressed(held: list[Any], transform: Any, text: str, quiet: bool) -> Any:
-    import jax
-
     import modelzip_jax as mz
+    from modelzip_jax.cli.leaf_choice import encoded_leaves
     from modelzip_jax.tree import nbytes
 
     tells = "progress" in inspect.signature(mz.compress).parameters
-    size, count = (nbytes(held[0]), len(jax.tree.leaves(held[0]))) if tells else (0, 0)
+    sizes = [nbytes(leaf) for _, leaf in encoded_leaves(transform, held[0])] if tells else []
+    size, count = sum(sizes), len(sizes)
     with phase(text, quiet, size, count) as tell:
         return mz.compress(held.pop(), transform, **({"progress": tell} if tells else {}))
 

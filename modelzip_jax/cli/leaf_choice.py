@@ -12,7 +12,7 @@ import modelzip_jax as mz
 from modelzip_jax.errors import CheckpointError, NonFiniteError
 from modelzip_jax.tree import is_array, named_leaves, outlines
 
-__all__ = ["check_arrays", "remarks", "without_nonfinite"]
+__all__ = ["check_arrays", "encoded_leaves", "remarks", "without_nonfinite"]
 
 
 def check_arrays(tree: Any, path: Path) -> None:

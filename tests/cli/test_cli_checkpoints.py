@@ -58,10 +58,8 @@ def test_a_checkpoint_in_the_usual_order_gives_the_file_it_always_gave(monkeypat
     checkpoints.write(tmp_path / "a.safetensors", params)
     there_and_back(monkeypatch, capsys, tmp_path / "a.safetensors", tmp_path / "b.safetensors")
     assert (tmp_path / "m.mz").read_bytes()[8] == 1
-    mz.save(
-        tmp_path / "n.mz",
-        mz.compress(params, mz.only(("**",), mz.chain(mz.quantize(6)), min_ndim=2, floating=True)),
-    )
+    zipper = mz.only(("**",), mz.chain(mz.quantize(6)), min_ndim=2, floating=True)
+    mz.save(tmp_path / "n.mz", mz.compress(params, zipper))
     assert (tmp_path / "m.mz").read_bytes() == (tmp_path / "n.mz").read_bytes()
 
 
