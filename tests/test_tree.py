@@ -171,7 +171,7 @@ def test_outlines_of_arrays():
 def test_a_pattern_of_nothing_gets_a_suggestion(pattern, meant):
     names = ["encoder/attention/kernel", "encoder/attention/bias", "encoder/norm_0"]
     with pytest.raises(errors.PatternError) as caught:
-        tree.require_matches([pattern], names)
+        trees.require_matches([pattern], names)
     text = str(caught.value)
     assert (f"did you mean {meant!r}?" in text) if meant else ("did you mean" not in text)
     if meant:
