@@ -161,7 +161,7 @@ def test_outlines_of_arrays():
         ("**attention**", "**/*attention*/**"),
         ("kernel", "**/kernel"),
         ("attention", "**/attention/**"),
-        ("**.bias", "**/*bias*"),
+        ("**bias", "**/*bias"),
         ("encoder.attention.kernel", "encoder/attention/kernel"),
         ("encoder/atention/kernel", "encoder/attention/kernel"),
         ("norm*", "**/norm*"),

@@ -36,7 +36,9 @@ def compress(
         str, typer.Option(help="Weights that share a step: tensor, channel, group.")
     ] = "channel",
     group_size: Annotated[int, typer.Option(help="Weights in a group.")] = 128,
-    axis: Annotated[int, typer.Option(help="The channel axis.")] = -1,
+    axis: Annotated[
+        int | None, typer.Option(help="The channel axis; if left out, as quantize chooses.")
+    ] = None,
     step_range: Annotated[str, typer.Option("--range", help="Step sizes by max or by mse.")] = "max",
     sparsity: Annotated[float, typer.Option(help="Share of the selected weights set to zero, 0 to 1.")] = 0.0,
     allocation: Annotated[str, typer.Option(help="Sparsity uniform over tensors, or global.")] = "uniform",
@@ -92,7 +94,13 @@ def compress(
 
 
 def _encoding(
-    bits: int, granularity: str, group_size: int, axis: int, step_range: str, sparsity: float, allocation: str
+    bits: int,
+    granularity: str,
+    group_size: int,
+    axis: int | None,
+    step_range: str,
+    sparsity: float,
+    allocation: str,
 ) -> Any:
     """What the options ask for; their mistakes in the words of the options."""
     import modelzip_jax as mz
@@ -105,8 +113,9 @@ def _encoding(
         raise TransformError(f"--bits {bits} must be from 1 to 8, or 0 to keep the weights lossless")
     parts: list[mz.Transform] = [mz.prune(sparsity=sparsity, allocation=allocation)] if sparsity else []
     if bits:
+        along = {} if axis is None else {"axis": axis}
         parts.append(
-            mz.quantize(bits, granularity=granularity, group_size=group_size, axis=axis, range=step_range)
+            mz.quantize(bits, granularity=granularity, group_size=group_size, range=step_range, **along)
         )
     return mz.chain(*parts) if parts else mz.identity()
 
