@@ -113,7 +113,7 @@ def _encoding(
         raise TransformError(f"--bits {bits} must be from 1 to 8, or 0 to keep the weights lossless")
     parts: list[mz.Transform] = [mz.prune(sparsity=sparsity, allocation=allocation)] if sparsity else []
     if bits:
-        along = {} if axis is None else {"axis": axis}
+        along: dict[str, Any] = {} if axis is None else {"axis": axis}
         parts.append(
             mz.quantize(bits, granularity=granularity, group_size=group_size, range=step_range, **along)
         )

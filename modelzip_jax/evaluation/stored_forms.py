@@ -7,11 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from modelzip_jax.masking.masked import Masked
-from modelzip_jax.packed import Bits, Dense, PackedArray
-from modelzip_jax.quantization.quantized import Quantized
-from modelzip_jax.sharing.clustered import Clustered, VectorClustered
-from modelzip_jax.sharing.neurons import SharedNeurons
-from modelzip_jax.wavelets.coefficients import Coefficients
+from modelzip_jax.packed import Bits, PackedArray
 
 __all__ = ["describe", "sparsity"]
 
@@ -23,10 +19,11 @@ def describe(packed: PackedArray, spec: Any = None) -> str:
     """How a packed array is stored, in a few words; with its spec, how the file stores its masks, too.
 
     >>> import numpy as np
+    >>> from modelzip_jax.packed import Dense
     >>> describe(Dense(np.zeros(3), (3,)))
     'lossless'
     """
-    told = _FORMS.get(type(packed))
+    told = _FORMS.get(packed.tag)
     words = told(packed) if told else packed.tag
     if packed.mask_field is not None:
         words += _mask_form(packed, spec)
@@ -41,6 +38,7 @@ def sparsity(packed: PackedArray) -> float:
     """Share of the values of a leaf, or of what stands for it (coefficients, shared neurons), that masks set to zero.
 
     >>> import numpy as np
+    >>> from modelzip_jax.packed import Dense
     >>> sparsity(Dense(np.zeros(3), (3,)))
     0.0
     """
@@ -63,14 +61,18 @@ def _coefficients(packed: Any) -> str:
     return f"{packed.filter or packed.kind} coefficients" + ("" if kept == of else f" {kept} of {of}")
 
 
-_FORMS: dict[type, Callable[[Any], str]] = {
-    Dense: lambda packed: "lossless",
-    Quantized: _quantized,
-    Clustered: lambda packed: f"{len(packed.codebook)} values",
-    VectorClustered: lambda packed: f"{len(packed.codebook)} vectors of {packed.codebook.shape[1]}",
-    Masked: lambda packed: "mask",
-    SharedNeurons: lambda packed: f"{packed.inner.shape[-1]} neurons for {packed.shape[-1]}",
-    Coefficients: _coefficients,
+# By tag: what is not imported here, such as a kind of the user's, is told by its tag alone.
+_FORMS: dict[str, Callable[[Any], str]] = {
+    "dense": lambda packed: "lossless",
+    "quantized": _quantized,
+    "clustered": lambda packed: f"{len(packed.codebook)} values",
+    "vectors": lambda packed: "{} vectors of {}".format(*packed.codebook.shape),
+    "layers": lambda packed: "{} layers of {} values".format(*packed.codebook.shape),
+    "layer_vectors": lambda packed: "{} layers of {} vectors of {}".format(*packed.codebook.shape),
+    "masked": lambda packed: "mask",
+    "neurons": lambda packed: f"{packed.inner.shape[-1]} neurons for {packed.shape[-1]}",
+    "coefficients": _coefficients,
+    "linear": lambda packed: "linear transform",
 }
 
 

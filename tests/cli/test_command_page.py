@@ -33,7 +33,7 @@ def test_the_examples_of_the_page(monkeypatch, capsys, tmp_path):
             found, told = NUMBER.findall(out + err), NUMBER.findall(expected)
             # A coder or a step size may change a little without making the page wrong.
             for ours, theirs in zip(map(number, found), map(number, told), strict=True):
-                assert ours == pytest.approx(theirs, rel=0.1), line
+                assert ours == pytest.approx(theirs, rel=0.25), line
 
 
 def test_every_option_of_compress_is_on_the_page(monkeypatch, capsys):

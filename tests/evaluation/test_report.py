@@ -11,8 +11,9 @@ import pytest
 
 import modelzip_jax as mz
 from modelzip_jax.evaluation import report
+from modelzip_jax.evaluation.stored_forms import _FORMS
 from modelzip_jax.masking.masked import Masked
-from modelzip_jax.packed import kinds
+from modelzip_jax.packed import PackedArray, kinds, packed_kind, static
 from modelzip_jax.packing import unpacked_bytes
 from modelzip_jax.sharing.neurons import SharedNeurons
 
@@ -97,7 +98,31 @@ def test_every_kind_that_is_registered_here_is_in_these_tests():
     ours = {tag for tag, kind in kinds.items() if kind.__module__.startswith("modelzip_jax.")}
     parts = {"bits", "joined", "gaps", "joint"}  # of other kinds
     nests = [build((holder,), leaf, SHAPE) for holder in HOLDERS for leaf in LEAVES]
-    assert {x.tag for nest in nests for x in (nest, nest.inner)} == ours - parts
+    made = {x.tag for nest in nests for x in (nest, nest.inner)}
+    # Of stacked leaves, and of users' linear transforms: told by what they have in common with the others.
+    assert made == ours - parts - {"layers", "layer_vectors", "linear"}
+    assert ours - parts <= set(_FORMS)
+
+
+@packed_kind("test-report-halved")
+class Halved(PackedArray):
+    inner: PackedArray
+    scale: jax.Array
+    shape: tuple[int, ...] = static()
+
+    def unpack(self):
+        return self.inner.unpack() * self.scale
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_a_kind_of_the_users_is_told_by_its_tag(tmp_path, leaf):
+    inside = build(("mask few",), leaf, SHAPE)
+    model = mz.Packed({"w": Halved(inside, np.float32([0.5]), SHAPE)}, {}, mz.identity())
+    mz.save(tmp_path / "m.mz", model)
+    (row,) = report.tensors(tmp_path / "m.mz")
+    assert row.form.startswith("test-report-halved + mask (")
+    assert row.form.endswith(f" + {leaf}")
+    assert row.sparsity == pytest.approx(0.98, abs=0.01)
 
 
 @pytest.mark.parametrize(
