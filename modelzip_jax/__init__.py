@@ -12,6 +12,7 @@ from modelzip_jax import errors, loop, rewrites, sharing, testing, trace, tree, 
 from modelzip_jax.chaining import chain
 from modelzip_jax.coding.reader import load, load_tensor
 from modelzip_jax.coding.writer import save
+from modelzip_jax.evaluation.report import inspect
 from modelzip_jax.fitting import fit
 from modelzip_jax.linear import Linear
 from modelzip_jax.loop.reading import averaged, metrics, pack, params, start
@@ -67,6 +68,7 @@ __all__ = [
     "errors",
     "fit",
     "identity",
+    "inspect",
     "is_packed",
     "like_weights",
     "load",

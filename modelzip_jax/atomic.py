@@ -40,9 +40,10 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     mode = _replaceable_mode(target)
     temporary = _temporary_name(target)
     # O_EXCL: never write through a file or link that somebody put at the temporary name.
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _O_BINARY, 0o666)
+    with _naming(target, temporary):
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _O_BINARY, 0o666)
     try:
-        with open(descriptor, "wb") as file:
+        with _naming(target, temporary), open(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -81,7 +82,8 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     if target.is_dir() and any(target.iterdir()):
         raise FileExistsError(f"{target} is a directory that is not empty; remove it first")
     staging = _temporary_name(target)
-    staging.mkdir()
+    with _naming(target, staging):
+        staging.mkdir()
     try:
         content = staging / "content"
         content.mkdir()
@@ -93,6 +95,17 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     _sync_directory(target.parent)
+
+
+@contextlib.contextmanager
+def _naming(target: Path, temporary: Path) -> Iterator[None]:
+    """Errors of the system name the file that is to be written: not a temporary one, or none at all."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, str(temporary)):
+            error.filename = str(target)
+        raise
 
 
 _O_BINARY: int = getattr(os, "O_BINARY", 0)

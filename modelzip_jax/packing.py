@@ -13,6 +13,7 @@ import numpy as np
 from modelzip_jax import tree as trees
 from modelzip_jax.combinator import check_transform, outside, selects
 from modelzip_jax.errors import RecipeError, TransformError, TreeError
+from modelzip_jax.metadata import NOTHING, Metadata
 from modelzip_jax.packed import Dense, PackedArray, is_packed, static
 from modelzip_jax.recipe import opaque_fields
 from modelzip_jax.transform import Context, Encoded, Transform, dense
@@ -27,13 +28,15 @@ class Packed:
     """A compressed model, in memory as it will be in the file.
 
     params: the params' structure with a packed array a leaf. variables: what travels along
-    uncompressed, such as batch statistics. transform: the recipe. step: optimizer steps taken.
+    uncompressed, such as batch statistics. transform: the recipe. step: optimizer steps taken. metadata: plain
+    data that files carry along, see `mz.save`.
     """
 
     params: PyTree
     variables: PyTree
     transform: Transform = static()
     step: int = static(default=0)
+    metadata: Metadata = static(default=NOTHING)
 
     @property
     def nbytes(self) -> int:

@@ -3,34 +3,61 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any, TypeVar
 
 from modelzip_jax.errors import RecipeError
 
-__all__ = ["Opaque", "from_plain", "recordable", "to_plain"]
+__all__ = ["Opaque", "from_plain", "opaque_fields", "recordable", "recorded", "to_plain"]
 
 Class = TypeVar("Class", bound=type)
 
+RENAMED: dict[str, str] = {"Structure": "Unstructured"}
+"""Names that older files have for a class, and the name it has now."""
+
+_OURS = "modelzip_jax"
 _classes: dict[str, type] = {}
 
 
 @dataclasses.dataclass(frozen=True)
 class Opaque:
-    """Stands for a hyperparameter that a file cannot hold, such as a function without a name.
+    """Stands for a hyperparameter that a file cannot hold, or that this program does not know.
 
     A model whose recipe has one loads and unpacks; to train on, pass the transform anew.
+
+    description: of a function without a name, its `repr`; of a class that is not registered, its name and what to
+    do. recipe: what the file says of that class, as JSON, so that the file written next says it, too.
     """
 
     description: str
+    recipe: str = ""
 
 
 def recordable(cls: Class) -> Class:
-    """Makes a frozen dataclass (a transform, score or schedule) known by its name in recipes."""
-    known = _classes.get(cls.__name__)
-    if known is not None and known.__qualname__ != cls.__qualname__:
-        raise RecipeError(f"{cls.__name__!r} is registered already, by {known.__module__}")
-    _classes[cls.__name__] = cls
+    """Makes a frozen dataclass (a transform, score or schedule) known by its name in recipes.
+
+    A class of yours is recorded as "module:QualName", so that it never stands for one of ours of the same name;
+    whoever trains on from the file imports that module first.
+
+    Raises:
+      RecipeError: two classes of this library have one name.
+
+    >>> Mine = dataclasses.make_dataclass("Mine", ["power"], namespace={"__module__": "research"}, frozen=True)
+    >>> to_plain(recordable(Mine)(2.0))
+    {'type': 'research:Mine', 'fields': {'power': 2.0}}
+    """
+    name = _name(cls)
+    known = _classes.get(name)
+    if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise RecipeError(f"{name!r} is registered already, by {known.__module__}")
+    _classes[name] = cls
     return cls
+
+
+def _name(cls: type) -> str:
+    """What a recipe calls a class: its bare name if it is ours, else where it is defined as well."""
+    ours = cls.__module__.split(".")[0] == _OURS
+    return cls.__name__ if ours else f"{cls.__module__}:{cls.__qualname__}"
 
 
 def to_plain(value: Any) -> Any:
@@ -47,12 +74,13 @@ def to_plain(value: Any) -> Any:
         return value
     if isinstance(value, tuple | list):
         return [to_plain(item) for item in value]
-    if type(value) in _classes.values():
+    if isinstance(value, Opaque):
+        return json.loads(value.recipe) if value.recipe else {"opaque": value.description}
+    name = _name(type(value))
+    if name in _classes and dataclasses.is_dataclass(value):
         held = ((f, getattr(value, f.name)) for f in dataclasses.fields(value))
         fields = {f.name: to_plain(x) for f, x in held if f.default is dataclasses.MISSING or x != f.default}
-        return {"type": type(value).__name__, "fields": fields}
-    if isinstance(value, Opaque):
-        return {"opaque": value.description}
+        return {"type": name, "fields": fields}
     return {"opaque": repr(value)[:200]}
 
 
@@ -67,34 +95,82 @@ def from_plain(data: Any) -> Any:
     >>> from_plain(to_plain(t)) == t
     True
     """
+    return _built(data, strict=True)
+
+
+def recorded(data: Any) -> Any:
+    """The recipe of a file: like `from_plain`, with `Opaque` for what this program does not know.
+
+    The weights of a file need no recipe, so that a class of somebody else, or of a newer version, is no reason not
+    to read them.
+
+    Raises:
+      RecipeError: data of a shape that no recipe has.
+
+    >>> recorded({"type": "others:Best", "fields": {}}).description
+    "the recipe names the class 'others:Best', which is not registered: import the module others first"
+    """
+    return _built(data, strict=False)
+
+
+def _built(data: Any, strict: bool) -> Any:
     if data is None or isinstance(data, bool | int | float | str):
         return data
     if isinstance(data, list):
-        return tuple(from_plain(item) for item in data)
+        return tuple(_built(item, strict) for item in data)
     if isinstance(data, dict) and set(data) == {"opaque"}:
         return Opaque(str(data["opaque"]))
     if not isinstance(data, dict) or set(data) != {"type", "fields"} or not isinstance(data["fields"], dict):
         raise RecipeError(f"not a recipe: {str(data)[:100]}")
-    cls = _classes.get(str(data["type"]))
+    fields = {name: _built(item, strict) for name, item in data["fields"].items()}
+    try:
+        return _instance(str(data["type"]), fields)
+    except RecipeError as error:
+        if strict:
+            raise
+        return Opaque(str(error), _as_json(data))
+
+
+def _instance(name: str, fields: dict[str, Any]) -> Any:
+    cls = _classes.get(RENAMED.get(name, name))
     if cls is None:
+        module = name.partition(":")[0] if ":" in name else "that defines it"
         raise RecipeError(
-            f"the recipe names {data['type']!r}, which is not registered; import the module that "
-            f"defines it first. Known: {', '.join(sorted(_classes))}"
+            f"the recipe names the class {name!r}, which is not registered: import the module {module} first"
         )
     names = {f.name for f in dataclasses.fields(cls)}
-    needed = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
-    if not needed <= set(data["fields"]) <= names:
-        raise RecipeError(f"{data['type']} has the fields {sorted(names)}, not {sorted(data['fields'])}")
+    needed = {f.name for f in dataclasses.fields(cls) if _is_needed(f)}
+    if not needed <= set(fields) <= names:
+        raise RecipeError(
+            f"the class {name!r} of the recipe has the fields {sorted(names)}, not {sorted(fields)}"
+        )
     try:
-        return cls(**{name: from_plain(item) for name, item in data["fields"].items()})
+        return cls(**fields)
     except (TypeError, ValueError, AttributeError) as error:
-        raise RecipeError(f"the recipe of {data['type']} does not make one: {error}") from error
+        raise RecipeError(f"the recipe of {name!r} does not make one: {error}") from error
+
+
+def _is_needed(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _as_json(data: Any) -> str:
+    try:
+        return json.dumps(data)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"not a recipe: {error}") from error
 
 
 def opaque_fields(value: Any, path: str = "") -> list[str]:
-    """Where in a transform hyperparameters are `Opaque`."""
+    """Where in a transform hyperparameters are `Opaque`, and of which class if that is known.
+
+    >>> import modelzip_jax as mz
+    >>> opaque_fields(from_plain(to_plain(mz.prune(sparsity=lambda step: 0.5))))
+    ['sparsity']
+    """
     if isinstance(value, Opaque):
-        return [path.lstrip(".")]
+        place = path.lstrip(".") or "its root"
+        return [f"{place} ({value.description})" if value.recipe else place]
     if isinstance(value, tuple):
         return [p for i, item in enumerate(value) for p in opaque_fields(item, f"{path}[{i}]")]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from modelzip_jax.errors import LeafError, NonFiniteError, PatternError, TreeError
+from modelzip_jax.suggestions import similar
 
 __all__ = [
     "UNSELECTED",
@@ -182,13 +183,14 @@ def matches(pattern: str, name: str) -> bool:
 
 
 def require_matches(patterns: Iterable[str], names: Sequence[str]) -> None:
-    """Raises `PatternError` for a pattern that matches none of the names, and lists them."""
+    """Raises `PatternError` for a pattern that matches none of the names; lists them and suggests one that does."""
     for pattern in patterns:
         if not any(matches(pattern, name) for name in names):
             shown = ", ".join(names[:12]) + (f", … ({len(names)} paths)" if len(names) > 12 else "")
+            meant = similar(pattern, names, matches)
             raise PatternError(
-                f"pattern {pattern!r} matches no leaf; '*' stays within a path segment and '**' "
-                f"crosses them; the paths are: {shown or '(the tree has no leaves)'}"
+                f"pattern {pattern!r} matches no leaf{f'; did you mean {meant!r}?' if meant else ';'} '*' stays within "
+                f"a path segment and '**' crosses them; the paths are: {shown or '(the tree has no leaves)'}"
             )
 
 

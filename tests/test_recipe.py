@@ -4,7 +4,8 @@ import json
 import pytest
 
 import modelzip_jax as mz
-from modelzip_jax.recipe import Opaque, from_plain, opaque_fields, recordable, to_plain
+from modelzip_jax import recipe
+from modelzip_jax.recipe import Opaque, from_plain, opaque_fields, recordable, recorded, to_plain
 
 RECIPES = [
     mz.identity(),
@@ -61,13 +62,66 @@ def test_data_that_is_no_recipe_is_refused(data, message):
         from_plain(data)
 
 
-def test_a_name_belongs_to_one_class():
-    @dataclasses.dataclass(frozen=True)
-    class Identity:
-        pass
+@recordable
+@dataclasses.dataclass(frozen=True)
+class Saliency:
+    """Called like a score of ours."""
 
+    power: float = 1.0
+
+
+def test_a_users_class_never_stands_for_one_of_ours():
+    ours, theirs = mz.scores.saliency(), Saliency(2.0)
+    assert to_plain(ours)["type"] == "Saliency"
+    assert to_plain(theirs) == {"type": f"{__name__}:Saliency", "fields": {"power": 2.0}}
+    assert type(from_plain(to_plain(ours))) is type(ours)
+    assert from_plain(to_plain(theirs)) == theirs
+
+
+def test_a_class_may_be_defined_again():
+    def define():
+        @recordable
+        @dataclasses.dataclass(frozen=True)
+        class Mine:
+            pass
+
+        return Mine
+
+    older, newer = define()(), define()()
+    assert type(from_plain(to_plain(older))) is type(newer)
+
+
+def test_two_classes_of_ours_cannot_have_one_name():
+    cls = dataclasses.make_dataclass("Identity", [], namespace={"__module__": "modelzip_jax.elsewhere"})
     with pytest.raises(mz.errors.RecipeError, match="'Identity' is registered already"):
-        recordable(Identity)
+        recordable(cls)
+
+
+def test_a_class_that_is_not_recordable_is_no_class_of_ours():
+    cls = dataclasses.make_dataclass("Identity", [], frozen=True)
+    assert "opaque" in to_plain(cls())
+
+
+def test_what_a_file_names_and_nobody_knows_is_opaque():
+    plain = to_plain(mz.only("w", mz.chain(mz.prune(sparsity=0.5), mz.quantize(4))))
+    chain = plain["fields"]["parts"][0][1]
+    chain["fields"]["parts"][0]["fields"]["score"] = {"type": "research:Best", "fields": {"k": [1, None]}}
+    chain["fields"]["parts"][1]["fields"]["of_a_newer_version"] = True
+    with pytest.raises(mz.errors.RecipeError, match="research"):
+        from_plain(plain)
+    back = recorded(plain)
+    assert [place.partition(" ")[0] for place in opaque_fields(back)] == [
+        "parts[0][1].parts[0].score", "parts[0][1].parts[1]",
+    ]  # fmt: skip
+    assert "import the module research first" in opaque_fields(back)[0]
+    assert to_plain(back) == plain
+    with pytest.raises(mz.errors.RecipeError, match="not a recipe"):
+        recorded({"type": "X"})
+
+
+def test_renamed_classes_are_found(monkeypatch):
+    monkeypatch.setitem(recipe.RENAMED, "Nothing", "Identity")
+    assert from_plain({"type": "Nothing", "fields": {}}) == mz.identity()
 
 
 def test_defaults_are_left_out_and_come_back():

@@ -153,3 +153,26 @@ def test_latents_of_half_precision_are_float32():
 def test_outlines_of_arrays():
     tree = {"a": np.zeros((2, 3)), "b": 1.0, "c": np.arange(3)}
     assert trees.outlines(tree) == [("a", 2, True), ("b", 0, True), ("c", 1, False)]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "meant"),
+    [
+        ("**attention**", "**/*attention*/**"),
+        ("kernel", "**/kernel"),
+        ("attention", "**/attention/**"),
+        ("**bias", "**/*bias"),
+        ("encoder.attention.kernel", "encoder/attention/kernel"),
+        ("encoder/atention/kernel", "encoder/attention/kernel"),
+        ("norm*", "**/norm*"),
+        ("nothing-like-it", None),
+    ],
+)
+def test_a_pattern_of_nothing_gets_a_suggestion(pattern, meant):
+    names = ["encoder/attention/kernel", "encoder/attention/bias", "encoder/norm_0"]
+    with pytest.raises(errors.PatternError) as caught:
+        trees.require_matches([pattern], names)
+    text = str(caught.value)
+    assert (f"did you mean {meant!r}?" in text) if meant else ("did you mean" not in text)
+    if meant:
+        trees.require_matches([meant], names)

@@ -4,6 +4,7 @@
 |---|---|---|
 | `*.safetensors` | safetensors | nested keys joined by "." |
 | `*.npz` | NumPy archive | nested keys joined by "/"; "@bfloat16" marks what NumPy cannot name |
+| `*.safetensors.index.json` | several `.safetensors` files, read only | the same |
 | `*.msgpack` | `flax.serialization` | nested; lists and tuples become dicts: "0", "1", ... |
 | a directory | Orbax | nested |
 
@@ -14,16 +15,19 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from modelzip_jax.checkpoints import orbax_dir, shards
+from modelzip_jax.checkpoints.contents import Contents
+from modelzip_jax.checkpoints.train_states import choose
 from modelzip_jax.errors import CheckpointError, MissingExtraError
 
-__all__ = ["SUFFIXES", "read", "write"]
+__all__ = ["SUFFIXES", "Contents", "check_writable", "read", "read_contents", "read_weights", "write"]
 
 SUFFIXES = {".safetensors": "tensors_file", ".npz": "npz_file", ".msgpack": "msgpack_file"}
 DIRECTORY_SUFFIXES = ("", ".orbax")
@@ -34,9 +38,10 @@ def read(path: str | os.PathLike[str]) -> Any:
     """Reads the parameter tree of a checkpoint.
 
     Args:
-      path: a `.safetensors`, `.npz` or `.msgpack` file, or a directory that Orbax wrote (a bare
-        checkpoint, or one step of a `CheckpointManager`, whose item "default", "params", "state" or
-        single item is taken).
+      path: a `.safetensors`, `.npz` or `.msgpack` file, the index of a checkpoint in several files
+        (`model.safetensors.index.json`), a folder with such an index or one such file, or a directory that Orbax
+        wrote: a bare checkpoint, or the root or a step of a `CheckpointManager`, of which the latest step and the item
+        "params", "default", "state" or single item is taken.
 
     Returns:
       Nested dicts (and lists, where the format keeps them) of NumPy arrays in the stored dtype. The
@@ -57,23 +62,60 @@ def read(path: str | os.PathLike[str]) -> Any:
     ...     read(f"{folder}/model.safetensors")
     {'dense': {'bias': array([0., 0.], dtype=float16)}}
     """
+    return read_contents(path).tree
+
+
+def read_contents(path: str | os.PathLike[str]) -> Contents:
+    """Like `read`, with what the tree has no place for: metadata, the order of arrays, and what to tell the user."""
     source = Path(path)
     with _named_errors(source, "cannot be read"):
-        if source.is_dir():
+        in_folder = _file_in(source) if source.is_dir() else None
+    found = in_folder or source
+    with _named_errors(found, "cannot be read"):
+        if found.is_dir():
             reader = _module("orbax_dir")
-        elif not source.exists():
+        elif not found.exists():
             raise CheckpointError("there is no such file or directory")
         else:
-            reader = _module(_file_format(source))
-            if source.stat().st_size == 0:
+            reader = _module(_file_format(found))
+            if found.stat().st_size == 0:
                 raise CheckpointError("it is empty")
-        params = reader.read(source)
-        if not any(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(params)):
+        contents: Contents = reader.read(found)
+        if not any(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(contents.tree)):
             raise CheckpointError("it holds no arrays")
-    return params
+    return contents
 
 
-def write(path: str | os.PathLike[str], params: Any) -> None:
+def read_weights(path: str | os.PathLike[str], key: str | None = None) -> tuple[Contents, dict[str, Any]]:
+    """The weights of a checkpoint, also of a whole train state, and what travels along: see `train_states.choose`."""
+    contents = read_contents(path)
+    with _named_errors(Path(path), "cannot be compressed"):
+        return choose(contents, key)
+
+
+def _file_in(folder: Path) -> Path | None:
+    """The one file that stands for a folder; None if the folder is Orbax's."""
+    if (folder / orbax_dir.TREE_FILE).is_file() or orbax_dir.is_checkpoint(folder):
+        return None
+    indices = sorted(folder.glob(f"*{shards.SUFFIX}"))
+    files = indices or sorted(f for suffix in SUFFIXES for f in folder.glob(f"*{suffix}"))
+    if len(files) > 1:
+        raise CheckpointError(f"it is no Orbax checkpoint; name a file in it: {_listed(files)}")
+    return files[0] if files else None
+
+
+def _listed(files: list[Path]) -> str:
+    return ", ".join(file.name for file in files[:6]) + (", ..." if len(files) > 6 else "")
+
+
+def write(
+    path: str | os.PathLike[str],
+    params: Any,
+    *,
+    order: Sequence[int] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    progress: Callable[[str, int], None] | None = None,
+) -> None:
     """Writes a parameter tree; the file or directory appears whole or not at all.
 
     Args:
@@ -81,6 +123,10 @@ def write(path: str | os.PathLike[str], params: Any) -> None:
         ending in `.orbax` becomes a directory in Orbax's standard format. A file is replaced; a
         directory that is not empty never is.
       params: any pytree of arrays. Formats of flat names join the keys and indices of its paths.
+      order: of the arrays in a `.safetensors` or `.npz` file: the index among the tree's leaves of the first, the
+        second, …. Other formats have none.
+      metadata: strings by name, for `.safetensors`; other formats have no place for them.
+      progress: called with the name and the bytes of each array that a `.safetensors` or `.npz` file has got.
 
     Raises:
       CheckpointError: the suffix is unknown, the tree holds no arrays or a leaf that the format
@@ -96,10 +142,16 @@ def write(path: str | os.PathLike[str], params: Any) -> None:
     target = Path(path)
     with _named_errors(target, "cannot be written"):
         is_directory = target.suffix in DIRECTORY_SUFFIXES
-        writer = _module("orbax_dir" if is_directory else _file_format(target))
+        name = "orbax_dir" if is_directory else _file_format(target)
+        if name == "shards":
+            raise CheckpointError(
+                f"write one file instead: {target.name.removesuffix(shards.SUFFIX)}.safetensors"
+            )
         if not jax.tree.leaves(params):
             raise CheckpointError("the tree holds no arrays")
-        writer.write(target, params)
+        flat: dict[str, Any] = {"order": order, "progress": progress}
+        told: dict[str, dict[str, Any]] = {"tensors_file": {**flat, "metadata": metadata}, "npz_file": flat}
+        _module(name).write(target, params, **told.get(name, {}))
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -111,7 +163,11 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 
 def _file_format(path: Path) -> str:
+    if path.name.lower().endswith(shards.SUFFIX):
+        return "shards"
     suffix = path.suffix.lower()
+    if suffix == ".mz":
+        raise CheckpointError("it is compressed already; `modelzip decompress` makes a checkpoint of it")
     if suffix not in SUFFIXES:
         pickles = " (pickles are never read or written)" if suffix in PICKLES else ""
         raise CheckpointError(

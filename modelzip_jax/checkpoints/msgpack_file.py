@@ -22,6 +22,7 @@ import numpy as np
 
 from modelzip_jax.atomic import atomic_file
 from modelzip_jax.checkpoints.arrays import DTYPES, aligned_empty, as_stored, raw_bytes
+from modelzip_jax.checkpoints.contents import Contents
 from modelzip_jax.errors import CheckpointError, MissingExtraError
 
 __all__ = ["read", "write"]
@@ -32,7 +33,7 @@ MAX_CHUNK = 2**30  # bytes, Flax's own limit
 HEAD = 4096  # bytes, more than the shape and dtype of any array take
 
 
-def read(path: Path) -> Any:
+def read(path: Path) -> Contents:
     """The tree as it was written: {"params": ...}, a bare dict of layers or a whole train state."""
     with (
         open(path, "rb") as file,
@@ -41,7 +42,7 @@ def read(path: Path) -> Any:
         # Every length is within the file's: msgpack sets its limits so when given all the data.
         hook = functools.partial(_extension_of, data)
         tree = msgpack.unpackb(data, ext_hook=hook, raw=False, strict_map_key=False)
-    return _joined(tree)
+    return Contents(_joined(tree))
 
 
 def write(path: Path, params: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ import jax
 from modelzip_jax.errors import CheckpointError
 from modelzip_jax.tree import segment
 
-__all__ = ["flatten", "unflatten"]
+__all__ = ["flatten", "ordered", "unflatten"]
 
 
 def flatten(tree: Any, separator: str) -> dict[str, Any]:
@@ -20,8 +20,7 @@ def flatten(tree: Any, separator: str) -> dict[str, Any]:
     under the names they have. `None` and empty containers have no leaves and leave no trace.
 
     Raises:
-      CheckpointError: two leaves would have one name, or a leaf's name is the beginning of
-        another's ("a" and "a.b"), or the tree is a single leaf and thus has no name.
+      CheckpointError: two leaves would have one name, or the tree is a single leaf and thus has no name.
 
     >>> flatten({"dense": {"kernel": 1, "bias": 2}, "stack": [3, (4,)]}, ".")
     {'dense.bias': 2, 'dense.kernel': 1, 'stack.0': 3, 'stack.1.0': 4}
@@ -34,36 +33,49 @@ def flatten(tree: Any, separator: str) -> dict[str, Any]:
         if name in flat:
             raise CheckpointError(f"two leaves would both be stored under the name {name!r}")
         flat[name] = leaf
-    unflatten(flat, separator)  # refuses names that could not be read back
     return flat
 
 
 def unflatten(flat: Mapping[str, Any], separator: str) -> dict[str, Any]:
     """Nested dicts from flat names; every key is a string, also where it is a number.
 
-    Raises:
-      CheckpointError: a name stands both for an array and for a group of arrays.
+    Where a name is the beginning of others ("weight" and "weight.absmax", as 4-bit files of bitsandbytes have it),
+    the others keep the separator in their last key, so that `flatten` gives all of them back.
 
     >>> unflatten({"layers.0.bias": 1, "scale": 2}, ".")
     {'layers': {'0': {'bias': 1}}, 'scale': 2}
+    >>> unflatten({"head.weight": 1, "head.weight.absmax": 2}, ".")
+    {'head': {'weight': 1, 'weight.absmax': 2}}
     """
     tree: dict[str, Any] = {}
-    groups: set[int] = {id(tree)}  # by identity: a leaf may itself be a dict
     for name, leaf in flat.items():
-        *parents, last = name.split(separator)
+        *parents, last = _keys(name, flat, separator)
         node = tree
-        for depth, part in enumerate(parents):
-            if part not in node:
-                node[part] = {}
-                groups.add(id(node[part]))
-            elif id(node[part]) not in groups:
-                prefix = separator.join(parents[: depth + 1])
-                raise CheckpointError(f"{prefix!r} is an array and also the parent of {name!r}")
-            node = node[part]
-        if last in node:
-            raise CheckpointError(f"{name!r} is an array and also the parent of other arrays")
+        for key in parents:
+            node = node.setdefault(key, {})
         node[last] = leaf
     return tree
+
+
+def ordered(flat: dict[str, Any], order: Sequence[int] | None) -> dict[str, Any]:
+    """The same names in another order: the index of the first, the second, …; as they are if it is none of theirs.
+
+    >>> ordered({"a": 1, "b": 2}, [1, 0]), ordered({"a": 1, "b": 2}, [1, 1])
+    ({'b': 2, 'a': 1}, {'a': 1, 'b': 2})
+    """
+    names = list(flat)
+    if order is None or sorted(order) != list(range(len(names))):
+        return flat
+    return {names[index]: flat[names[index]] for index in order}
+
+
+def _keys(name: str, flat: Mapping[str, Any], separator: str) -> list[str]:
+    """The keys of a name: all of its parts, or fewer where the first of them are the name of an array."""
+    parts = name.split(separator)
+    for depth in range(1, len(parts)):
+        if separator.join(parts[:depth]) in flat:
+            return [*parts[: depth - 1], separator.join(parts[depth - 1 :])]
+    return parts
 
 
 def _without_value(path: tuple[Any, ...]) -> tuple[Any, ...]:

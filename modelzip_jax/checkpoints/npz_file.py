@@ -12,6 +12,7 @@ import ast
 import math
 import struct
 import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +28,8 @@ from modelzip_jax.checkpoints.arrays import (
     fill,
     raw_bytes,
 )
-from modelzip_jax.checkpoints.names import flatten, unflatten
+from modelzip_jax.checkpoints.contents import Contents
+from modelzip_jax.checkpoints.names import flatten, ordered, unflatten
 from modelzip_jax.errors import CheckpointError
 
 __all__ = ["read", "write"]
@@ -39,7 +41,7 @@ MAX_HEADER = 1 << 16  # bytes; a shape and a dtype take about a hundred
 MAX_DEFLATE_RATIO = 1032  # what the deflate format can reach
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> Contents:
     """The arrays of an archive as nested dicts, split at the slashes of their names."""
     with zipfile.ZipFile(path) as archive:
         flat: dict[str, np.ndarray] = {}
@@ -48,12 +50,18 @@ def read(path: Path) -> dict[str, Any]:
             if name in flat:
                 raise CheckpointError(f"the array {name!r} occurs twice")
             flat[name] = array
-    return unflatten(flat, SEPARATOR)
+    places = {name: place for place, name in enumerate(flat)}
+    return Contents(unflatten(flat, SEPARATOR), unflatten(places, SEPARATOR))
 
 
-def write(path: Path, params: Any) -> None:
-    """Writes an uncompressed archive, array by array."""
-    flat = flatten(params, SEPARATOR)
+def write(
+    path: Path,
+    params: Any,
+    order: Sequence[int] | None = None,
+    progress: Callable[[str, int], None] | None = None,
+) -> None:
+    """Writes an uncompressed archive, array by array, in the order of the tree's leaves or another one."""
+    flat = ordered(flatten(params, SEPARATOR), order)
     for name in flat:
         if _split_mark(name)[1] is not None:
             raise CheckpointError(f"the name {name!r} ends like a dtype mark of this format; rename the leaf")
@@ -69,6 +77,8 @@ def write(path: Path, params: Any) -> None:
             with archive.open(info, "w", force_zip64=True) as member:
                 np.lib.format.write_array_header_1_0(cast(Any, member), header)
                 member.write(raw_bytes(array))
+            if progress:
+                progress(name, array.nbytes)
 
 
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file_size: int) -> tuple[str, np.ndarray]:

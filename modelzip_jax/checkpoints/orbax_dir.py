@@ -1,7 +1,9 @@
-"""Directories that Orbax wrote: a bare checkpoint, or a step of a `CheckpointManager`."""
+"""Directories that Orbax wrote: a bare checkpoint, a step of a `CheckpointManager`, or all of its steps."""
 
 from __future__ import annotations
 
+import collections
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +12,22 @@ import numpy as np
 
 from modelzip_jax.atomic import atomic_directory
 from modelzip_jax.checkpoints.arrays import as_stored
+from modelzip_jax.checkpoints.contents import Contents
 from modelzip_jax.errors import CheckpointError, MissingExtraError
-from modelzip_jax.tree import leaf_name
+from modelzip_jax.tree import leaf_name, segment
 
-__all__ = ["read", "write"]
+__all__ = ["is_checkpoint", "read", "write"]
 
 TREE_FILE = "_METADATA"  # what Orbax puts beside the arrays of a tree
-FILES = (".safetensors", ".npz", ".msgpack")
-USUAL_ITEMS = ("default", "params", "state")
+STEP_FILE = "_CHECKPOINT_METADATA"  # what it puts beside the items of a step
+UNFINISHED = ".orbax-checkpoint-tmp"
+USUAL_ITEMS = ("params", "default", "state", "pytree", "model", "train_state")
+STEP = re.compile(r"(.*?)(\d+)")
 
 
-def read(path: Path) -> Any:
+def read(path: Path) -> Contents:
     """The tree as NumPy arrays; tuples and custom nodes come back as lists and dicts."""
-    item = _item(path)
+    item, notes = _item(path.absolute())  # Orbax takes no relative path
     ocp = _orbax()
     with ocp.PyTreeCheckpointer() as checkpointer:
         metadata = checkpointer.metadata(item).item_metadata
@@ -30,7 +35,7 @@ def read(path: Path) -> Any:
             raise CheckpointError(f"its {TREE_FILE} describes no tree")
         # NumPy, wherever the arrays lived: the devices of the writer need not exist here.
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree)
-        return checkpointer.restore(item, restore_args=as_numpy)
+        return Contents(checkpointer.restore(item, restore_args=as_numpy), notes=notes)
 
 
 def write(path: Path, params: Any) -> None:
@@ -38,9 +43,15 @@ def write(path: Path, params: Any) -> None:
     ocp = _orbax()
     # Before Orbax begins: once it has, an error leaves threads that still write.
     arrays = jax.tree_util.tree_map_with_path(_storable, params)
+    _refuse_clashes(params)
     with atomic_directory(path) as directory, ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory, arrays, force=True)
+        checkpointer.save(directory.absolute(), arrays, force=True)
         checkpointer.wait_until_finished()
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether there is a tree of Orbax in the directory or up to two levels below."""
+    return any(next(path.glob(f"{'*/' * depth}{TREE_FILE}"), None) for depth in range(3))
 
 
 def _storable(key_path: tuple[Any, ...], leaf: Any) -> Any:
@@ -51,29 +62,52 @@ def _storable(key_path: tuple[Any, ...], leaf: Any) -> Any:
     return array
 
 
-def _item(path: Path) -> Path:
-    """The directory with the arrays: `path` itself or the one item in it."""
+def _refuse_clashes(params: Any) -> None:
+    """Orbax joins keys with dots, and of two leaves of one name it would keep one, saying nothing."""
+    paths = jax.tree_util.tree_leaves_with_path(params)
+    names = collections.Counter(".".join(segment(key) for key in path) for path, _ in paths)
+    twice = next((name for name, count in names.items() if count > 1), None)
+    if twice is not None:
+        raise CheckpointError(f"two leaves would both be stored under the name {twice!r}")
+
+
+def _item(path: Path) -> tuple[Path, tuple[str, ...]]:
+    """The directory with the arrays, and what to say of the choices on the way."""
     if (path / TREE_FILE).is_file():
-        return path
-    items = sorted(child.parent.name for child in path.glob(f"*/{TREE_FILE}"))
-    for name in USUAL_ITEMS:
-        if name in items:
-            return path / name
-    if len(items) == 1 and not items[0].isdigit():
-        return path / items[0]
+        return path, ()
+    if not (path / STEP_FILE).is_file():
+        steps = _steps(path)
+        if steps:
+            item, notes = _item(steps[-1])
+            return item, (*_of_steps(path, steps), *notes)
+    items = sorted(child.parent.name for child in path.glob(f"*/{TREE_FILE}") if UNFINISHED not in str(child))
+    chosen = next((name for name in USUAL_ITEMS if name in items), items[0] if len(items) == 1 else None)
+    if chosen is not None:
+        others = [name for name in items if name != chosen]
+        said = (f"the item {chosen!r} is read, not {_listed(others)}",) if others else ()
+        return path / chosen, said
     if items:
-        raise CheckpointError(f"it holds several items; name one of them: {_listed(items)}")
-    steps = sorted({f.parents[1].name for f in path.glob(f"*/*/{TREE_FILE}")}, key=_by_number)
-    if steps:
-        raise CheckpointError(f"it holds checkpoints of several steps; name one: {_listed(steps)}")
-    files = [name for suffix in FILES for name in sorted(f.name for f in path.glob(f"*{suffix}"))]
-    if files:
-        raise CheckpointError(f"it is no Orbax checkpoint; name a file in it: {_listed(files)}")
+        raise CheckpointError(
+            f"it holds several items; name one of them, as in {path / items[0]}: {_listed(items)}"
+        )
     raise CheckpointError(f"it is no Orbax checkpoint (there is no {TREE_FILE} in it)")
 
 
-def _by_number(name: str) -> tuple[int, str]:
-    return int(name) if name.isdecimal() else -1, name
+def _steps(path: Path) -> list[Path]:
+    """The steps of a `CheckpointManager` (or of `flax.training.checkpoints`), the latest one last."""
+    found: dict[int, Path] = {}
+    for child in path.iterdir():
+        match = STEP.fullmatch(child.name)
+        if match and UNFINISHED not in child.name and child.is_dir() and is_checkpoint(child):
+            found[int(match[2])] = child
+    return [found[step] for step in sorted(found)]
+
+
+def _of_steps(path: Path, steps: list[Path]) -> tuple[str, ...]:
+    if len(steps) == 1:
+        return ()
+    names = [step.name for step in steps]
+    return (f"{names[-1]} is the latest of {_listed(names)}; for another name it, as in {path / names[0]}",)
 
 
 def _listed(names: list[str]) -> str:

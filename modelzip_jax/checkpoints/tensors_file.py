@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -18,7 +19,8 @@ import numpy as np
 
 from modelzip_jax.atomic import atomic_file
 from modelzip_jax.checkpoints.arrays import DTYPES, aligned_empty, as_stored, fill, raw_bytes
-from modelzip_jax.checkpoints.names import flatten, unflatten
+from modelzip_jax.checkpoints.contents import Contents
+from modelzip_jax.checkpoints.names import flatten, ordered, unflatten
 from modelzip_jax.errors import CheckpointError
 
 __all__ = ["read", "write"]
@@ -63,44 +65,97 @@ class Entry(NamedTuple):
     end: int
 
 
-def read(path: Path) -> dict[str, Any]:
+class Stored(NamedTuple):
+    """The tensors of a file by name, in the order of its header, and the strings beside them."""
+
+    flat: dict[str, np.ndarray]
+    metadata: dict[str, str]
+
+
+def read(path: Path) -> Contents:
     """The tensors of a file as nested dicts, split at the dots of their names."""
+    return contents([read_flat(path)])
+
+
+def contents(files: Sequence[Stored]) -> Contents:
+    """The tensors of one file, or of several one after the other, as nested dicts."""
+    flat = {name: array for stored in files for name, array in stored.flat.items()}
+    metadata = {name: text for stored in reversed(files) for name, text in stored.metadata.items()}
+    places = {name: place for place, name in enumerate(flat)}
+    return Contents(unflatten(flat, SEPARATOR), unflatten(places, SEPARATOR), metadata)
+
+
+def read_flat(path: Path) -> Stored:
+    """The tensors of a file under the names that they have there."""
     with open(path, "rb", buffering=0) as file:
-        entries = _read_header(file, path.stat().st_size)
-        flat: dict[str, np.ndarray] = {}
+        entries, names, metadata = _read_header(file, path.stat().st_size)
+        flat: dict[str, Any] = dict.fromkeys(names)
         for entry in entries:
             array = aligned_empty(entry.shape, entry.dtype)
-            fill(array, file)  # the entries are contiguous, in the order of the file
+            fill(array, file)  # the entries are contiguous, in the order of the data
             flat[entry.name] = array
-    return unflatten(flat, SEPARATOR)
+    return Stored(flat, metadata)
 
 
-def write(path: Path, params: Any) -> None:
-    """Writes the leaves tensor by tensor, so that at most one is held twice."""
+def write(
+    path: Path,
+    params: Any,
+    order: Sequence[int] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    progress: Callable[[str, int], None] | None = None,
+) -> None:
+    """Writes the leaves tensor by tensor, so that at most one is held twice.
+
+    order: of the tensors, as indices of the tree's leaves; wide types first, then by name, if None. metadata: strings
+    by name for the header.
+    """
     flat = flatten(params, SEPARATOR)
     if METADATA in flat:
         raise CheckpointError(f"{METADATA!r} is reserved in this format and cannot name a tensor")
-    plan = [_planned(name, leaf) for name, leaf in flat.items()]
-    # Wide types first, so that each tensor's offset is a multiple of its item size.
-    plan.sort(key=lambda item: (-item.dtype.itemsize, item.name))
-    header: dict[str, Any] = {}
+    plan = [_planned(name, leaf) for name, leaf in ordered(flat, order or usual_order(params)).items()]
+    told = {METADATA: dict(metadata)} if metadata else {}
+    text, placed = _header(plan, told)
+    with atomic_file(path) as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for item in placed:
+            file.write(raw_bytes(as_stored(item.name, flat[item.name])))
+            if progress:
+                progress(item.name, item.end)
+
+
+def usual_order(params: Any) -> list[int]:
+    """The order in which `write` puts the leaves by itself, as indices of them."""
+    plan = [_planned(name, leaf) for name, leaf in flatten(params, SEPARATOR).items()]
+    return sorted(range(len(plan)), key=lambda i: (-plan[i].dtype.itemsize, plan[i].name))
+
+
+def _header(plan: list[Entry], told: dict[str, Any]) -> tuple[bytes, list[Entry]]:
+    """The header's text in the order of the plan, and the tensors in the order of their data.
+
+    That is the same order where every tensor then begins at a multiple of its item size; else wide types come first.
+    """
+    offsets = np.cumsum([0, *(item.end for item in plan)])
+    aligned = all(o % item.dtype.itemsize == 0 for o, item in zip(offsets, plan, strict=False))
+    placed = plan if aligned else sorted(plan, key=lambda item: -item.dtype.itemsize)
+    begins: dict[str, int] = {}
     begin = 0
-    for item in plan:
-        header[item.name] = {
+    for item in placed:
+        begins[item.name] = begin
+        begin += item.end
+    header = told | {
+        item.name: {
             "dtype": CODE_OF[item.dtype],
             "shape": list(item.shape),
-            "data_offsets": [begin, begin + item.end],
+            "data_offsets": [begins[item.name], begins[item.name] + item.end],
         }
-        begin += item.end
+        for item in plan
+    }
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-(8 + len(text)) % DATA_ALIGNMENT)
     if len(text) > MAX_HEADER:
         raise CheckpointError(f"the header would have {len(text)} bytes, above the format's limit")
-    with atomic_file(path) as file:
-        file.write(len(text).to_bytes(8, "little"))
-        file.write(text)
-        for item in plan:
-            file.write(raw_bytes(as_stored(item.name, flat[item.name])))
+    return text, placed
 
 
 def _planned(name: str, leaf: Any) -> Entry:
@@ -115,8 +170,11 @@ def _planned(name: str, leaf: Any) -> Entry:
     return Entry(name, dtype, tuple(array.shape), 0, math.prod(array.shape) * dtype.itemsize)
 
 
-def _read_header(file: BinaryIO, file_size: int) -> list[Entry]:
-    """The checked entries, in the order of their data, with the file at the start of the data."""
+def _read_header(file: BinaryIO, file_size: int) -> tuple[list[Entry], list[str], dict[str, str]]:
+    """The checked entries in the order of their data, the names in the header's, and its metadata.
+
+    The file is left at the start of the data.
+    """
     prefix = file.read(8)
     if len(prefix) < 8:
         raise CheckpointError(f"it has {file_size} bytes, too few for a header")
@@ -130,7 +188,7 @@ def _read_header(file: BinaryIO, file_size: int) -> list[Entry]:
     if len(text) < size:
         raise CheckpointError("it ends within the header")
     header = _parse(text)
-    header.pop(METADATA, None)
+    metadata = _metadata(header.pop(METADATA, None) or {})
     entries = [_entry(name, value) for name, value in header.items()]
     entries.sort(key=lambda entry: (entry.begin, entry.end))
     position = 0
@@ -146,7 +204,13 @@ def _read_header(file: BinaryIO, file_size: int) -> list[Entry]:
             f"the header describes {position} bytes of data and the file has "
             f"{file_size - 8 - size}: it is cut short or has bytes after its end"
         )
-    return entries
+    return entries, list(header), metadata
+
+
+def _metadata(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise CheckpointError(f"its {METADATA} are no strings by name: {_short(value)}")
+    return value
 
 
 def _parse(text: bytes) -> dict[str, Any]:

@@ -18,12 +18,13 @@ from modelzip_jax.coding.skeleton import count_leaves
 from modelzip_jax.coding.streams import CODED, ESCAPED, MAX_REPEATS, RAW, REPEATED, Plan
 from modelzip_jax.coding.symbols import Spec, stream_lengths
 from modelzip_jax.errors import FormatError
+from modelzip_jax.metadata import NOTHING, Metadata
 
 __all__ = ["Header", "checksum"]
 
 MAGIC = b"\x89MZ\r\n\x1a\n\x00"
-VERSIONS = (1, 2)
-"""Version 2 has streams that repeat earlier ones; a file without any is of version 1."""
+VERSIONS = (1, 2, 3)
+"""Version 2 has streams that repeat earlier ones, version 3 metadata; a file has the lowest that will do."""
 PRELUDE = struct.Struct("<8sIII")
 CHECKSUM = 8
 MAX_DEPTH = 256
@@ -59,6 +60,7 @@ class Header:
     outline: the tree's structure (see `skeleton`). specs: a description of each leaf (see `symbols`).
     plans: the coding of each stream of each leaf, flat. lanes: of every coded chunk. chunks:
     `(symbols, bytes)` of each coded chunk. recipe: the transform as plain data. step: optimizer steps.
+    metadata: plain data by name.
     """
 
     outline: Any
@@ -68,6 +70,7 @@ class Header:
     chunks: list[tuple[int, int]]
     recipe: Any
     step: int
+    metadata: Metadata = NOTHING
 
     def to_bytes(self) -> tuple[bytes, dict[str, int]]:
         """The header as stored, and how many bytes each part of it takes."""
@@ -78,10 +81,12 @@ class Header:
             for p in self.plans
             if p.coding in (ESCAPED, REPEATED)
         ]
-        version = 2 if any(p.coding == REPEATED for p in self.plans) else 1
+        repeats = any(p.coding == REPEATED for p in self.plans)
+        version = 3 if self.metadata else 2 if repeats else 1
         codings = bytes(p.coding for p in self.plans)
         chunks = [n for chunk in self.chunks for n in chunk]
         rest = [self.recipe, self.step, self.lanes.bit_length() - 1, self.specs, codings, escapes, chunks]
+        rest += [dict(self.metadata)] if self.metadata else []
         raw = msgpack.packb([self.outline, *rest])
         meta = _deflate(raw)
         if len(raw) > _meta_limit(len(meta)):
@@ -108,7 +113,9 @@ class Header:
           FormatError: foreign, newer, truncated or damaged.
         """
         start = file.read(PRELUDE.size)
-        if start[: len(MAGIC)] != MAGIC[: len(start)] or not start:
+        if not start:
+            raise FormatError("not a .mz file: it is empty")
+        if start[: len(MAGIC)] != MAGIC[: len(start)]:
             raise FormatError(f"not a .mz file: it begins with {start[:8]!r}, expected {MAGIC!r} at byte 0")
         if len(start) < PRELUDE.size:
             raise FormatError(f"truncated at byte {len(start)}, inside the {PRELUDE.size} bytes of prelude")
@@ -125,7 +132,7 @@ class Header:
         if checksum(start + body) != file.read(CHECKSUM):
             raise FormatError(f"the header (bytes 0 to {end}) is damaged: its checksum does not match")
         try:
-            return _parse(_inflate(body[:stored_meta]), body[stored_meta:], size), end
+            return _parse(_inflate(body[:stored_meta]), body[stored_meta:], size, version), end
         except FormatError as error:
             raise FormatError(f"the header (bytes 0 to {end}): {error}") from error
 
@@ -168,10 +175,12 @@ def _check_depth(data: Any, left: int = MAX_DEPTH) -> None:
             _check_depth(item, left - 1)
 
 
-def _parse(meta: Any, table_bytes: bytes, file_size: int) -> Header:
-    if not isinstance(meta, list) or len(meta) != 8:
-        raise FormatError("it does not have its eight parts")
-    outline, recipe, step, lane_bits, specs, codings, escapes, chunks = meta
+def _parse(meta: Any, table_bytes: bytes, file_size: int, version: int) -> Header:
+    parts = 9 if version >= 3 else 8
+    if not isinstance(meta, list) or len(meta) != parts:
+        raise FormatError(f"it does not have its {parts} parts")
+    outline, recipe, step, lane_bits, specs, codings, escapes, chunks = meta[:8]
+    metadata = meta[8] if version >= 3 else {}
     if not (
         type(step) is int and isinstance(specs, list) and isinstance(codings, bytes)
         and type(lane_bits) is int and 0 <= lane_bits <= 12
@@ -179,6 +188,8 @@ def _parse(meta: Any, table_bytes: bytes, file_size: int) -> Header:
         and isinstance(escapes, list) and all(_are_sizes(e) and len(e) in (1, 2) for e in escapes)
     ):  # fmt: skip
         raise FormatError("its parts have wrong types")
+    if not isinstance(metadata, dict):
+        raise FormatError(f"its metadata are a {type(metadata).__name__}, not a map")
     if count_leaves(outline) != len(specs):
         raise FormatError(f"{count_leaves(outline)} names for {len(specs)} tensors")
     lengths = [n for spec in specs for n in stream_lengths(spec)]
@@ -189,7 +200,7 @@ def _parse(meta: Any, table_bytes: bytes, file_size: int) -> Header:
     coded = sum(n for p in plans for n in p.lengths)
     if sum(symbols for symbols, _ in pairs) != coded:
         raise FormatError(f"chunks of {sum(s for s, _ in pairs)} symbols for streams of {coded}")
-    header = Header(outline, specs, plans, 1 << lane_bits, pairs, recipe, step)
+    header = Header(outline, specs, plans, 1 << lane_bits, pairs, recipe, step, Metadata(metadata))
     _check_sizes(header, file_size)
     return header
 

@@ -1,7 +1,8 @@
 """Static byte histograms: counting, normalizing to a power of two, and a compact stored form.
 
-Only integers decide a frequency, so the same counts give the same bytes on every machine. The
-stored table is what makes small tensors expensive, so `fit` may trade precision for table bytes.
+Only integers decide a frequency and what costs less, so the same counts give the same bytes on every
+machine (a logarithm of floats may differ in its last bit between two of them). The stored table is what
+makes small tensors expensive, so `fit` may trade precision for table bytes.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ __all__ = [
 
 _BLOCK = 1 << 20
 _LOG_BITS = 40
+_FRACTION_BITS = 32
+_INDEX_BITS = 12
 
 
 def count(symbols: np.ndarray) -> np.ndarray:
@@ -140,20 +143,71 @@ def _exchange(weights: np.ndarray, units: np.ndarray, total: int) -> np.ndarray:
             return units
 
 
+@functools.cache
+def _log2_table() -> np.ndarray:
+    """log2(i / 4096) for i in 4096 .. 8192 in fixed point of 32 bits: one bit at a time, by squaring."""
+    mantissa = np.arange(1 << _INDEX_BITS, (2 << _INDEX_BITS) + 1, dtype=np.uint64) << np.uint64(
+        31 - _INDEX_BITS
+    )
+    logs = np.zeros(mantissa.size, np.int64)
+    one = np.uint64(1)
+    for _ in range(_FRACTION_BITS):
+        mantissa = (mantissa * mantissa) >> np.uint64(31)
+        carry = mantissa >> np.uint64(32)
+        logs = 2 * logs + carry.astype(np.int64)
+        mantissa = np.where(carry == one, mantissa >> one, mantissa)
+    logs[-1] = 1 << _FRACTION_BITS  # of 2, whose first bit is before the point
+    return logs
+
+
+def _log2(values: np.ndarray) -> np.ndarray:
+    """log2 of int64 values of 1 .. 2**52 in fixed point of 32 bits, to about 1e-8, in integers alone."""
+    values = np.asarray(values, np.int64)
+    if values.size and int(values.max()) <= 2**BITS:
+        return _small_logs()[values]
+    return _any_log2(values)
+
+
+@functools.cache
+def _small_logs() -> np.ndarray:
+    """The logarithms of 0 (as if it were 1) to 2**BITS: those of all frequencies."""
+    return _any_log2(np.maximum(np.arange(2**BITS + 1), 1))
+
+
+def _any_log2(values: np.ndarray) -> np.ndarray:
+    exponent = np.frexp(values.astype(np.float64))[1].astype(np.int64) - 1  # exact below 2**53
+    scaled = values << (52 - exponent)
+    index, rest = scaled >> (52 - _INDEX_BITS), scaled & ((1 << (52 - _INDEX_BITS)) - 1)
+    table, at = _log2_table(), index - (1 << _INDEX_BITS)
+    step = table[at + 1] - table[at]
+    # 20 bits of what lies between two entries suffice: a step has at most 21.
+    between = (step * (rest >> (32 - _INDEX_BITS))) >> 20
+    return (exponent << _FRACTION_BITS) + table[at] + between
+
+
 def code_length(counts: np.ndarray, frequencies: np.ndarray) -> float:
     """Bits that an ideal coder spends on `counts` symbols under `frequencies`.
 
-    Infinite if a symbol occurs whose frequency is 0.
+    The same on every machine, to the last bit. Infinite if a symbol occurs whose frequency is 0.
+
+    Args:
+        counts: int[256], occurrences below 2**52.
+        frequencies: int[256], their sum below 2**52.
 
     >>> code_length(np.bincount([0, 0, 0, 1], minlength=256), np.array([2048] * 2 + [0] * 254))
     4.0
     """
-    counts = np.asarray(counts, np.float64)
+    counts, frequencies = np.asarray(counts, np.int64), np.asarray(frequencies, np.int64)
     used = counts > 0
-    frequencies = np.asarray(frequencies, np.float64)
-    with np.errstate(divide="ignore"):
-        lengths = np.log2(frequencies.sum()) - np.log2(frequencies[used])
-    return float((counts[used] * lengths).sum())
+    if not frequencies[used].all():
+        return float("inf")
+    lengths = _log2(frequencies.sum(keepdims=True)) - _log2(frequencies[used])
+    # 256 products of 16 bits of a count and a logarithm below 52 * 2**32 sum to an int64.
+    left, total, shift = counts[used], 0, 0
+    while left.any():
+        total += int((left & 0xFFFF) @ lengths) << shift
+        left, shift = left >> 16, shift + 16
+    return total / (1 << _FRACTION_BITS)
 
 
 def entropy(counts: np.ndarray) -> float:

@@ -16,11 +16,11 @@ from modelzip_jax import tree as trees
 from modelzip_jax.coding import escapes, rans, skeleton, sparse, symbols
 from modelzip_jax.coding.header import CHECKSUM, Header, checksum
 from modelzip_jax.coding.streams import ESCAPED, RAW, REPEATED
-from modelzip_jax.coding.writer import MAX_CHUNK, MAX_PIECES
+from modelzip_jax.coding.writer import MAX_CHUNK, MAX_PIECES, Progress
 from modelzip_jax.errors import FormatError, PatternError
 from modelzip_jax.packed import PackedArray, is_packed
 from modelzip_jax.packing import Packed
-from modelzip_jax.recipe import from_plain
+from modelzip_jax.recipe import recorded
 
 __all__ = ["Archive", "load", "load_tensor"]
 
@@ -30,16 +30,21 @@ PyTree = Any
 class Archive:
     """An open `.mz` file. Reading a tensor decodes the chunks that hold it and no others.
 
+    Args:
+      source: the file's path, or an open binary file that can seek.
+
     Raises:
       FormatError: the file is foreign, newer, truncated or damaged; the message names the place.
       OSError: it cannot be opened.
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
-        self.path = Path(path)
-        self._file: BinaryIO = open(path, "rb")  # noqa: SIM115
+    def __init__(self, source: str | os.PathLike[str] | BinaryIO):
+        named = isinstance(source, str | os.PathLike)
+        self.path = Path(source) if named else Path("(memory)")  # type: ignore[arg-type]
+        self._file: BinaryIO = open(source, "rb") if named else source  # type: ignore  # noqa: SIM115
         try:
-            self.size = os.fstat(self._file.fileno()).st_size
+            self.size = self._file.seek(0, os.SEEK_END)
+            self._file.seek(0)
             self.header, start = Header.read(self._file, self.size)
             self._locate(start)
         except BaseException as error:
@@ -226,31 +231,52 @@ def _unpack(packed: PackedArray) -> jax.Array:
     return packed.unpack()
 
 
-def load(path: str | os.PathLike[str], like: PyTree = None) -> Packed:
+def load(path: str | os.PathLike[str], like: PyTree = None, *, progress: Progress | None = None) -> Packed:
     """Reads a compressed model.
 
     Args:
       path: a `.mz` file.
       like: params of the same leaf paths and shapes, such as `nnx.state(model, nnx.Param)`, an equinox
         module or the output of `jax.eval_shape`; the loaded params take its structure. Without it,
-        dicts, lists and tuples come back as they were and other nodes as dicts.
+        dicts, lists and tuples come back as they were, boxes of one array as the array and other nodes as dicts.
+      progress: called with each leaf's path and its bytes in the file once it is decoded.
 
     Returns:
-      A `Packed` model, bit for bit the one that was saved; `mz.unpack` gives the weights.
+      A `Packed` model, bit for bit the one that was saved; `mz.unpack` gives the weights. If its recipe names
+      a class that is not registered, only training on needs that (`mz.resume` says so).
 
     Raises:
       FormatError: the file is foreign, newer, truncated or damaged; the message names the place.
-      RecipeError: the recipe names a transform that is not registered.
+      RecipeError: what stands for the recipe is none.
       TreeError: `like` has other leaves.
     """
     with Archive(path) as archive:
-        tree = skeleton.fill(archive.header.outline, archive.leaves())
-        header = archive.header
-    if not isinstance(tree, dict) or set(tree) != {"params", "variables"}:
-        raise FormatError(f"{path}: it holds {list(tree)[:5]} instead of params and variables")
+        header, paths = archive.header, archive.names
+        if not isinstance(header.outline, dict) or set(header.outline) != {"params", "variables"}:
+            found = str(header.outline)[:80]
+            raise FormatError(f"{path}: it holds {found} instead of params and variables")
+        leaves = list(_told(archive, progress))
+    tree = skeleton.fill(header.outline, iter(leaves))
     variables = jax.tree.map(lambda p: np.asarray(p.unpack()), tree["variables"], is_leaf=is_packed)
-    params = tree["params"] if like is None else trees.restructured(tree["params"], like, is_packed)
-    return Packed(params, variables, from_plain(header.recipe), header.step)
+    params = tree["params"]
+    if like is not None:  # By the names of the file: a tree of dicts has lost which node was a box.
+        inside = {
+            name.removeprefix("params/"): leaf
+            for name, leaf in zip(paths, leaves, strict=True)
+            if name == "params" or name.startswith("params/")
+        }
+        params = trees.restructured({"": inside["params"]} if "params" in inside else inside, like, is_packed)
+    return Packed(params, variables, recorded(header.recipe), header.step, header.metadata)
+
+
+def _told(archive: Archive, progress: Progress | None) -> Iterator[PackedArray]:
+    """All leaves; tells of each."""
+    if progress is None:
+        yield from archive.leaves()
+        return
+    for name, size, leaf in zip(archive.names, archive.coded_bytes(), archive.leaves(), strict=True):
+        progress(name, size)
+        yield leaf
 
 
 def load_tensor(path: str | os.PathLike[str], name: str) -> PackedArray:

@@ -15,6 +15,8 @@ __all__ = ["count_leaves", "fill", "names", "outline"]
 PyTree = Any
 LEAF = None
 NOTHING = False
+BOX = "value"
+"""The attribute in which boxes (flax's `Partitioned`, NNX variables) hold their array: no part of its name."""
 _LIST, _TUPLE, _OTHER = range(3)
 
 
@@ -34,7 +36,7 @@ def outline(tree: PyTree, is_leaf: Any = None) -> Any:
     if (is_leaf is not None and is_leaf(tree)) or (len(children) == 1 and not children[0][0]):
         return LEAF
     parts = [(path[0], outline(child, is_leaf)) for path, child in children]
-    if type(tree) is dict:
+    if type(tree) is dict or _is_mapping_like_a_box(parts):
         return {_key(path.key): part for path, part in parts}
     if type(tree) in (list, tuple):
         return [_LIST if type(tree) is list else _TUPLE, *(part for _, part in parts)]
@@ -42,6 +44,15 @@ def outline(tree: PyTree, is_leaf: Any = None) -> Any:
     if len(named) < len(parts):
         raise TreeError(f"a {type(tree).__name__} has several children of one name among {list(named)[:8]}")
     return [_OTHER, type(tree).__name__, named]
+
+
+def _is_mapping_like_a_box(parts: list[tuple[Any, Any]]) -> bool:
+    """Whether a node's only child is a leaf with the *key* "value", whose name keeps that: no box."""
+    return len(parts) == 1 and getattr(parts[0][0], "key", None) == BOX and parts[0][1] is LEAF
+
+
+def _is_box(data: Any) -> bool:
+    return isinstance(data, list) and data[0] == _OTHER and data[2] == {BOX: LEAF}
 
 
 def _key(key: Any) -> str | int:
@@ -74,12 +85,14 @@ def _children(data: Any) -> list[Any]:
 
 
 def fill(data: Any, leaves: Iterator[Any]) -> PyTree:
-    """The tree with an outline's containers and the given leaves; other nodes become dicts.
+    """The tree with an outline's containers and the given leaves; boxes are opened, other nodes become dicts.
 
     >>> fill({"a": None, "b": [1, None, False]}, iter("xy"))
     {'a': 'x', 'b': ('y', None)}
     """
     if data is LEAF:
+        return next(leaves)
+    if _is_box(data):
         return next(leaves)
     children = [fill(child, leaves) for child in _children(data)]
     if data is NOTHING:
@@ -94,8 +107,8 @@ def fill(data: Any, leaves: Iterator[Any]) -> PyTree:
 def names(data: Any, prefix: str = "") -> list[str]:
     """The path of each leaf of an outline.
 
-    >>> names({"a": None, "b": [1, None, False]})
-    ['a', 'b/0']
+    >>> names({"a": None, "b": [1, None, False], "c": [2, "Partitioned", {"value": None}]})
+    ['a', 'b/0', 'c']
     """
     if data is LEAF:
         return [prefix]
@@ -105,6 +118,10 @@ def names(data: Any, prefix: str = "") -> list[str]:
     else:
         keys = list(data) if isinstance(data, dict) else []
     found = []
+    boxes = isinstance(data, list) and data[0] == _OTHER
     for key, child in zip(keys, children, strict=True):
+        if boxes and key == BOX and child is LEAF:
+            found.append(prefix)
+            continue
         found += names(child, f"{prefix}/{key}" if prefix else str(key))
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,17 +13,19 @@ import numpy as np
 from modelzip_jax.atomic import atomic_file
 from modelzip_jax.coding import rans, sparse, symbols
 from modelzip_jax.coding.header import CHECKSUM, Header, checksum
-from modelzip_jax.coding.skeleton import outline
+from modelzip_jax.coding.skeleton import names, outline
 from modelzip_jax.coding.streams import RAW, Plan, plan_all
+from modelzip_jax.metadata import Metadata
 from modelzip_jax.packed import PackedArray, is_packed
 from modelzip_jax.packing import Packed
 from modelzip_jax.recipe import to_plain
 from modelzip_jax.transform import dense
 from modelzip_jax.tree import check_arrays, plain
 
-__all__ = ["FileSizes", "file_sizes", "save"]
+__all__ = ["FileSizes", "Progress", "encoded", "file_sizes", "save"]
 
 PyTree = Any
+Progress = Callable[[str, int], None]
 MAX_CHUNK = 4 << 20
 MAX_SYMBOLS = 1 << 23
 MAX_PIECES = 1024
@@ -35,7 +37,7 @@ class FileSizes:
     """Bytes of a written file, by what they are for.
 
     total: the file. payload: coded words and raw planes. fixed: prelude and header checksum. tensors:
-    recipe, shapes and codings of all tensors, and the chunks' checksums. names: the tree's structure.
+    recipe, metadata, shapes and codings of all tensors, and the chunks' checksums. names: the tree's structure.
     tables: frequency tables. lanes: the coder's final states.
     """
 
@@ -48,19 +50,30 @@ class FileSizes:
     lanes: int
 
 
-def save(path: str | os.PathLike[str], packed: Packed, variables: PyTree = None) -> FileSizes:
+def save(
+    path: str | os.PathLike[str],
+    packed: Packed,
+    variables: PyTree = None,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> FileSizes:
     """Writes a compressed model to a `.mz` file, atomically.
 
     Args:
       path: the file; an existing one is replaced once the new one is complete.
       packed: a model from `mz.pack` or `mz.compress`.
       variables: a pytree of arrays that travels along, stored lossless, such as batch statistics.
+      metadata: plain data by name (see `Metadata`) that travel along; those of `packed` if None.
+      progress: called with a leaf's path and bytes once it is counted and once it is coded; the bytes of all
+        calls sum to those of all packed arrays in memory.
 
     Returns:
       How many bytes went where.
 
     Raises:
       LeafError: `variables` holds something that is no array.
+      FormatError: `metadata` hold something that is no plain data.
       OSError: the disk is full, or the directory missing.
 
     >>> import tempfile, modelzip_jax as mz
@@ -70,7 +83,7 @@ def save(path: str | os.PathLike[str], packed: Packed, variables: PyTree = None)
     ...     mz.unpack(mz.load(folder + "/model.mz"))["w"].trace()
     Array(9., dtype=float32)
     """
-    file = _File.of(packed, variables)
+    file = _File.of(packed, variables, metadata, progress)
     with atomic_file(path) as out:
         for piece in file.pieces():
             out.write(piece)
@@ -88,6 +101,17 @@ def file_sizes(packed: Packed, variables: PyTree = None) -> FileSizes:
     return _File.of(packed, variables).sizes
 
 
+def encoded(packed: Packed) -> bytes:
+    """The bytes of the file that `save` would write.
+
+    >>> import modelzip_jax as mz
+    >>> packed = mz.compress({"w": np.eye(9, dtype=np.float32)}, mz.quantize(bits=2))
+    >>> len(encoded(packed)) == file_sizes(packed).total
+    True
+    """
+    return b"".join(_File.of(packed, None).pieces())
+
+
 @dataclasses.dataclass(frozen=True)
 class _File:
     """A file that is coded: its header, the coded chunks, and what will be stored raw."""
@@ -99,18 +123,30 @@ class _File:
     sizes: FileSizes
 
     @staticmethod
-    def of(packed: Packed, variables: PyTree) -> _File:
+    def of(
+        packed: Packed,
+        variables: PyTree,
+        metadata: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
+    ) -> _File:
         carried = packed.variables if variables is None else plain(variables)
         check_arrays(carried)
         tree = {"params": packed.params, "variables": dense(carried)}
-        stored = [sparse.stored(leaf) for leaf in jax.tree.leaves(tree, is_leaf=is_packed)]
-        plans = plan_all(stream for leaf in stored for stream in symbols.streams(leaf))
+        structure, told = (
+            outline(tree, is_packed),
+            Metadata(packed.metadata if metadata is None else metadata),
+        )
+        leaves = jax.tree.leaves(tree, is_leaf=is_packed)
+        halves = [_halves(leaf.nbytes) for leaf in leaves]
+        tell = [_telling(progress, names(structure), [half[i] for half in halves]) for i in (0, 1)]
+        stored = [sparse.stored(leaf) for leaf in leaves]
+        plans = plan_all(_streams(stored, tell[0]))
         lanes, target = _layout(plans)
         cut = _cut((n for p in plans for n in p.lengths), target)
-        chunks = _code(_segments(stored, plans), cut, lanes)
+        chunks = _code(_segments(stored, plans, tell[1]), cut, lanes)
         header = Header(
-            outline(tree, is_packed), [symbols.describe(leaf) for leaf in stored], plans, lanes,
-            [(count, len(data)) for count, data in chunks], to_plain(packed.transform), packed.step,
+            structure, [symbols.describe(leaf) for leaf in stored], plans, lanes,
+            [(count, len(data)) for count, data in chunks], to_plain(packed.transform), packed.step, told,
         )  # fmt: skip
         head, parts = header.to_bytes()
         raw = sum(p.length for p in plans if p.coding == RAW)
@@ -143,14 +179,33 @@ def _layout(plans: list[Plan]) -> tuple[int, int]:
     return rans.choose_lanes(coded // chunks, count // chunks), -(-count // chunks)
 
 
-def _segments(stored: list[PackedArray], plans: list[Plan]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _halves(size: int) -> tuple[int, int]:
+    """What a leaf's bytes count for in each of the two passes."""
+    return size // 2, size - size // 2
+
+
+def _telling(progress: Progress | None, paths: list[str], sizes: list[int]) -> Callable[[int], None]:
+    """Tells that a pass is through with a leaf, by its index."""
+    return lambda index: progress(paths[index], sizes[index]) if progress else None
+
+
+def _streams(stored: list[PackedArray], done: Callable[[int], None]) -> Iterator[np.ndarray]:
+    for index, leaf in enumerate(stored):
+        yield from symbols.streams(leaf)
+        done(index)
+
+
+def _segments(
+    stored: list[PackedArray], plans: list[Plan], done: Callable[[int], None]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """`(symbols, table)` of everything coded, in order."""
     todo = iter(plans)
-    for leaf in stored:
+    for index, leaf in enumerate(stored):
         for stream in symbols.streams(leaf):
             p = next(todo)
             if p.coding != RAW:
                 yield from zip(p.segments(stream), p.tables, strict=True)
+        done(index)
 
 
 def _raw_chunks(stored: list[PackedArray], plans: list[Plan]) -> Iterator[bytes]:
@@ -202,6 +257,8 @@ def _code(
             pieces.append((stream[:length], table))
             stream = stream[length:]
         coded += _encode(pieces, lanes, capacity)
+    for _ in segments:  # None has symbols; leaves at the end that are raw or empty are told of.
+        pass
     return coded
 
 

@@ -53,7 +53,7 @@ class Masked(PackedArray):
         words = jnp.asarray(self.mask.words)[0]
         counts = jax.lax.population_count(words).astype(jnp.int32)
         starts = jnp.cumsum(counts, dtype=jnp.int32) - counts
-        bit = jnp.uint32(1) << jnp.arange(32, dtype=jnp.uint32)
+        bit = (jnp.uint32(1) << jnp.arange(32, dtype=jnp.uint32))[None]
         below = jax.lax.population_count(words[:, None] & (bit - 1)).astype(jnp.int32)
         place = jnp.minimum(starts[:, None] + below, kept.size - 1)
         spread = jnp.where((words[:, None] & bit) != 0, kept[place], jnp.zeros((), kept.dtype))

@@ -104,3 +104,14 @@ def test_places_that_cannot_be_written_are_named(tmp_path):
         with pytest.raises(CheckpointError, match=str(path)):
             checkpoints.write(path, {"a": values("int8")})
     assert sorted(os.listdir(tmp_path)) == ["m", "m.npz"]
+
+
+def test_errors_of_the_system_name_the_target(tmp_path, monkeypatch):
+    for make in (atomic_file, atomic_directory):
+        with pytest.raises(FileNotFoundError) as caught, make(tmp_path / "no" / "m.mz"):
+            pass
+        assert caught.value.filename == str(tmp_path / "no" / "m.mz")
+    with pytest.raises(OSError, match=r"m\.mz") as caught, atomic_file(tmp_path / "m.mz"):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(OSError, match="other") as caught, atomic_file(tmp_path / "m.mz"):
+        raise OSError(2, "No such file", "other")

@@ -62,6 +62,8 @@ def test_directories_that_are_no_checkpoints(tmp_path):
     assert "no Orbax checkpoint" in message(checkpoints.read, tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"x")
     assert "model.safetensors" in message(checkpoints.read, tmp_path)
+    (tmp_path / "other.npz").write_bytes(b"x")
+    assert "model.safetensors, other.npz" in message(checkpoints.read, tmp_path)
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "_METADATA").write_bytes(b"{}")
     message(checkpoints.read, tmp_path / "d")
@@ -117,7 +119,8 @@ def entry(shape, offsets, dtype="F32"):
             safetensors_bytes({"a": entry([2], [0, 8]), "b": entry([1], [4, 8])}, b"12345678"),
             "overlap",
         ),
-        (safetensors_bytes({"a": entry([1], [0, 4]), "a.b": entry([0], [4, 4])}, b"1234"), "a.b"),
+        (safetensors_bytes({"__metadata__": {"a": 1}, "a": entry([1], [0, 4])}, b"1234"), "no strings"),
+        (safetensors_bytes({"__metadata__": ["a"], "a": entry([1], [0, 4])}, b"1234"), "no strings"),
         (safetensors_bytes({"__metadata__": {"format": "pt"}}), "no arrays"),
     ],
 )

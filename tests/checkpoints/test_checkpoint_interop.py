@@ -10,6 +10,7 @@ import safetensors.flax
 import safetensors.numpy
 from checkpoint_trees import assert_same, values
 from flax import linen, serialization
+from flax.training import checkpoints as flax_checkpoints
 from flax.training.train_state import TrainState
 
 from modelzip_jax import checkpoints
@@ -157,6 +158,81 @@ def test_reads_checkpointers(tmp_path):
     assert_same(checkpoints.read(tmp_path / "pytree"), ORBAX_TREE)
 
 
+def stepwise(root, tree, **options):
+    with ocp.CheckpointManager(root, options=ocp.CheckpointManagerOptions(**options)) as manager:
+        for step in (2, 10):
+            saved = jax.tree.map(lambda x, s=step: x * np.asarray(s == 10, x.dtype), tree)
+            manager.save(step, args=ocp.args.StandardSave(saved), metrics={"loss": 1.0})
+
+
+def composite(root, **items):
+    save = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(root, args=ocp.args.Composite(**save, about=ocp.args.JsonSave({"a": 1})))
+
+
+def pytree(root, tree, **options):
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**options)) as checkpointer:
+        checkpointer.save(root, args=ocp.args.PyTreeSave(tree))
+
+
+def legacy_flax(root, tree):
+    for step in (2, 10):
+        saved = jax.tree.map(lambda x, s=step: x * np.asarray(s == 10, x.dtype), tree)
+        flax_checkpoints.save_checkpoint(str(root), saved, step, keep=2)
+
+
+def first_version(root, tree):
+    try:
+        from orbax.checkpoint import v1  # an attribute in some versions, a module in others
+    except ImportError:
+        pytest.skip("this Orbax has no second interface")
+    with v1.training.Checkpointer(root) as checkpointer:
+        checkpointer.save_pytree(7, tree)
+
+
+LAYOUTS = {
+    "ocdbt": lambda root, tree: pytree(root, tree, use_ocdbt=True),
+    "no ocdbt": lambda root, tree: pytree(root, tree, use_ocdbt=False),
+    "zarr3": lambda root, tree: pytree(root, tree, use_ocdbt=False, use_zarr3=True),
+    "manager": stepwise,
+    "manager with a prefix": lambda root, tree: stepwise(
+        root, tree, step_prefix="ckpt", step_format_fixed_length=6
+    ),
+    "params item": lambda root, tree: composite(root, params=tree, opt_state={"mu": tree}),
+    "state item": lambda root, tree: composite(root, state=tree),
+    "any item": lambda root, tree: composite(root, whatever=tree),
+    "flax": legacy_flax,
+    "orbax v1": first_version,
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("relative", [False, True])
+def test_reads_every_layout_of_orbax(tmp_path, monkeypatch, layout, relative):
+    LAYOUTS[layout](tmp_path / "run", ORBAX_TREE)
+    monkeypatch.chdir(tmp_path)
+    unfinished = tmp_path / "run" / "99.orbax-checkpoint-tmp-1"
+    if layout.startswith("manager"):
+        unfinished.mkdir()
+        (unfinished / "_METADATA").write_text("{}")
+    assert_same(checkpoints.read("run" if relative else tmp_path / "run"), ORBAX_TREE)
+
+
+def test_writes_orbax_to_a_relative_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoints.write("model", ORBAX_TREE)
+    assert_same(checkpoints.read("model"), ORBAX_TREE)
+
+
+def test_several_items_without_a_usual_name(tmp_path):
+    composite(tmp_path / "run", one=ORBAX_TREE, two=ORBAX_TREE)
+    with pytest.raises(CheckpointError, match=r"name one of them, as in .*/run/one: one, two"):
+        checkpoints.read(tmp_path / "run")
+    assert_same(checkpoints.read(tmp_path / "run" / "two"), ORBAX_TREE)
+
+
 def test_reads_manager_steps(tmp_path):
     with ocp.CheckpointManager(tmp_path / "one") as manager:
         for step in (2, 10):
@@ -168,5 +244,7 @@ def test_reads_manager_steps(tmp_path):
     assert_same(checkpoints.read(tmp_path / "one" / "2"), ORBAX_TREE)
     assert_same(checkpoints.read(tmp_path / "two" / "1"), ORBAX_TREE)
     assert_same(checkpoints.read(tmp_path / "two" / "1" / "other"), {"x": values("int8")})
-    with pytest.raises(CheckpointError, match="name one: 2, 10"):
-        checkpoints.read(tmp_path / "one")
+    latest = checkpoints.read_contents(tmp_path / "one")
+    assert_same(latest.tree, ORBAX_TREE)
+    assert latest.notes[0].startswith("10 is the latest of 2, 10;")
+    assert checkpoints.read_contents(tmp_path / "two").notes == ("the item 'params' is read, not other",)

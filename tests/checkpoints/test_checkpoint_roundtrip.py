@@ -1,5 +1,7 @@
 """What is written is read back: dtypes, shapes, names, nesting."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -136,11 +138,27 @@ def test_flat_dicts_keep_their_names(tmp_path, suffix):
     assert_same(checkpoints.read(tmp_path / f"m{suffix}"), expected)
 
 
-@pytest.mark.parametrize("tree", [{"a": 1, "a.b": 2}, {"a.b": 2, "a": {"b": 1}}, {"a.b": 1, "a": 2}])
-def test_clashing_names_are_refused(tmp_path, tree):
+@pytest.mark.parametrize("suffix", [".safetensors", ""])
+def test_clashing_names_are_refused(tmp_path, suffix):
     with pytest.raises(CheckpointError, match=r"a\.b"):
-        checkpoints.write(tmp_path / "m.safetensors", tree)
+        checkpoints.write(tmp_path / f"m{suffix}", {"a.b": values("int8"), "a": {"b": values("int8")}})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", ALL)
+def test_names_that_begin_others_survive_every_format(tmp_path, suffix):
+    separator = "/" if suffix == ".npz" else "."
+    names = ["l.weight", "l.weight.absmax", "l.weight.quant.map", "l.bias", "m", "m.w", "n.o.p", "n.o.p.q"]
+    flat = {name.replace(".", separator): np.full(3, i, np.int8) for i, name in enumerate(names)}
+    tree = unflatten(flat, separator)
+    checkpoints.write(tmp_path / f"m{suffix}", tree)
+    assert_same(checkpoints.read(tmp_path / f"m{suffix}"), tree)
+    assert flatten(tree, separator) == flat
+
+
+@given(st.dictionaries(st.text("ab.", max_size=6), st.integers(), min_size=1, max_size=12))
+def test_any_flat_names_can_be_nested(flat):
+    assert flatten(unflatten(flat, "."), ".") == flat
 
 
 def test_names_that_a_format_reserves_are_refused(tmp_path):
@@ -156,3 +174,34 @@ def test_npz_marks_what_numpy_cannot_name(tmp_path, name):
     with np.load(tmp_path / "m.npz") as archive:
         assert archive.files == [f"a/w@{name}"]
         assert archive[f"a/w@{name}"].dtype.kind == "u"
+
+
+def header(path):
+    data = path.read_bytes()
+    return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+
+
+def test_order_and_metadata_of_safetensors(tmp_path):
+    tensors = {f"layer.{i}.w": np.full(i + 1, i, f) for i, f in ((10, "f4"), (9, "f2"), (2, "i1"), (0, "f8"))}
+    tree = unflatten(tensors, ".")
+    order = [list(flatten(tree, ".")).index(name) for name in tensors]
+    checkpoints.write(tmp_path / "m.safetensors", tree, order=order, metadata={"format": "pt", "by": "me"})
+    told = header(tmp_path / "m.safetensors")
+    assert told.pop("__metadata__") == {"format": "pt", "by": "me"}
+    assert list(told) == list(tensors)
+    for name, array in tensors.items():  # aligned, though the order is not by item size
+        assert told[name]["data_offsets"][0] % array.itemsize == 0
+    contents = checkpoints.read_contents(tmp_path / "m.safetensors")
+    assert contents.order() == order
+    assert contents.metadata == {"format": "pt", "by": "me"}
+    assert_same(contents.tree, tree)
+    checkpoints.write(tmp_path / "m.npz", tree, order=order)
+    assert checkpoints.read_contents(tmp_path / "m.npz").order() == order
+
+
+def test_an_order_that_is_none_is_passed_over(tmp_path):
+    tree = {"b": values("float32"), "a": values("float32")}
+    checkpoints.write(tmp_path / "a.npz", tree)
+    for order in ([0], [0, 0], [0, 2], []):
+        checkpoints.write(tmp_path / "b.npz", tree, order=order)
+        assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()

@@ -25,16 +25,28 @@ def checked(data, start, size):
     return body
 
 
+def read_metadata(path):
+    """What stands at the end of a header of version 3."""
+    data = path.read_bytes()
+    version, meta_size = struct.unpack_from("<II", data, 8)
+    meta = zlib.decompressobj(-15, zdict=DICTIONARY).decompress(data[20 : 20 + meta_size])
+    parts = msgpack.unpackb(meta, strict_map_key=False)
+    assert len(parts) == (9 if version == 3 else 8)
+    return parts[8] if version == 3 else {}
+
+
 def read(path):
     """`(outline, one array a leaf)`."""
     data = path.read_bytes()
     magic, version, meta_size, table_size = struct.unpack_from("<8sIII", data)
     assert magic == b"\x89MZ\r\n\x1a\n\x00"
-    assert version in (1, 2)
+    assert version in (1, 2, 3)
     end = 20 + meta_size + table_size
     assert hashlib.blake2b(data[:end], digest_size=8).digest() == data[end : end + 8]
     meta = zlib.decompressobj(-15, zdict=DICTIONARY).decompress(data[20 : 20 + meta_size])
-    outline, _, _, lane_bits, specs, codings, escapes, chunks = msgpack.unpackb(meta, strict_map_key=False)
+    held = msgpack.unpackb(meta, strict_map_key=False)
+    outline, _, _, lane_bits, specs, codings, escapes, chunks = held[:8]
+    assert len(held) == 8 + (version == 3)
     lengths = [n for spec in specs for n in stream_lengths(spec)]
     table_bits = Bits(data[20 + meta_size : end])
     todo, segments = iter(escapes), []  # (length, table) of each
@@ -68,7 +80,7 @@ def read(path):
         if coding > 1:
             detail = next(todo)
         if coding == 3:
-            assert version == 2
+            assert version >= 2
             streams.append(streams[len(streams) - detail[0]])
             continue
         stream = np.array([s for part in next(flat) for s in part], np.uint8)

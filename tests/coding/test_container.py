@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax import nnx
+from flax.core import FrozenDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -229,10 +231,10 @@ def test_foreign_files(tmp_path):
     path = tmp_path / "x.mz"
     for content, what in [
         (b"\x89PNG\r\n\x1a\n" + bytes(99), "not a .mz file"),
-        (b"", "not a .mz file"),
+        (b"", "it is empty"),
         (b"hello world, this is a text", "not a .mz file"),
         (headers.MAGIC[:5], "truncated at byte 5"),
-        (headers.PRELUDE.pack(headers.MAGIC, 3, 0, 0) + bytes(99), "version 3.*update"),
+        (headers.PRELUDE.pack(headers.MAGIC, 4, 0, 0) + bytes(99), "version 4.*update"),
         (headers.PRELUDE.pack(headers.MAGIC, 1, 2**31, 0) + bytes(99), "truncated: the header ends at byte"),
     ]:
         path.write_bytes(content)
@@ -257,10 +259,15 @@ deflate = headers._deflate
 
 def test_unknown_kinds_and_transforms(tmp_path, monkeypatch):
     path, _, _ = file_of(tmp_path, kernels(1), mz.quantize(4))
+    before = bits(mz.unpack(mz.load(path)))
     edited(path, monkeypatch, b"Quantize", b"Squeezed")
+    loaded = mz.load(path)  # the weights need no recipe; going on with training does
+    assert bits(mz.unpack(loaded)) == before
     with pytest.raises(RecipeError, match=r"'Squeezed'.*import"):
-        mz.load(path)
+        mz.resume(loaded)
     mz.load_tensor(path, "Dense_0/kernel")
+    mz.save(tmp_path / "again.mz", loaded)  # which records the class that it does not know
+    assert (tmp_path / "again.mz").read_bytes() == path.read_bytes()
     path, _, _ = file_of(tmp_path, kernels(1), mz.quantize(4))
     edited(path, monkeypatch, b"quantized", b"squeezing")
     with pytest.raises(FormatError, match=r"'squeezing'; import.*dense"):
@@ -322,3 +329,81 @@ def test_x64_mode_changes_nothing(tmp_path):
         jax.config.update("jax_enable_x64", False)
     assert bits(narrow) == bits(wide)
     assert path.read_bytes() == data
+
+
+def test_metadata_travel_along_and_cost_a_file_without_them_nothing(tmp_path):
+    path, packed, _ = file_of(tmp_path, kernels(1), mz.quantize(4))
+    without = path.read_bytes()
+    told = {"format": "pt", "order": [2, 0, 1], "deep": {"none": None, "bytes": b"x", "half": 0.5}}
+    mz.save(path, packed, metadata=told)
+    assert path.read_bytes()[8] == 3
+    loaded = mz.load(path)
+    assert loaded.metadata == told
+    assert bits(mz.unpack(loaded)) == bits(mz.unpack(packed))
+    jax.jit(mz.unpack)(loaded)  # metadata are a part of the structure, and hashable
+    mz.save(tmp_path / "again.mz", loaded)
+    assert (tmp_path / "again.mz").read_bytes() == path.read_bytes()
+    mz.save(path, loaded, metadata={})
+    assert path.read_bytes() == without
+    assert mz.load(path).metadata == {}
+
+
+@pytest.mark.parametrize(
+    "wrong", [{1: "x"}, {"x": {2: 1}}, {"x": [object()]}, {"x": np.ones(2)}, {"x": 2**70}]
+)
+def test_metadata_that_a_file_cannot_hold(tmp_path, wrong):
+    path, packed, _ = file_of(tmp_path, kernels(1), mz.quantize(4))
+    before = path.read_bytes()
+    with pytest.raises(FormatError, match="metadata"):
+        mz.save(path, packed, metadata=wrong)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("wrong", [None, [], "x", 3, {1: 2}, {"a": {1: 2}}, "missing"])
+def test_metadata_that_are_none_are_refused(tmp_path, monkeypatch, wrong):
+    path, packed, _ = file_of(tmp_path, kernels(1), mz.quantize(4))
+
+    def packb(parts):
+        return pack(parts[:8] if wrong == "missing" else [*parts[:8], wrong])
+
+    pack = headers.msgpack.packb
+    with monkeypatch.context() as m:
+        m.setattr(
+            headers.msgpack, "packb", lambda x: packb(x) if len(x) == 9 and x[0] is not None else pack(x)
+        )
+        mz.save(path, packed, metadata={"a": "b"})
+    with pytest.raises(FormatError, match=r"the header \(bytes"):
+        mz.load(path)
+
+
+def test_boxes_have_one_name_on_both_sides(tmp_path):
+    box = nn.Partitioned(jnp.ones((4, 6)), ("in", "out"))
+    params = {
+        "d": {"kernel": box, "bias": jnp.zeros(6)},
+        "value": jnp.ones(3),
+        "frozen": FrozenDict(value=1.5),
+    }
+    path, packed, _ = file_of(tmp_path, params, mz.only("**/kernel", mz.quantize(4)))
+    with reader.Archive(path) as archive:
+        named = [name.removeprefix("params/") for name in archive.names]
+    assert named == [name for name, _ in mz.tree.named_leaves(params)]
+    back = mz.unpack(mz.load(path, like=params))
+    assert jax.tree.structure(back) == jax.tree.structure(params)
+    assert bits(back) == bits(mz.unpack(packed))
+    mz.resume(mz.load(path))  # its pattern finds the kernel, which is no box any more
+    assert bits(mz.load_tensor(path, "d/kernel")) == bits(packed.params["d"]["kernel"])
+
+
+def test_writing_and_reading_tell_how_far_they_are(tmp_path):
+    params = {**kernels(3), "raw": RNG.integers(0, 2**32, 700, np.uint32), "z": np.zeros((0, 2), np.float32)}
+    packed = mz.compress(params, mz.only("**/kernel", mz.quantize(4)))
+    told = []
+    mz.save(tmp_path / "m.mz", packed, {"v": np.ones(3)}, progress=lambda *x: told.append(x))
+    assert sum(size for _, size in told) == packed.nbytes + 24
+    assert {name for name, _ in told} == {
+        *(f"params/Dense_{i}/kernel" for i in range(3)), "params/raw", "params/z", "variables/v",
+    }  # fmt: skip
+    read = []
+    mz.load(tmp_path / "m.mz", progress=lambda *x: read.append(x))
+    assert [name for name, _ in read] == [name for name, _ in told[:6]]
+    assert 0 < sum(size for _, size in read) <= (tmp_path / "m.mz").stat().st_size

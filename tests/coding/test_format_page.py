@@ -1,14 +1,16 @@
 """A reader written from docs/format.md alone gets the same weights, bit for bit."""
 
+import dataclasses
 import re
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from page_reader import PAGE, read
+from page_reader import PAGE, read, read_metadata
 
 import modelzip_jax as mz
 from modelzip_jax.coding import sparse
+from modelzip_jax.metadata import Metadata
 
 RNG = np.random.default_rng(7)
 KERNEL = RNG.standard_t(3, size=(48, 36)).astype(np.float32)
@@ -68,6 +70,15 @@ def test_each_form_of_a_mask(tmp_path, form):
     mask = sparse.stored(packed.params["w"]).mask
     assert (mask.tag if mask is not None else "joint") == form
     both(tmp_path / "m.mz", packed)
+
+
+def test_metadata(tmp_path):
+    told = {"checkpoint": {"metadata": {"format": "pt"}, "order": [1, 0]}, "author": "me"}
+    packed = mz.compress({"a": KERNEL, "b": KERNEL}, mz.quantize(3))
+    both(tmp_path / "m.mz", packed)
+    assert read_metadata(tmp_path / "m.mz") == {}
+    both(tmp_path / "m.mz", dataclasses.replace(packed, metadata=Metadata(told)))  # and repeated streams
+    assert read_metadata(tmp_path / "m.mz") == told
 
 
 def test_many_lanes_and_escapes(tmp_path):

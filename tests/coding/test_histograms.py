@@ -147,3 +147,38 @@ def test_the_stored_form_does_not_change():
     assert stored.hex() == "fe073b27291537911a236320"
     with pytest.raises(ValueError, match="summing to 4096"):
         histograms.encode_table(occurrences)
+
+
+@quick
+@given(st.lists(st.integers(1, 2**52), min_size=1, max_size=200))
+def test_logarithms_in_integers(values):
+    found = histograms._log2(np.array(values)) / 2**32
+    np.testing.assert_allclose(found, np.log2(np.array(values, float)), atol=2e-8, rtol=0)
+
+
+def test_logarithms_of_powers_are_exact_and_logarithms_grow():
+    np.testing.assert_array_equal(histograms._log2(2 ** np.arange(53)), np.arange(53) << 32)
+    assert (np.diff(histograms._log2(np.arange(1, 20_000))) > 0).all()
+
+
+@quick
+@given(counts(), counts())
+def test_code_length_is_what_its_formula_says(occurrences, other):
+    frequencies = histograms.normalize(occurrences + other)
+    used = occurrences > 0
+    expected = (occurrences[used] * (12 - np.log2(frequencies[used].astype(float)))).sum()
+    assert histograms.code_length(occurrences, frequencies) == pytest.approx(
+        expected, abs=2e-8 * occurrences.sum()
+    )
+
+
+def test_code_length_does_not_depend_on_the_machines_logarithm(monkeypatch):
+    occurrences = np.random.default_rng(0).integers(0, 2**40, 256)
+    before = histograms.code_length(occurrences, histograms.normalize(occurrences))
+    for name in ("log2", "log", "log1p", "log10"):
+        monkeypatch.delattr(np, name)
+    histograms._log2_table.cache_clear()
+    histograms._small_logs.cache_clear()
+    histograms._fit.cache_clear()
+    assert histograms.code_length(occurrences, histograms.normalize(occurrences)) == before
+    assert histograms.entropy(occurrences) > 0

@@ -7,9 +7,10 @@ import sys
 
 import numpy as np
 import pytest
+from command import run
 
 import modelzip_jax as mz
-from modelzip_jax import checkpoints, cli
+from modelzip_jax import checkpoints
 
 
 @pytest.fixture
@@ -24,18 +25,6 @@ def checkpoint(tmp_path):
     }
     checkpoints.write(tmp_path / "model.safetensors", params)
     return tmp_path / "model.safetensors", params
-
-
-def run(monkeypatch, capsys, *arguments):
-    """Exit code, standard output and standard error of a command, in this process."""
-    monkeypatch.setattr(sys, "argv", ["modelzip", *map(str, arguments)])
-    try:
-        cli.main()
-        code = 0
-    except SystemExit as stop:
-        code = stop.code or 0
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".msgpack", ""])
@@ -97,11 +86,56 @@ WRONG = {
     "unknown suffix": ("compress", "{folder}/readme.txt", "{folder}/x.mz"),
     "too many bits": ("compress", "{model}", "{folder}/x.mz", "--bits", "9"),
     "unknown granularity": ("compress", "{model}", "{folder}/x.mz", "--granularity", "chanel"),
+    "bits as a word": ("compress", "{model}", "{folder}/x.mz", "--bits", "six"),
+    "bits below none": ("compress", "{model}", "{folder}/x.mz", "--bits", "-1"),
+    "unknown range": ("compress", "{model}", "{folder}/x.mz", "--range", "median"),
+    "unknown allocation": (
+        "compress",
+        "{model}",
+        "{folder}/x.mz",
+        "--sparsity",
+        "0.5",
+        "--allocation",
+        "all",
+    ),
+    "unknown option": ("compress", "{model}", "{folder}/x.mz", "--bitts", "4"),
+    "unknown command": ("squeeze", "{model}"),
+    "no output named": ("compress", "{model}"),
+    "percent": ("compress", "{model}", "{folder}/x.mz", "--sparsity", "80"),
+    "not a number": ("compress", "{model}", "{folder}/x.mz", "--sparsity", "nan"),
+    "sparsity below zero": ("compress", "{model}", "{folder}/x.mz", "--sparsity", "-0.1"),
     "sparsity of one": ("compress", "{model}", "{folder}/x.mz", "--sparsity", "1.0"),
     "pattern of nothing": ("compress", "{model}", "{folder}/x.mz", "--only", "**/weights"),
     "integer leaf": ("compress", "{model}", "{folder}/x.mz", "--only", "steps"),
     "no such folder": ("compress", "{model}", "{folder}/no/x.mz"),
     "output exists": ("compress", "{model}", "{model}"),
+    "unknown key": ("compress", "{model}", "{folder}/x.mz", "--key", "weights"),
+    "compressed already": ("compress", "{folder}/empty.mz", "{folder}/x.mz"),
+    "an empty checkpoint": ("compress", "{folder}/empty.npz", "{folder}/x.mz"),
+    "a folder of nothing": ("compress", "{folder}/folder", "{folder}/x.mz"),
+    "another suffix as output": ("compress", "{model}", "{folder}/x.bin"),
+    "no suffix as output": ("compress", "{model}", "{folder}/x"),
+    "a folder as output": ("compress", "{model}", "{folder}/folder.mz", "--force"),
+    "inspect nothing": ("inspect", "{folder}/none.mz"),
+    "inspect a folder": ("inspect", "{folder}"),
+    "inspect an empty file": ("inspect", "{folder}/empty.mz"),
+    "inspect a text": ("inspect", "{folder}/readme.txt"),
+    "decompress nothing": ("decompress", "{folder}/none.mz", "{folder}/x.npz"),
+    "decompress a folder": ("decompress", "{folder}/folder", "{folder}/x.npz"),
+    "decompress an empty file": ("decompress", "{folder}/empty.mz", "{folder}/x.npz"),
+    "decompress into shards": ("decompress", "{folder}/empty.mz", "{folder}/x.safetensors.index.json"),
+    "evaluate nothing": ("evaluate", "{folder}/none.mz", "--task", "json:dumps"),
+    "evaluate a folder": ("evaluate", "{folder}/folder", "--task", "json:dumps"),
+    "a key into a .mz": (
+        "evaluate",
+        "{folder}/none.mz",
+        "--task",
+        "json:dumps",
+        "--against",
+        "{folder}/folder",
+    ),
+    "a recipe that is no JSON": ("compress", "{model}", "{folder}/x.mz", "--recipe", "{folder}/bad.json"),
+    "a recipe that is missing": ("compress", "{model}", "{folder}/x.mz", "--recipe", "{folder}/none.json"),
     "a checkpoint as output": ("compress", "{model}", "{folder}/x.npz"),
     "no recipe": ("compress", "{model}", "{folder}/x.mz", "--recipe", "nothing:here"),
     "half a recipe": ("compress", "{model}", "{folder}/x.mz", "--recipe", "nothing"),
@@ -111,18 +145,42 @@ WRONG = {
 }
 
 
+HINTS = {
+    "percent": "--sparsity 80 must be a share from 0 to below 1; did you mean 0.8?",
+    "too many bits": "--bits 9 must be from 1 to 8",
+    "unknown granularity": "tensor",
+    "pattern of nothing": "'**/weights' matches no leaf",
+    "compressed already": "it is compressed already",
+    "an empty checkpoint": "empty.npz cannot be read: it is empty",
+    "another suffix as output": "x.bin must end in .mz",
+    "inspect nothing": "there is no file",
+    "inspect an empty file": "empty.mz: not a .mz file: it is empty",
+    "not a file of ours": "is a .safetensors checkpoint",
+    "a recipe that is missing": "none.json: No such file or directory",
+    "a folder as output": "folder.mz",
+    "unknown option": "--bits",
+}
+
+
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_input_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path, checkpoint, case):
     source, _ = checkpoint
     (tmp_path / "readme.txt").write_text("hello")
-    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    (tmp_path / "empty.mz").touch()
+    (tmp_path / "empty.npz").touch()
+    (tmp_path / "bad.json").write_text("{")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.mz").mkdir()
+    before = {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
     arguments = [a.format(folder=tmp_path, model=source) for a in WRONG[case]]
     code, out, err = run(monkeypatch, capsys, *arguments)
     assert code == 2
     assert out == ""
     assert err.count("\n") == 1, err
     assert err.startswith("modelzip: ")
-    assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
+    assert "Errno" not in err
+    assert HINTS.get(case, "") in err
+    assert {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
 
 
 def test_nan_weights_leave_no_output(monkeypatch, capsys, tmp_path):

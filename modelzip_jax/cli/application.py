@@ -1,0 +1,59 @@
+"""The command as a whole: its commands by name, and how it ends."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from modelzip_jax.cli.failures import OwnCodeError, one_line
+from modelzip_jax.errors import ModelzipError
+
+__all__ = ["AsJson", "Force", "app", "main"]
+
+app = typer.Typer(
+    name="modelzip",
+    help="Makes trained networks small.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Replace an existing output.")]
+
+
+def main() -> None:
+    """Runs the command. Bad input ends in one line and exit code 2; an error of the user's own code in its
+    traceback, without the frames of this library, and exit code 1.
+    """
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        return app(prog_name="modelzip", standalone_mode=False) or 0
+    except OwnCodeError as error:
+        print(error.trace, end="", file=sys.stderr)
+        return _say(error, 1)
+    except (ModelzipError, OSError, MemoryError) as error:
+        return _say(error, 2)
+    except (KeyboardInterrupt, typer.Abort):
+        print("modelzip: interrupted; no output was changed", file=sys.stderr)
+        return 130
+    except Exception as error:
+        # What the parser raises of options and arguments; its classes have moved between versions of typer.
+        if not hasattr(error, "format_message"):
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message(), file=sys.stderr)
+            return 2
+        command = getattr(getattr(error, "ctx", None), "command_path", "modelzip")
+        print(f"modelzip: {' '.join(error.format_message().split())} (see {command} --help)", file=sys.stderr)
+        return 2
+
+
+def _say(error: Exception, code: int) -> int:
+    print(f"modelzip: {one_line(error)}", file=sys.stderr)
+    return code

@@ -1,0 +1,92 @@
+"""Which leaves of a checkpoint are encoded, and what the user should know of the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import modelzip_jax as mz
+from modelzip_jax.errors import CheckpointError, NonFiniteError
+from modelzip_jax.tree import is_array, named_leaves, outlines
+
+__all__ = ["check_arrays", "encoded_leaves", "remarks", "without_nonfinite"]
+
+
+def check_arrays(tree: Any, path: Path) -> None:
+    """Raises `CheckpointError` for what msgpack checkpoints may hold beside arrays."""
+    for name, leaf in named_leaves(tree):
+        if not is_array(leaf):
+            raise CheckpointError(
+                f"{path}: {name!r} is a {type(leaf).__name__}, not an array; take a part without it with --key"
+            )
+
+
+def encoded_leaves(transform: Any, tree: Any) -> list[tuple[str, Any]]:
+    """The leaves that a transform encodes, by name."""
+    # A transform that is not made of others encodes every leaf.
+    selects = getattr(transform, "selects", lambda leaves: [True] * len(leaves))
+    keep = selects(outlines(tree))
+    return [named for named, chosen in zip(named_leaves(tree), keep, strict=True) if chosen]
+
+
+def without_nonfinite(transform: Any, tree: Any) -> tuple[Any, list[str]]:
+    """The transform, leaving alone leaves with NaN or infinity, and what to say of them.
+
+    Attention masks and other buffers are no weights: they hold -inf where nothing may be seen, and are kept as they
+    are. Where nothing else is left the network has diverged.
+
+    Raises:
+      NonFiniteError: every leaf that would be encoded holds NaN or infinity.
+    """
+    chosen = encoded_leaves(transform, tree)
+    bad = [name for name, leaf in chosen if not _is_finite(leaf)]
+    if not bad:
+        return transform, []
+    if len(bad) == len(chosen):
+        raise NonFiniteError(
+            f"leaf {bad[0]!r} holds NaN or infinite values, and so does every other leaf to compress; "
+            "training has diverged, or the checkpoint is damaged"
+        )
+    ((_, encoding),) = transform.parts
+    labels = dict.fromkeys(bad, "lossless") | dict(transform.labels)
+    parts = {"lossless": mz.chain(), "selected": encoding}
+    spared = mz.partition(parts, labels, min_ndim=transform.min_ndim, floating=transform.floating)
+    return spared, [f"{_some(bad)} of NaN or infinite values kept lossless"]
+
+
+def remarks(transform: Any, tree: Any) -> list[str]:
+    """What happens to 64-bit leaves, which JAX computes in 32 bits."""
+    wide = {name for name, leaf in named_leaves(tree) if getattr(leaf, "dtype", None) == np.float64}
+    if not wide or jax.config.jax_enable_x64:
+        return []
+    encoded = [name for name, _ in encoded_leaves(transform, tree) if name in wide and _changes(transform)]
+    kept = [name for name in wide if name not in encoded]
+    said = []
+    if encoded:
+        said.append(f"{_some(encoded)} of float64 computed in float32, which they come back as")
+    if kept:
+        said.append(f"{_some(sorted(kept))} of float64 stored as they are; JAX computes with them in float32")
+    return said
+
+
+def _changes(transform: Any) -> bool:
+    """Whether a transform does anything to the leaves that it encodes."""
+    parts = (
+        [part for _, part in getattr(transform, "parts", ())] if hasattr(transform, "labels") else [transform]
+    )
+    return any(not isinstance(part, type(mz.identity())) for part in parts)
+
+
+def _is_finite(leaf: Any) -> bool:
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None or not jax.numpy.issubdtype(dtype, np.inexact):
+        return True
+    return bool(np.isfinite(leaf).all())
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+    return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({shown})"
