@@ -22,7 +22,7 @@ def tree(dtype=jnp.float32):
     ("granularity", "symmetric"), [("channel", True), ("group", False), ("tensor", True)]
 )
 def test_no_more_values_than_codes(bits, granularity, symmetric):
-    t = mz.quantize(bits, granularity=granularity, symmetric=symmetric, group_size=4)
+    t = mz.quantize(bits, granularity=granularity, symmetric=symmetric, group_size=4, axis=-1)
     got = np.asarray(mz.decoded({"w": RNG.normal(size=(16, 6)).astype("f4")}, t)["w"])
     columns = {
         "tensor": got.reshape(-1, 1),
@@ -34,7 +34,7 @@ def test_no_more_values_than_codes(bits, granularity, symmetric):
 
 def test_one_symmetric_bit_is_the_sign_times_the_mean():
     w = RNG.normal(size=(8, 3)).astype("f4")
-    got = mz.decoded({"w": w}, mz.quantize(1))["w"]
+    got = mz.decoded({"w": w}, mz.quantize(1, axis=-1))["w"]
     np.testing.assert_allclose(got, np.sign(w) * np.abs(w).mean(axis=0), rtol=1e-6)
 
 
@@ -42,23 +42,48 @@ def test_one_symmetric_bit_is_the_sign_times_the_mean():
 def test_dtypes(dtype):
     t = mz.quantize(4, symmetric=False, learned=True)
     params = tree(dtype)
-    encoded = t.init(params)
-    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(encoded.values))
-    assert all(x.dtype == dtype for x in jax.tree.leaves(t.decode(*encoded)))
+    encoded = t.init(params, mz.Context())
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(encoded.latents))
+    assert all(x.dtype == dtype for x in jax.tree.leaves(t.decode(encoded)))
     packed = mz.compress(params, t)
-    jax.tree.map(np.testing.assert_array_equal, mz.unpack(packed), t.decode(*encoded))
+    jax.tree.map(np.testing.assert_array_equal, mz.unpack(packed), t.decode(encoded))
 
 
 def test_memory_is_bits_and_side_information():
     w = RNG.normal(size=(64, 8)).astype("f4")
     size = {"tensor": 1, "channel": 8, "group": 16}
     for granularity, steps in size.items():
-        packed = mz.compress({"w": w}, mz.quantize(3, granularity=granularity, group_size=32))
+        packed = mz.compress({"w": w}, mz.quantize(3, granularity=granularity, group_size=32, axis=-1))
         assert packed.nbytes == 512 * 3 // 8 + 4 * steps
         packed = mz.compress(
-            {"w": w}, mz.quantize(3, granularity=granularity, group_size=32, symmetric=False)
+            {"w": w}, mz.quantize(3, granularity=granularity, group_size=32, axis=-1, symmetric=False)
         )
         assert packed.nbytes == 512 * 3 // 8 + 8 * steps
+
+
+def test_the_channel_axis_is_the_one_of_smaller_error():
+    w, t = RNG.normal(size=(32, 32)).astype("f4"), mz.quantize(4)
+    spread = np.geomspace(0.25, 4.0, 32, dtype="f4")[:, None]
+    params = {"rows": w * spread, "columns": w * spread.T}
+    state = t.init(params, mz.Context()).state
+    assert {name: s.axis.value for name, s in state.items()} == {"rows": 0, "columns": -1}
+    found = mz.decoded(params, t)
+    for name, best in (("rows", 0), ("columns", -1)):
+        error = lambda got, name=name: float(np.sum(np.square(got - params[name])))  # noqa: E731
+        other = {"w": params[name]}
+        assert error(found[name]) == error(mz.decoded(other, mz.quantize(4, axis=best))["w"])
+        assert error(found[name]) < error(mz.decoded(other, mz.quantize(4, axis=-1 - best))["w"])
+    traced = jax.jit(lambda p: mz.decoded(p, t))(params)
+    last = mz.decoded({"w": params["rows"]}, mz.quantize(4, axis=-1))["w"]
+    np.testing.assert_allclose(traced["rows"], last, rtol=1e-6)
+
+
+def test_several_axes_number_the_channels_together():
+    w = RNG.normal(size=(3, 8, 5)).astype("f4")
+    packed = mz.compress({"w": w}, mz.quantize(4, axis=(0, -1))).params["w"]
+    assert packed.step.shape == (1, 15)
+    each = [mz.decoded({"w": layer}, mz.quantize(4, axis=-1))["w"] for layer in w]
+    np.testing.assert_allclose(packed.unpack(), np.stack(each), rtol=1e-6)
 
 
 def test_learned_offsets_start_at_the_fixed_grid():
@@ -66,17 +91,18 @@ def test_learned_offsets_start_at_the_fixed_grid():
         fixed, learned = (mz.quantize(3, symmetric=symmetric, learned=on) for on in (False, True))
         params = tree()
         jax.tree.map(np.testing.assert_array_equal, mz.decoded(params, fixed), mz.decoded(params, learned))
-        extras = learned.init(params).extras
-        assert all(not np.any(x) for x in jax.tree.leaves(extras))
+        offsets = learned.init(params, mz.Context()).offsets
+        assert jax.tree.leaves(offsets)
+        assert all(not np.any(x) for x in jax.tree.leaves(offsets))
 
 
 def test_a_step_stays_positive_and_a_zero_point_an_integer():
     t = mz.quantize(4, symmetric=False, learned=True)
-    values, extras, state = t.init(tree())
-    far = jax.tree.map(lambda x: x - 5.3, extras)
-    decoded = t.decode(values, far, state)
+    encoded = t.init(tree(), mz.Context())
+    far = jax.tree.map(lambda x: x - 5.3, encoded.offsets)
+    decoded = t.decode(encoded._replace(offsets=far))
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(decoded))
-    zero = jax.tree.map(lambda s: s.zero, state, is_leaf=lambda x: hasattr(x, "zero"))
+    zero = jax.tree.map(lambda s: s.zero, encoded.state, is_leaf=lambda x: hasattr(x, "zero"))
     assert all(np.all(z == np.round(z)) for z in jax.tree.leaves(zero))
 
 
@@ -93,7 +119,7 @@ def test_learned_steps_beat_fixed_ones(symmetric):
     found = []
     for learned in (False, True):
         t = mz.quantize(2, granularity="tensor", symmetric=symmetric, learned=learned)
-        tx = mz.wrap(optax.adam(3e-3), t, extras_tx=optax.adam(3e-3))
+        tx = mz.wrap(optax.adam(3e-3), t, offsets_tx=optax.adam(3e-3))
         params, state = mz.start(tx, {"w": w})
 
         def step(_, carry, tx=tx):
@@ -111,11 +137,12 @@ def test_rate_follows_the_width():
     rates = []
     w = {"w": jnp.asarray(RNG.laplace(size=(128, 4)), jnp.float32)}
     for bits in range(2, 9):
-        t = mz.quantize(bits)
-        rates.append(float(mz.rate(t, *t.init(w))) / 512)
+        t = mz.quantize(bits, axis=-1)
+        rates.append(float(mz.rate(t, t.init(w, mz.Context()))) / 512)
     assert np.all(np.diff(rates) > 0.5)
     assert rates[-1] < 8.5
-    grads = jax.grad(lambda v: mz.rate(t, v, *t.init(w)[1:]))(w)
+    encoded = t.init(w, mz.Context())
+    grads = jax.grad(lambda z: mz.rate(t, encoded._replace(latents=z)))(encoded.latents)
     assert np.all(np.isfinite(grads["w"]))
 
 
@@ -127,7 +154,7 @@ def test_refusals():
         mz.quantize(4, granularity="row")
     with pytest.raises(mz.errors.TransformError, match=r"range must be one of .* not 'best'"):
         mz.quantize(4, range="best")
-    with pytest.raises(mz.errors.TransformError, match="group_size must be at least 1, not 0"):
+    with pytest.raises(mz.errors.TransformError, match="group_size must be an integer of at least 1, not 0"):
         mz.quantize(4, granularity="group", group_size=0)
     with pytest.raises(mz.errors.LeafError, match="leaf 'kernel' has 2 axes, so it has no channel axis 2"):
         mz.compress(tree(), mz.quantize(4, axis=2))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from modelzip_jax.quantization.granularity import Grid
+from modelzip_jax.quantization.granularity import Granularity
 from modelzip_jax.quantization.ranges import choose_step, code_range
 from modelzip_jax.quantization.rounding import codes, fake_quantize
 
@@ -13,22 +13,22 @@ fake_quantize_jit = jax.jit(fake_quantize, static_argnums=(3, 4, 5))
 RNG = np.random.default_rng(0)
 LEAF = RNG.normal(size=(6, 5, 4)).astype("f4")
 GRIDS = [
-    Grid("tensor", -1, 1),
-    *(Grid("channel", axis, 1) for axis in (-1, 0, 1, -3)),
-    *(Grid("group", axis, size) for axis, size in [(-1, 7), (0, 20), (1, 100), (2, 1)]),
+    Granularity("tensor", -1, 1),
+    *(Granularity("channel", axis, 1) for axis in (-1, 0, 1, -3)),
+    *(Granularity("group", axis, size) for axis, size in [(-1, 7), (0, 20), (1, 100), (2, 1)]),
 ]
 
 
 def spread(steps, shape, grid):
     """Each weight's step, by looking it up: the definition of a grid."""
-    if grid.granularity == "tensor" or len(shape) < 2:
+    if grid.kind == "tensor" or len(shape) < 2:
         fan, channels = np.arange(int(np.prod(shape))).reshape(shape), np.zeros(shape, int)
     else:
         axis = grid.axis % len(shape)
         channels = np.broadcast_to(np.indices(shape)[axis], shape)
         rest = [n for a, n in enumerate(shape) if a != axis]
         fan = np.expand_dims(np.arange(int(np.prod(rest))).reshape(rest), axis) + np.zeros(shape, int)
-    groups = fan // grid.group_size if grid.granularity == "group" else np.zeros(shape, int)
+    groups = fan // grid.group_size if grid.kind == "group" else np.zeros(shape, int)
     return np.asarray(steps, np.float64)[groups, channels]
 
 
@@ -90,7 +90,7 @@ def test_gradients_are_lsq(grid, bits, symmetric):
     dw, ds, dz = jax.jit(jax.grad(loss, (0, 1, 2)))(jnp.asarray(LEAF), step, zero)
     q, v, s, z = reference(LEAF, step, zero, low, high, grid)
     inside = (v >= low) & (v <= high)
-    assert grid.granularity == "group" or 0.02 < 1 - inside.mean() < 0.98
+    assert grid.kind == "group" or 0.02 < 1 - inside.mean() < 0.98
     np.testing.assert_array_equal(dw, np.where(inside, g, 0))
     count = totals(np.ones(LEAF.shape), grid, step.shape)
     scale = 1 / np.sqrt(count * max(high, 1))
@@ -105,7 +105,7 @@ def test_gradients_are_lsq(grid, bits, symmetric):
 @pytest.mark.parametrize(("bits", "symmetric"), [(1, True), (2, False), (4, True)])
 def test_the_searched_range_is_not_worse(granularity, symmetric, bits):
     heavy = jnp.asarray(RNG.standard_t(2, size=(64, 8)), jnp.float32)
-    grid = Grid(granularity, -1, 24)
+    grid = Granularity(granularity, -1, 24)
     errors = []
     for method in ("max", "mse"):
         step, zero = choose_step(heavy, bits, symmetric, grid, method)
@@ -130,7 +130,7 @@ def test_the_searched_range_is_not_worse(granularity, symmetric, bits):
     ids=lambda x: f"{np.shape(x)}{x.flat[:1] if np.size(x) else ''}",
 )  # fmt: skip
 def test_odd_leaves(leaf, bits, symmetric, granularity, method):
-    w, grid = jnp.asarray(leaf, jnp.float32), Grid(granularity, -1, 2)
+    w, grid = jnp.asarray(leaf, jnp.float32), Granularity(granularity, -1, 2)
     step, zero = choose_step(w, bits, symmetric, grid, method)
     assert step.shape == zero.shape == grid.steps_shape(w.shape)
     assert np.all(np.isfinite(step))
@@ -142,7 +142,7 @@ def test_odd_leaves(leaf, bits, symmetric, granularity, method):
 
 def test_a_code_of_zero_has_one_sign():
     """-0.3 rounds to -0.0, which the packed code cannot tell from 0.0."""
-    grid = Grid("tensor", -1, 1)
+    grid = Granularity("tensor", -1, 1)
     one, none = jnp.ones((1, 1)), jnp.zeros((1, 1))
     for f in (fake_quantize, fake_quantize_jit):
         assert not np.any(np.signbit(f(jnp.float32([-0.3, 0.3]), one, none, -2, 1, grid)))

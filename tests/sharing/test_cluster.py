@@ -37,7 +37,7 @@ def test_laws(name):
 
 def trained(transform, params, steps=4, rate=0.05):
     """A model trained with random gradients."""
-    tx = mz.wrap(optax.sgd(rate), transform, extras_tx=optax.sgd(rate))
+    tx = mz.wrap(optax.sgd(rate), transform, offsets_tx=optax.sgd(rate))
     params, state = mz.start(tx, params)
 
     @jax.jit
@@ -48,7 +48,7 @@ def trained(transform, params, steps=4, rate=0.05):
 
     for index in range(steps):
         params, state = step(params, state, jax.random.key(index))
-    return mz.params(state, params), mz.pack(transform, state, params)
+    return mz.params(state, params), mz.pack(state, params)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_indices_take_their_bits_and_the_rate_is_what_is_stored():
     packed = mz.compress({"w": normal(64, 64)}, mz.cluster(13))
     assert packed.nbytes == 64 * 64 * 4 // 8 + 13 * 4
     t, w = mz.cluster(13), normal(64, 64)
-    bits = float(mz.rate(t, *t.init({"w": w})))
+    bits = float(mz.rate(t, t.init({"w": w}, mz.Context())))
     assert 0.9 * np.log2(13) * w.size < bits <= np.log2(13) * w.size + 32 * 13
 
 
@@ -96,8 +96,8 @@ def test_zero_stays_when_asked_for_and_is_resumed():
     transform = mz.cluster(4, zero=True)
     _, packed = trained(transform, {"w": jnp.asarray(normal(20, 10))})
     assert float(packed.params["w"].codebook[0]) == 0.0
-    _, _, _, state = mz.resume(packed)
-    assert state.books["w"].zero.value is True
+    _, encoded = mz.resume(packed)
+    assert encoded.state.books["w"].zero.value is True
 
 
 def test_a_model_has_one_codebook_and_groups_have_theirs():
@@ -122,47 +122,53 @@ def test_importance_moves_centroids():
 
 def test_an_entry_gets_the_sum_of_its_weights_gradients():
     t = mz.cluster(2)
-    values, extras, state = t.init({"w": jnp.array([1.0, 1.5, -2.0, -3.0, 1.0])})
-    grads = jax.grad(lambda e: jnp.sum(t.decode(values, e, state)["w"] * jnp.arange(5.0)))(extras)
+    encoded = t.init({"w": jnp.array([1.0, 1.5, -2.0, -3.0, 1.0])}, mz.Context())
+
+    def weighted(offsets):
+        return jnp.sum(t.decode(encoded._replace(offsets=offsets))["w"] * jnp.arange(5.0))
+
+    grads = jax.grad(weighted)(encoded.offsets)
     # Offsets are in units of the scale.
-    np.testing.assert_allclose(grads["w"], np.array([5.0, 5.0]) * state.books["w"].scale)
+    np.testing.assert_allclose(grads["w"], np.array([5.0, 5.0]) * encoded.state.books["w"].scale)
 
 
 def test_latents_move_only_where_assignments_are_refreshed():
     def slope(t):
-        values, extras, state = t.init({"w": jnp.array([1.0, 1.5, -2.0, -3.0])})
-        return jax.grad(lambda v: jnp.sum(t.decode(v, extras, state)["w"]))(values)["w"]
+        encoded = t.init({"w": jnp.array([1.0, 1.5, -2.0, -3.0])}, mz.Context())
+        return jax.grad(lambda z: jnp.sum(t.decode(encoded._replace(latents=z))["w"]))(encoded.latents)["w"]
 
+    assert slope(mz.cluster(2)).shape == ()  # Fixed indices leave nothing of the latents.
     assert not np.any(slope(mz.cluster(2)))
     np.testing.assert_array_equal(slope(mz.cluster(2, every=3)), 1.0)
 
 
 def test_a_refresh_assigns_anew_and_keeps_the_entries_places():
     t = mz.cluster(2, every=2)
-    values, extras, state = t.init({"w": jnp.array([1.0, 1.5, -2.0, -3.0])})
-    values = {"w": values["w"].at[0].set(-2.0)}
-    early = t.update(values, extras, state, step=jnp.int32(1))
+    encoded = t.init({"w": jnp.array([1.0, 1.5, -2.0, -3.0])}, mz.Context())
+    encoded = encoded._replace(latents={"w": encoded.latents["w"].at[0].set(-2.0)})
+    early = t.update(encoded, mz.Context(step=jnp.int32(1)))
     assert early.state.codes["w"].tolist() == [1, 1, 0, 0]
-    due = t.update(values, extras, state, step=jnp.int32(2))
+    due = t.update(encoded, mz.Context(step=jnp.int32(2)))
     assert due.state.codes["w"].tolist() == [0, 1, 0, 0]
     # An entry that training took past another one keeps its index.
-    crossed = {"w": extras["w"].at[0].set(8.0)}
-    assert t.update(values, crossed, state, step=jnp.int32(2)).state.codes["w"].tolist() == [1, 1, 1, 1]
+    crossed = encoded._replace(offsets={"w": encoded.offsets["w"].at[0].set(8.0)})
+    assert t.update(crossed, mz.Context(step=jnp.int32(2))).state.codes["w"].tolist() == [1, 1, 1, 1]
 
 
 def test_without_learning_entries_become_means():
     t = mz.cluster(2, every=1, learned=False)
-    values, extras, state = t.init({"w": jnp.array([1.0, 2.0, -2.0, -4.0])})
-    after = t.update({"w": values["w"] + 0.5}, extras, state, step=jnp.int32(1))
-    np.testing.assert_allclose(t.decode(*after)["w"], [2.0, 2.0, -2.5, -2.5])
+    encoded = t.init({"w": jnp.array([1.0, 2.0, -2.0, -4.0])}, mz.Context())
+    moved = encoded._replace(latents={"w": encoded.latents["w"] + 0.5})
+    after = t.update(moved, mz.Context(step=jnp.int32(1)))
+    np.testing.assert_allclose(t.decode(after)["w"], [2.0, 2.0, -2.5, -2.5])
 
 
 def test_dkm_has_the_gradient_of_its_layer():
     """By finite differences of softmax(-|w - c| / t) C with one update of C, in NumPy."""
     t, w = mz.cluster(4, temperature=0.5), normal(24).astype(np.float64)
-    values, extras, state = t.init({"w": jnp.asarray(w, jnp.float32)})
-    book = np.asarray(t.decode(values, extras, state)["w"])
-    c = np.asarray(state.books["w"].base * state.books["w"].scale, np.float64)
+    encoded = t.init({"w": jnp.asarray(w, jnp.float32)}, mz.Context())
+    book = np.asarray(t.decode(encoded)["w"])
+    c = np.asarray(encoded.state.books["w"].base * encoded.state.books["w"].scale, np.float64)
     assert np.min(np.abs(w[:, None] - c)) > 1e-4, "where a weight is an entry, there is a kink"
     weights = np.arange(24.0)
 
@@ -173,7 +179,7 @@ def test_dkm_has_the_gradient_of_its_layer():
 
     step = 1e-5 * np.eye(24)
     slope = [(layer(w + d) - layer(w - d)) / 2e-5 for d in step]
-    found = jax.grad(lambda v: jnp.sum(t.decode(v, extras, state)["w"] * weights))(values)
+    found = jax.grad(lambda z: jnp.sum(t.decode(encoded._replace(latents=z))["w"] * weights))(encoded.latents)
     np.testing.assert_allclose(found["w"], slope, rtol=2e-3, atol=1e-3)
     assert set(book.tolist()) <= set(np.float32(c).tolist())
 

@@ -84,7 +84,7 @@ def test_parameters_fall_by_the_factor_from_initialisation_through_training_to_t
     for _ in range(40):
         trained, state = step(trained, state)
     assert loss(trained) < 0.5 * loss(started)
-    packed = mz.pack(zipper, state, trained)
+    packed = mz.pack(state, trained)
     assert packed.params["first"].nbytes == 10 * 6 * 4 + 24
     mz.save(tmp_path / "m.mz", packed)
     loaded = mz.unpack(mz.load(tmp_path / "m.mz"))
@@ -94,10 +94,12 @@ def test_parameters_fall_by_the_factor_from_initialisation_through_training_to_t
 
 def test_a_shared_vector_gets_the_sum_of_its_neurons_gradients():
     t = mz.share_neurons(2)
-    values, _, state = t.init({"w": jnp.array([[1.0, 5.0, 2.0, 6.0]])})
-    slope = jax.grad(lambda v: jnp.sum(t.decode(v, (), state)["w"] * jnp.array([1.0, 2.0, 10.0, 20.0])))(
-        values
-    )
+    encoded = t.init({"w": jnp.array([[1.0, 5.0, 2.0, 6.0]])}, mz.Context())
+
+    def weighted(latents):
+        return jnp.sum(t.decode(encoded._replace(latents=latents))["w"] * jnp.array([1.0, 2.0, 10.0, 20.0]))
+
+    slope = jax.grad(weighted)(encoded.latents)
     assert slope["w"].tolist() == [[11.0, 22.0]]
 
 
@@ -155,4 +157,4 @@ def test_wrong_arguments():
     with pytest.raises(mz.errors.TransformError, match="factor"):
         mz.share_neurons(1)
     with pytest.raises(mz.errors.LeafError, match="no neurons"):
-        mz.share_neurons(2).init({"bias": jnp.ones(4)})
+        mz.share_neurons(2).init({"bias": jnp.ones(4)}, mz.Context())

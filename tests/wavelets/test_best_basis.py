@@ -84,15 +84,16 @@ def test_product_in_the_wavelet_domain_equals_the_rebuilt_one(basis):
 def test_product_with_fewer_coefficients():
     params = {"w": smooth(64, 5)}
     transform = mz.wavelet("sym4", 2, keep=1)
-    values, extras, state = transform.init(params)
+    encoded = transform.init(params, mz.Context())
+    coefficients = encoded.latents["w"]
     x = RNG.normal(size=(4, 64)).astype("f4")
-    assert values["w"].shape == (16, 5)
-    y = jax.jit(lambda x, c: coefficient_dot(x, c, transform.basis))(x, values["w"])
-    np.testing.assert_allclose(y, x @ transform.decode(values, extras, state)["w"], atol=1e-4)
+    assert coefficients.shape == (16, 5)
+    y = jax.jit(lambda x, c: coefficient_dot(x, c, transform.basis))(x, coefficients)
+    np.testing.assert_allclose(y, x @ transform.decode(encoded)["w"], atol=1e-4)
     with pytest.raises(LeafError, match="one axis"):
-        coefficient_dot(x, values["w"], Basis("dct", "", 4, (0, 1)))
+        coefficient_dot(x, coefficients, Basis("dct", "", 4, (0, 1)))
     with pytest.raises(LeafError, match="16 coefficients for 8"):
-        coefficient_dot(x[:, :8], values["w"], transform.basis)
+        coefficient_dot(x[:, :8], coefficients, transform.basis)
 
 
 def test_fusion_shares_the_mean_and_codes_differences():
@@ -132,7 +133,7 @@ def test_reverse_water_filling():
 
 def test_step_errors():
     with pytest.raises(LeafError, match="reach"):
-        quantize_step(0.1, bits=2).init({"w": jnp.ones(3)})
+        quantize_step(0.1, bits=2).init({"w": jnp.ones(3)}, mz.Context())
     with pytest.raises(TransformError, match="positive"):
         quantize_step(0.0)
     with pytest.raises(TransformError, match="bits"):
