@@ -16,6 +16,7 @@ from modelzip_jax.masking.bitmask import host_mask, pack_mask, share_of_bits, un
 from modelzip_jax.masking.masked import Masked
 from modelzip_jax.masking.schedules import Schedule, as_schedule
 from modelzip_jax.masking.structures import Structure, unstructured
+from modelzip_jax.meshes import sharded_as
 from modelzip_jax.packed import is_packed, narrowed, widened
 from modelzip_jax.stacking import Layers, layer_axes, stacked, unstacked
 from modelzip_jax.transform import Context, Encoded, Rate, Transform
@@ -130,9 +131,10 @@ class Masking(Transform, abc.ABC):
         return Encoded(latents, (), PruneState(masks, churn, state.dtypes, memory, near))
 
     def follow(self, encoded: Encoded, context: Context) -> Context:
-        kept = jax.tree.map(
-            lambda v, bits: unpack_mask(bits, jnp.shape(v)), encoded.latents, encoded.state.masks
-        )
+        def unpacked(value: jax.Array, bits: jax.Array) -> jax.Array:
+            return sharded_as(unpack_mask(bits, jnp.shape(value)), value)
+
+        kept = jax.tree.map(unpacked, encoded.latents, encoded.state.masks)
         before = context.support
         return context.replace(
             support=kept if before is None else jax.tree.map(jnp.logical_and, kept, before)
