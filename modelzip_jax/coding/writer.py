@@ -53,7 +53,6 @@ class FileSizes:
 def save(
     path: str | os.PathLike[str],
     packed: Packed,
-    variables: PyTree = None,
     *,
     metadata: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
@@ -63,7 +62,6 @@ def save(
     Args:
       path: the file; an existing one is replaced once the new one is complete.
       packed: a model from `mz.pack` or `mz.compress`.
-      variables: a pytree of arrays that travels along, stored lossless, such as batch statistics.
       metadata: plain data by name (see `Metadata`) that travel along; those of `packed` if None.
       progress: called with a leaf's path and bytes once it is counted and once it is coded; the bytes of all
         calls sum to those of all packed arrays in memory.
@@ -72,7 +70,7 @@ def save(
       How many bytes went where.
 
     Raises:
-      LeafError: `variables` holds something that is no array.
+      LeafError: the variables hold something that is no array.
       FormatError: `metadata` hold something that is no plain data.
       OSError: the disk is full, or the directory missing.
 
@@ -83,14 +81,14 @@ def save(
     ...     mz.unpack(mz.load(folder + "/model.mz"))["w"].trace()
     Array(9., dtype=float32)
     """
-    file = _File.of(packed, variables, metadata, progress)
+    file = _File.of(packed, metadata, progress)
     with atomic_file(path) as out:
         for piece in file.pieces():
             out.write(piece)
     return file.sizes
 
 
-def file_sizes(packed: Packed, variables: PyTree = None) -> FileSizes:
+def file_sizes(packed: Packed) -> FileSizes:
     """What `save` would return, without writing: everything is coded, nothing but its length is kept.
 
     >>> import modelzip_jax as mz
@@ -98,7 +96,7 @@ def file_sizes(packed: Packed, variables: PyTree = None) -> FileSizes:
     >>> file_sizes(packed).total < 200
     True
     """
-    return _File.of(packed, variables).sizes
+    return _File.of(packed).sizes
 
 
 def encoded(packed: Packed) -> bytes:
@@ -125,11 +123,10 @@ class _File:
     @staticmethod
     def of(
         packed: Packed,
-        variables: PyTree,
         metadata: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
     ) -> _File:
-        carried = packed.variables if variables is None else plain(variables)
+        carried = plain(packed.variables)
         check_arrays(carried)
         tree = {"params": packed.params, "variables": dense(carried)}
         structure, told = (

@@ -95,7 +95,7 @@ def wrap(
             )
         offsets_inner = offsets_tx.init(encoded.offsets) if jax.tree.leaves(encoded.offsets) else ()
         return WrapState(
-            jnp.asarray(step, jnp.int32), latents, encoded.offsets, encoded.state, inner.init(trained),
+            jnp.asarray(step, jnp.int32), latents, encoded.offsets, encoded.state, _started(inner, trained),
             offsets_inner, Static(transform),
         )  # fmt: skip
 
@@ -186,6 +186,16 @@ def _begun(
     return transform.init(chosen, context), 0
 
 
+def _started(inner: optax.GradientTransformation, trained: PyTree) -> optax.OptState:
+    try:
+        return inner.init(trained)
+    except AttributeError as error:
+        raise WrapError(
+            f"the optimizer does not start from a tree of weights ({error}); optax.lookahead, which wants pairs of "
+            "them, does not go into mz.wrap: mz.loop.with_average keeps an average there"
+        ) from error
+
+
 def _placed(param: Any, latent: PyTree) -> PyTree:
     """A latent of a param's shape, sharded as the param is."""
     return placed_as(latent, param) if isinstance(latent, jax.Array) else latent
@@ -208,6 +218,11 @@ def _follows(params: PyTree, updates: PyTree, latents: PyTree) -> list[bool]:
     structure = jax.tree.structure(params)
     if jax.tree.structure(updates) != structure:
         raise TreeError("the gradients do not have the structure of the params")
+    for (name, g), p in zip(trees.named_leaves(updates), jax.tree.leaves(params), strict=True):
+        if jnp.shape(g) != jnp.shape(p):
+            raise TreeError(
+                f"the gradient of leaf {name!r} has the shape {jnp.shape(g)}, the leaf {jnp.shape(p)}"
+            )
     try:
         parts = structure.flatten_up_to(latents)
     except (ValueError, TypeError, KeyError) as error:

@@ -28,10 +28,14 @@ WHOLE = {"a": True, "b": False}
 AROUND = {
     "alone": lambda: adam(mz.only("**/kernel", PRUNE)),
     "chain": lambda: optax.chain(optax.clip_by_global_norm(1.0), adam(mz.only("**/kernel", PRUNE))),
-    "named_chain": lambda: optax.named_chain(("clip", optax.clip(1.0)), ("zip", adam(mz.only("**/kernel", PRUNE)))),
+    "named_chain": lambda: optax.named_chain(
+        ("clip", optax.clip(1.0)), ("zip", adam(mz.only("**/kernel", PRUNE)))
+    ),
     "partition": lambda: optax.partition({"k": adam(PRUNE), "o": optax.sgd(0.1)}, KERNELS),
     "partition, frozen": lambda: optax.partition({"k": adam(QUANTIZE), "o": optax.set_to_zero()}, KERNELS),
-    "two wraps": lambda: optax.partition({"a": adam(PRUNE), "b": adam(QUANTIZE), "o": optax.sgd(0.1)}, LAYERS),
+    "two wraps": lambda: optax.partition(
+        {"a": adam(PRUNE), "b": adam(QUANTIZE), "o": optax.sgd(0.1)}, LAYERS
+    ),
     "masked": lambda: optax.masked(adam(mz.only("**/kernel", QUANTIZE)), WHOLE),
     "selective_transform": lambda: optax.selective_transform(
         adam(mz.only("**/kernel", PRUNE)), freeze_mask={"a": {"kernel": False, "bias": True}, "b": WHOLE["a"]}
@@ -133,7 +137,9 @@ def test_a_state_without_wrap_is_refused():
     ],
     ids=["schedule_free_sgd", "schedule_free", "with_average"],
 )
-@pytest.mark.parametrize("transform", [PRUNE, QUANTIZE, mz.cluster(4, every=1)], ids=["prune", "quantize", "cluster"])
+@pytest.mark.parametrize(
+    "transform", [PRUNE, QUANTIZE, mz.cluster(4, every=1)], ids=["prune", "quantize", "cluster"]
+)
 def test_averages_inside_decode_and_pack(inner, average, transform):
     tx = mz.wrap(inner, mz.only("**/kernel", transform))
     params, state = train(tx, PARAMS)
