@@ -70,8 +70,8 @@ def soft_read(w: jax.Array, codebook: jax.Array, codes: jax.Array, temperature: 
 
     The layer is A C with A = `attention(w, codebook)` and C the means of w under A: one iteration from
     the codebook, which follows the latents from step to step. Its value is replaced by the nearest entries, which
-    are what is stored. Entries that are equal, as all are of a leaf that starts at zero, share their
-    latents for good: what has the code of one gets its gradient straight through, so that it can part.
+    are what is stored. While entries are equal, as all are of a leaf that starts at zero, the gradient goes straight
+    through: the layer's own would move latents that share an entry together, and no two could ever part.
 
     Args:
       w: latents `(n, block)`. codebook: `(k, block)`. codes: `(n,)`. temperature: scalar.
@@ -103,16 +103,16 @@ def _layer(w: jax.Array, codebook: jax.Array, temperature: jax.Array) -> jax.Arr
 
 
 def _soft_forward(w, codebook, codes, temperature):  # type: ignore[no-untyped-def]
-    return codebook[codes], (w, codebook, codes, temperature)
+    return codebook[codes], (w, codebook, temperature)
 
 
 def _soft_backward(saved, g):  # type: ignore[no-untyped-def]
-    w, codebook, codes, temperature = saved
+    w, codebook, temperature = saved
     # The layer has the unit of its arguments, its gradient has none.
     e = unit([w, codebook])
     w, entries = scaled(w, -e), scaled(codebook, -e)
     _, pull = jax.vjp(lambda w: _layer(w, entries, scaled(temperature, -e)), w)
-    through = jnp.where(twins(codebook)[1][codes][:, None], g, pull(g)[0])
+    through = jnp.where(jnp.any(twins(codebook)), g, pull(g)[0])
     return through, jnp.zeros_like(codebook), None, jnp.zeros_like(temperature)
 
 

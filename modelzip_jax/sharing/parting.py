@@ -9,6 +9,7 @@ from modelzip_jax.sharing.lloyd import assign
 from modelzip_jax.sharing.lookup import twins
 from modelzip_jax.sharing.relocation import relocate
 from modelzip_jax.sharing.sums import sums
+from modelzip_jax.sharing.vectors import assign_blocks
 
 __all__ = ["means", "parted"]
 
@@ -52,12 +53,13 @@ def _spread(
 def _drawn(
     rows: jax.Array, entries: jax.Array, mass: jax.Array, again: jax.Array, twin: jax.Array, zero: bool
 ) -> jax.Array:
-    """Rows at even distances, of those that count."""
-    counted = jnp.cumsum(jnp.any(mass > 0, axis=1), dtype=jnp.int32)
-    k = len(entries)
-    at = (jnp.arange(k, dtype=jnp.float32) + 0.5) * (counted[-1].astype(jnp.float32) / k)
-    place = jnp.searchsorted(counted, at.astype(jnp.int32), side="right")
-    return jnp.where(again[:, None], rows[jnp.clip(place, 0, len(rows) - 1)], entries)
+    """Rows at even distances, of those that count and have no entry of their own."""
+    apart = jnp.square(rows - entries[assign_blocks(rows, entries, mass)])
+    counted = jnp.cumsum(jnp.any(mass * apart > 0, axis=1), dtype=jnp.int32)
+    rank = (jnp.cumsum(again, dtype=jnp.int32).astype(jnp.float32) - 0.5) / jnp.sum(again).astype(jnp.float32)
+    at = (rank * counted[-1].astype(jnp.float32)).astype(jnp.int32)
+    place = jnp.clip(jnp.searchsorted(counted, at, side="right"), 0, len(rows) - 1)
+    return jnp.where((again & (counted[-1] > 0))[:, None], rows[place], entries)
 
 
 def means(
