@@ -27,9 +27,8 @@ def initial(density: Density, k: int, init: str, key: jax.Array) -> jax.Array:
 
 def _linear(density: Density, k: int) -> jax.Array:
     """Evenly from the smallest to the largest point that has any mass."""
-    low = jnp.min(jnp.where(density.mass > 0, density.points, jnp.inf))
-    high = jnp.max(jnp.where(density.mass > 0, density.points, -jnp.inf))
-    return jnp.where(jnp.isfinite(low), jnp.linspace(low, high, k, dtype=low.dtype), 0.0)
+    low, high = density.range()
+    return jnp.linspace(low, high, k, dtype=low.dtype)
 
 
 def _companded(density: Density) -> jax.Array:
@@ -40,21 +39,21 @@ def _companded(density: Density) -> jax.Array:
     p = density.points
     gaps = jnp.diff(p, prepend=p[:1], append=p[-1:])
     width = 0.5 * (gaps[1:] + gaps[:-1])
-    return jnp.cbrt(density.mass * jnp.square(width))
+    return jnp.cbrt(density.mass) * jnp.square(jnp.cbrt(width))  # The square of the width may be 0.
 
 
 def _plus_plus(density: Density, k: int, key: jax.Array) -> jax.Array:
     """Each next centroid with probability mass × distance² to those before (Arthur & Vassilvitskii 2007)."""
 
     def pick(nearest: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = jnp.log(density.mass) + jnp.log(nearest)
+        logits = jnp.log(density.mass) + 2.0 * jnp.log(nearest)
         # Once every point is a centroid all logits are -inf: any point will do, the heaviest then.
         logits = jnp.where(jnp.any(jnp.isfinite(logits)), logits, jnp.log(density.mass))
         chosen = density.points[jax.random.categorical(key, logits)]
-        return jnp.minimum(nearest, jnp.square(density.points - chosen)), chosen
+        return jnp.minimum(nearest, jnp.abs(density.points - chosen)), chosen
 
     start = jnp.ones_like(density.points)
     first, chosen = pick(start, jax.random.fold_in(key, k))
-    nearest = jnp.square(density.points - chosen) + 0.0 * first
+    nearest = jnp.abs(density.points - chosen) + 0.0 * first
     _, others = jax.lax.scan(pick, nearest, jax.random.split(key, max(k - 1, 1)))
     return jnp.sort(jnp.append(others[: k - 1], chosen))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -9,11 +11,13 @@ import jax.numpy as jnp
 
 from modelzip_jax.sharing import vectors
 from modelzip_jax.sharing.clustered import index_bits
-from modelzip_jax.sharing.lloyd import assign, kmeans
+from modelzip_jax.sharing.lloyd import assign, kmeans, normalised
 from modelzip_jax.sharing.lookup import attention, soft_means
+from modelzip_jax.sharing.parting import means, parted
+from modelzip_jax.sharing.scaling import exponent, power, root_mean_square, scaled, unit
 from modelzip_jax.tree import Static
 
-__all__ = ["Book", "current", "fit", "nearest", "of_entries", "softness", "step"]
+__all__ = ["Book", "current", "fit", "nearest", "of_entries", "respread", "softness", "step"]
 
 _BLOCKS = 1 << 18
 """Blocks that vector codebooks are fitted to, evenly taken from all: a thousand for each of 256 entries."""
@@ -49,9 +53,8 @@ def of_entries(entries: jax.Array, zero: bool) -> Book:
     >>> book.scale, current(None, book)
     (Array(0.125, dtype=float32), Array([ 0.3, -0.1], dtype=float32))
     """
-    size = jnp.sqrt(jnp.mean(jnp.square(entries)))
-    _, exponent = jnp.frexp(jnp.where(size > 0, size, 1.0))
-    scale = jnp.ldexp(jnp.ones((), entries.dtype), jnp.clip(exponent - 1, -100, 100))
+    scale = power(exponent(root_mean_square(entries)) - 1, entries.dtype)
+    scale = jnp.where(jnp.any(entries != 0), scale, 1.0)
     return Book(entries / scale, scale, Static(zero))
 
 
@@ -60,7 +63,7 @@ def current(offset: jax.Array | None, book: Book) -> jax.Array:
     if offset is None:
         return book.base * book.scale
     if book.zero.value:
-        offset = offset * (jnp.arange(len(offset)) > 0)
+        offset = offset.at[0].set(0.0)
     # The sum first: eager and jitted code round `base * scale + offset * scale` differently.
     return (book.base + offset) * book.scale
 
@@ -97,36 +100,78 @@ def nearest(x: jax.Array, entries: jax.Array, weights: jax.Array | None = None) 
     """The code of each value `(n,)` or block `(n, block)`: uint8 `(n,)`. Entries may be in any order."""
     if x.ndim == 2:
         return vectors.assign_blocks(x, entries, weights)
+    entries = jax.lax.stop_gradient(entries)
     order = jnp.argsort(entries)
     return order.astype(jnp.uint8)[assign(x, entries[order])]
 
 
 def softness(entries: jax.Array, temperature: float) -> jax.Array:
-    """DKM's temperature in units of the weights: relative to the root mean square of the entries."""
-    return jnp.maximum(temperature * jnp.sqrt(jnp.mean(jnp.square(entries))), 1e-30)
+    """DKM's temperature in units of the weights: relative to the root mean square of the entries `(k, block)`.
+
+    But to no more than twice their deviation, where they are all near one value, as gains around one are:
+    a softer assignment would make one value of them.
+    """
+    deviation = root_mean_square(entries - _middle(entries)[None])
+    return temperature * jnp.minimum(root_mean_square(entries), 2.0 * deviation)
+
+
+def _middle(entries: jax.Array) -> jax.Array:
+    """The mean of the entries; their sum may overflow."""
+    return jnp.sum(entries / len(entries), axis=0)
 
 
 def step(
     book: Book, parts: list[jax.Array], weights: list[jax.Array | None], temperature: float | None
 ) -> Book:
-    """The book after a step of Lloyd's iteration over leaves or blocks, soft (DKM's) at a temperature."""
-    entries = current(None, book)
-    columns = entries.reshape(len(entries), -1)
+    """The book after a step of Lloyd's iteration over leaves or blocks, soft (DKM's) at a temperature.
+
+    Equal entries part first, see `respread`; nothing has a gradient.
+    """
+    return _updated(book, None, parts, weights, functools.partial(_moved, temperature=temperature))
+
+
+def respread(
+    book: Book, offset: jax.Array | None, parts: list[jax.Array], weights: list[jax.Array | None]
+) -> Book:
+    """The book with entries that are equal moved apart to where the latents are; others stay.
+
+    A leaf that starts at zero has k entries of 0. Nothing tells them apart: one of them would get all
+    weights, and the others never any. The offsets, which are trained, stay: it is the base that moves.
+
+    Args:
+      offset: of `current`, or None. parts, weights: as in `fit`.
+    """
+    return _updated(book, offset, parts, weights, lambda rows, entries, mass: entries)
+
+
+def _updated(
+    book: Book,
+    offset: jax.Array | None,
+    parts: list[jax.Array],
+    weights: list[jax.Array | None],
+    move: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+) -> Book:
+    """The book with what becomes of its entries, once parted, in units near one: rows, entries, masses `(…, block)`."""
+    before = current(offset, book)
+    columns = before.reshape(len(before), -1)
     rows = jnp.concatenate([p.reshape(len(p), columns.shape[1]) for p in parts])
-    masses = [jnp.ones_like(p) if m is None else m for p, m in zip(parts, weights, strict=True)]
-    mass = jnp.concatenate([m.reshape(-1, columns.shape[1]) for m in masses])
-    if temperature is None:
-        codes = nearest(rows.reshape(-1, *entries.shape[1:]), entries)
-        new = _means(rows, codes, columns, mass)
-    else:
-        new = soft_means(rows, attention(rows, columns, softness(entries, temperature)), columns, mass)
-    new = new.reshape(entries.shape)
-    new = new.at[0].set(0.0) if book.zero.value else new
-    return Book(new / book.scale, book.scale, book.zero)
+    _, given = normalised(parts, weights)
+    ones = [jnp.ones_like(p) if m is None else m for p, m in zip(parts, given, strict=True)]
+    mass = jnp.concatenate([m.reshape(-1, columns.shape[1]) for m in ones])
+    rows, columns, mass = jax.lax.stop_gradient((rows, columns, mass))
+    e = unit([rows, columns])
+    rows, columns = scaled(rows, -e), scaled(columns, -e)
+    new = move(rows, parted(rows, columns, mass, book.zero.value), mass)
+    new = jnp.where(new == columns, before.reshape(columns.shape), scaled(new, e)).reshape(before.shape)
+    base = new / book.scale if offset is None else new / book.scale - offset
+    base = jnp.where(new == before, book.base, base)
+    return Book(base.at[0].set(0.0) if book.zero.value else base, book.scale, book.zero)
 
 
-def _means(rows: jax.Array, codes: jax.Array, entries: jax.Array, mass: jax.Array) -> jax.Array:
-    """Of the rows with each code; an entry that none has stays."""
-    total = jnp.zeros_like(entries).at[codes].add(mass)
-    first = jnp.zeros_like(entries).at[codes].add(mass * rows)
-    return jnp.where(total > 0, first / jnp.where(total > 0, total, 1.0), entries)
+def _moved(rows: jax.Array, entries: jax.Array, mass: jax.Array, temperature: float | None) -> jax.Array:
+    """Entries as means of the rows that have their code, or that attend to them; one that none has stays."""
+    if temperature is not None:
+        return soft_means(rows, attention(rows, entries, softness(entries, temperature)), entries, mass)
+    numbers = rows.shape[1] == 1
+    codes = nearest(rows[:, 0], entries[:, 0]) if numbers else nearest(rows, entries, mass)
+    return means(rows, codes, entries, mass)[0]

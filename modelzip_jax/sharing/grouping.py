@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax.errors import TransformError
+from modelzip_jax.sharing.scaling import scaled, unit
+from modelzip_jax.sharing.sums import matmul
 
 __all__ = ["draw_features", "group_neurons", "share_initialization"]
 
@@ -66,13 +68,14 @@ def group_neurons(kernel: jax.Array, factor: int, features: jax.Array | None = N
     >>> group_neurons(jnp.array([[1.0, 5.0, 1.1, 5.2]]), 2)
     Array([0, 1, 0, 1], dtype=int32)
     """
-    columns = kernel.reshape(-1, kernel.shape[-1]).astype(jnp.float32).T
+    columns = _near_one(jax.lax.stop_gradient(kernel).reshape(-1, kernel.shape[-1]).astype(jnp.float32).T)
+    rays = None if features is None else _unit(_near_one(features.astype(jnp.float32)))
     neurons = len(columns)
 
     def distances(group: jax.Array, free: jax.Array) -> jax.Array:
-        if features is None:
-            return jnp.sum(jnp.square(columns - columns[jnp.argmax(free)]), axis=1)
-        return -_unit(columns) @ _unit(features[group % len(features)][None].astype(jnp.float32))[0]
+        if rays is None:
+            return jnp.sum(jnp.square(columns - columns[jnp.argmax(free)][None]), axis=1)
+        return -matmul(_unit(columns), rays[group % len(rays)])
 
     def take(group: jax.Array, index: jax.Array) -> jax.Array:
         free = index < 0
@@ -84,15 +87,20 @@ def group_neurons(kernel: jax.Array, factor: int, features: jax.Array | None = N
 
 
 def _unit(rows: jax.Array) -> jax.Array:
-    return rows / jnp.maximum(jnp.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    norm = jnp.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / jnp.where(norm > 0, norm, 1.0)
+
+
+def _near_one(x: jax.Array) -> jax.Array:
+    """In a unit in which lengths have squares."""
+    return scaled(x, -unit([x]))
 
 
 def group_means(kernel: jax.Array, index: jax.Array, groups: int) -> jax.Array:
     """The mean weight vector of each group: `(..., groups)`."""
     member = jax.nn.one_hot(index, groups, dtype=kernel.dtype)
-    means = jnp.matmul(
-        kernel.reshape(-1, kernel.shape[-1]), member / jnp.sum(member, axis=0), precision="highest"
-    )
+    shares = member / jnp.sum(member, axis=0, keepdims=True)
+    means = matmul(kernel.reshape(-1, kernel.shape[-1]), shares)
     return means.reshape(*kernel.shape[:-1], groups)
 
 
@@ -119,9 +127,10 @@ def share_initialization(kernel: jax.Array, factor: int, inputs: jax.Array, key:
     groups = -(-kernel.shape[-1] // factor)
     features = draw_features(inputs, kernel.shape, groups, key)
     index = group_neurons(kernel, factor, features)
-    means = group_means(kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32)), index, groups)
-    lengths = jnp.linalg.norm(kernel.reshape(-1, kernel.shape[-1]).astype(means.dtype), axis=0)[None]
-    target = group_means(lengths, index, groups)[0]
-    flat = means.reshape(-1, groups)
-    scaled = flat * (target / jnp.maximum(jnp.linalg.norm(flat, axis=0), 1e-12))
-    return scaled[:, index].reshape(kernel.shape).astype(kernel.dtype)
+    flat = kernel.reshape(-1, kernel.shape[-1]).astype(jnp.promote_types(kernel.dtype, jnp.float32))
+    e = unit([flat])
+    flat = scaled(flat, -e)
+    means = group_means(flat, index, groups)
+    target = group_means(jnp.linalg.norm(flat, axis=0)[None], index, groups)
+    vectors = scaled(_unit(means.T).T * target, e)
+    return vectors[:, index].reshape(kernel.shape).astype(kernel.dtype)

@@ -9,8 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax.errors import TransformError
+from modelzip_jax.sharing.bins import BINS
 from modelzip_jax.sharing.centroids import INITS, initial
-from modelzip_jax.sharing.density import BINS, Density, Points, between, binning, histogram, sort
+from modelzip_jax.sharing.density import Density, Points, binning, histogram, sort
+from modelzip_jax.sharing.prefix import between
+from modelzip_jax.sharing.relocation import relocate
+from modelzip_jax.sharing.scaling import TOP, exponent, largest, scaled, unit
 
 __all__ = ["KMeans", "assign", "kmeans"]
 
@@ -23,7 +27,8 @@ class KMeans(NamedTuple):
     """Centroids in ascending order, `(k,)`, and the squared error, a scalar, that they leave.
 
     The error is the sum of (weighted) squared distances to the nearest centroid; by a histogram it leaves
-    out what the values of one bin differ by.
+    out what the values of one bin differ by. Beyond what a float holds it is inf, or 0; the centroids are the same
+    at every scale of the values.
     """
 
     centroids: jax.Array
@@ -85,35 +90,67 @@ def kmeans(
     exact = method == "exact" or (method == "auto" and size <= BINS)
     key = jax.random.key(0) if key is None else key
     dtype = jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
-    points, centre = _points([leaf.astype(dtype) for leaf in arrays], masses, exact)
-    start = None if isinstance(init, str) else jnp.asarray(init, dtype)
+    # What is chosen has no gradient; loops of any number of steps could not be differentiated.
+    values, masses = jax.lax.stop_gradient(([leaf.astype(dtype) for leaf in arrays], masses))
+    points, centre, exponents = _points(values, masses, exact)
+    start = None if isinstance(init, str) else jax.lax.stop_gradient(jnp.asarray(init, dtype))
     name = init if isinstance(init, str) else ""
-    return _fit(*points, centre, key, start, jnp.int32(iterations), k, name, zero)
+    return _fit(*points, centre, exponents, key, start, jnp.int32(iterations), k, name, zero, exact)
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _points(
     arrays: list[jax.Array], weights: list[jax.Array | None], exact: bool
-) -> tuple[Points, jax.Array]:
-    """The points less the centre, and the centre: all that is compiled anew for each shape."""
+) -> tuple[Points, jax.Array, tuple[jax.Array, jax.Array]]:
+    """The points less the centre, the centre, and the exponents of the units of values and of masses.
+
+    All that is compiled anew for each shape.
+    """
     kept = [(x, w) for x, w in zip(arrays, weights, strict=True) if x.size]
-    arrays, weights = [x for x, _ in kept], [w for _, w in kept]
-    bins = binning(arrays, weights)
-    return (sort if exact else histogram)(arrays, weights, bins), bins.centre
+    arrays = [x for x, _ in kept]
+    size = largest(arrays)
+    length = exponent(size) - TOP
+    importance, weights = normalised(arrays, [w for _, w in kept])
+    bins = binning(arrays, weights, length)
+    points = sort(arrays, weights, bins) if exact else histogram(arrays, weights, bins, scaled(size, -length))
+    return points, bins.centre, (length, importance)
 
 
-@functools.partial(jax.jit, static_argnums=(7, 8, 9))
+def normalised(
+    arrays: list[jax.Array], weights: list[jax.Array | None]
+) -> tuple[jax.Array, list[jax.Array | None]]:
+    """Weights in a unit in which the largest is near 1, so that sums of products neither overflow nor vanish.
+
+    Returns:
+      The exponent of the unit, and the weights, of the dtype of the arrays: all None, or none.
+    """
+    if all(w is None for w in weights):
+        return jnp.int32(0), weights
+    pairs = zip(arrays, weights, strict=True)
+    given = [jnp.ones_like(x) if w is None else w.astype(x.dtype).reshape(x.shape) for x, w in pairs]
+    e = exponent(largest(given))
+    return e, [scaled(w, -e) for w in given]
+
+
+@functools.partial(jax.jit, static_argnums=(8, 9, 10, 11))
 def _fit(
-    points: jax.Array, mass: jax.Array, first: jax.Array, centre: jax.Array, key: jax.Array,
-    given: jax.Array | None, iterations: jax.Array, k: int, init: str, zero: bool,
+    points: jax.Array, mass: jax.Array, first: jax.Array, centre: jax.Array,
+    exponents: tuple[jax.Array, jax.Array], key: jax.Array, given: jax.Array | None, iterations: jax.Array,
+    k: int, init: str, zero: bool, exact: bool,
 ) -> KMeans:  # fmt: skip
-    density = Density.of(points, mass, first)
-    start = jnp.sort(initial(density, k, init, key) if given is None else given - centre)
+    density = Density.of(points, mass, first, exact)
+    length, importance = exponents
+    if given is None:
+        start = initial(density, k, init, key)
+    else:  # Far beyond the values only the order counts.
+        start = jnp.clip(scaled(given, -length), -(2.0**100), 2.0**100) - centre
+    start = jnp.sort(start)
     pin = -centre if zero else None
     if pin is not None:
         start = jnp.sort(start.at[jnp.argmin(jnp.abs(start - pin))].set(pin))
     centroids = lloyd(density, start, iterations, pin)
-    return KMeans(centroids + centre, jnp.sum(_errors(density, _edges(density, centroids), centroids)))
+    error = jnp.sum(_errors(density, _edges(density, centroids), centroids))
+    return KMeans(scaled(centroids + centre, length), scaled(error, 2 * length + importance))
 
 
 def lloyd(
@@ -124,9 +161,11 @@ def lloyd(
     pin: a scalar; a centroid that is exactly there stays.
     """
 
+    bounds = density.range()
+
     def moved(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         step, centroids, _ = state
-        new = _step(density, centroids, pin)
+        new = _step(density, centroids, bounds, pin)
         return step + 1, new, jnp.any(new != centroids)
 
     def going(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
@@ -141,7 +180,9 @@ def _edges(density: Density, centroids: jax.Array) -> jax.Array:
     return jnp.pad(jnp.append(inner, density.points.size), (1, 0))
 
 
-def _step(density: Density, centroids: jax.Array, pin: jax.Array | None) -> jax.Array:
+def _step(
+    density: Density, centroids: jax.Array, bounds: tuple[jax.Array, jax.Array], pin: jax.Array | None
+) -> jax.Array:
     """Means of the points nearest to each centroid, in ascending order."""
     edges = _edges(density, centroids)
     mass = between(density.masses, edges)
@@ -149,40 +190,13 @@ def _step(density: Density, centroids: jax.Array, pin: jax.Array | None) -> jax.
     means = jnp.where(mass > 0, means, centroids)
     fixed = jnp.zeros(centroids.shape, bool) if pin is None else centroids == pin
     means = jnp.where(fixed, centroids, means)
-    return jnp.sort(_relocate(means, mass, _errors(density, edges, means), fixed))
+    return jnp.sort(relocate(means, mass, _errors(density, edges, means), fixed, bounds))
 
 
 def _errors(density: Density, edges: jax.Array, centroids: jax.Array) -> jax.Array:
     """The squared error that each centroid leaves: Σ m (x - c)², `(k,)`."""
     mass, first, second = (between(p, edges) for p in (density.masses, density.firsts, density.seconds))
     return jnp.maximum(second - centroids * (2.0 * first - mass * centroids), 0.0)
-
-
-def _relocate(means: jax.Array, mass: jax.Array, errors: jax.Array, fixed: jax.Array) -> jax.Array:
-    """Centroids without points divide the intervals of largest error with the centroids there.
-
-    The parts of an interval in n leave about 1 / n² of its error; each empty centroid in turn goes where
-    that gains most. The parts are laid out as if the interval's points were spread evenly.
-    """
-    empty = (mass <= 0) & ~fixed
-    ranks = jnp.where(empty, jnp.cumsum(empty) - 1, empty.size)
-    empties = jnp.zeros(empty.shape, jnp.int32).at[ranks].set(jnp.arange(empty.size), mode="drop")
-
-    def place(i: jax.Array, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        parts, target, order = found
-        gain = errors / jnp.square(parts) - errors / jnp.square(parts + 1)
-        best = jnp.argmax(gain)
-        slot = empties[i]
-        return parts.at[best].add(1), target.at[slot].set(best), order.at[slot].set(parts[best] - 1)
-
-    own = jnp.arange(means.size)
-    start = (jnp.ones(means.size, jnp.int32), own, jnp.full(means.size, -1, jnp.int32))
-    parts, target, order = jax.lax.fori_loop(0, jnp.sum(empty), place, start)
-    size = parts[target]
-    order = jnp.where(order < 0, size - 1, order)  # The interval's own centroid takes the last part.
-    deviation = jnp.sqrt(errors[target] / jnp.where(mass[target] > 0, mass[target], 1.0))
-    moved = means[target] + jnp.sqrt(3.0).astype(means.dtype) * deviation * ((2 * order + 1) / size - 1.0)
-    return jnp.where(fixed | (size == 1) | (deviation == 0), means, moved)
 
 
 def midpoints(centroids: jax.Array) -> jax.Array:
@@ -192,7 +206,7 @@ def midpoints(centroids: jax.Array) -> jax.Array:
 
 @jax.jit
 def assign(x: jax.Array, centroids: jax.Array) -> jax.Array:
-    """The nearest centroid of each value; halfway, the lower one.
+    """The nearest centroid of each value; halfway, the lower one. Integers have no gradient.
 
     Args:
       x: floating-point array.
@@ -204,8 +218,9 @@ def assign(x: jax.Array, centroids: jax.Array) -> jax.Array:
     >>> assign(jnp.array([0.0, 0.4, 2.0]), jnp.array([0.0, 1.0]))
     Array([0, 0, 1], dtype=uint8)
     """
-    middle = midpoints(centroids.astype(jnp.promote_types(x.dtype, jnp.float32)))
-    x = x.astype(middle.dtype)
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    x, centroids = jax.lax.stop_gradient((x.astype(dtype), centroids.astype(dtype)))
+    middle = midpoints(centroids)
     if x.size <= BINS or centroids.size <= _FEW:
         method = "compare_all" if centroids.size <= _FEW else "scan"
         return jnp.searchsorted(middle, x, method=method).astype(jnp.uint8)
@@ -217,12 +232,14 @@ def _assign_by_table(x: jax.Array, middle: jax.Array) -> jax.Array:
 
     Binary search reads a table eight times a value; this reads one once and, as a rule, compares twice.
     """
-    bins = binning([x], [None])
-    places = bins(middle)
+    bins = binning([x], [None], unit([middle]))  # What is far beyond the midpoints needs no bins of its own.
+    places = bins.coarse(middle)
     # One bin less: rounding may put a value one bin beyond a midpoint that is above it.
     begin = jnp.searchsorted(places, jnp.arange(BINS) - 1).astype(jnp.int32)
     most = jnp.max(jnp.searchsorted(places, jnp.arange(BINS), side="right") - begin)
     padded = jnp.append(middle, jnp.inf)
     advance = lambda _, c: c + (x > padded[c])  # noqa: E731
-    codes = advance(0, advance(0, begin[bins(x)]))  # Unrolled: one pass for what nearly always suffices.
+    codes = advance(
+        0, advance(0, begin[bins.coarse(x)])
+    )  # Unrolled: one pass for what nearly always suffices.
     return jax.lax.fori_loop(2, most, advance, codes).astype(jnp.uint8)

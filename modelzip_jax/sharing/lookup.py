@@ -7,7 +7,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
-__all__ = ["attention", "read", "soft_read"]
+from modelzip_jax.sharing.scaling import scaled, unit
+from modelzip_jax.sharing.sums import matmul
+
+__all__ = ["attention", "read", "soft_means", "soft_read", "twins"]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -34,8 +37,10 @@ def _read_forward(w, codebook, codes, through):  # type: ignore[no-untyped-def]
 
 def _read_backward(through, saved, g):  # type: ignore[no-untyped-def]
     codebook, codes = saved
-    summed = jnp.zeros_like(codebook).at[codes].add(g, mode="promise_in_bounds")
-    return (g if through else jnp.zeros_like(g)), summed, None
+    # XLA:CPU scatters by bytes in up to twice the time; two halves, or lanes, side by side gain nothing.
+    at = codes.astype(jnp.int32)
+    summed = jnp.zeros_like(codebook).at[at].add(g, mode="promise_in_bounds")
+    return (g if through else None), summed, None  # None: a zero that nothing is computed with.
 
 
 read.defvjp(_read_forward, _read_backward)
@@ -44,10 +49,19 @@ read.defvjp(_read_forward, _read_backward)
 def attention(w: jax.Array, codebook: jax.Array, temperature: jax.Array) -> jax.Array:
     """DKM's soft assignment, softmax(-distance / temperature): `(n, k)` for `(n, block)` and `(k, block)`.
 
-    Cho et al. 2022, arXiv:2108.12659, section 3.2. Takes n · k floats.
+    Cho et al. 2022, arXiv:2108.12659, section 3.2. Takes n · k floats. A temperature of 0 counts as the lowest above.
     """
-    distance = jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(w[:, None] - codebook), axis=-1), 1e-30))
-    return jax.nn.softmax(-distance / temperature, axis=-1)
+    apart = w[:, None] - codebook[None]
+    if w.shape[1] == 1:
+        distance = jnp.abs(apart[:, :, 0])
+    else:
+        # Of the square root at 0 the gradient would be infinite.
+        tiny = jnp.finfo(w.dtype).tiny
+        distance = jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(apart), axis=-1), tiny))
+    # Only what is further than the nearest counts, and the division may give inf for that but not for all.
+    least = jax.lax.stop_gradient(jnp.min(distance, axis=-1, keepdims=True))
+    temperature = jnp.maximum(temperature, jnp.finfo(w.dtype).tiny)
+    return jax.nn.softmax((least - distance) / temperature, axis=-1)
 
 
 @jax.custom_vjp
@@ -56,7 +70,8 @@ def soft_read(w: jax.Array, codebook: jax.Array, codes: jax.Array, temperature: 
 
     The layer is A C with A = `attention(w, codebook)` and C the means of w under A: one iteration from
     the codebook, which follows the latents from step to step. Its value is replaced by the nearest entries, which
-    are what is stored.
+    are what is stored. While entries are equal, as all are of a leaf that starts at zero, the gradient goes straight
+    through: the layer's own would move latents that share an entry together, and no two could ever part.
 
     Args:
       w: latents `(n, block)`. codebook: `(k, block)`. codes: `(n,)`. temperature: scalar.
@@ -67,15 +82,24 @@ def soft_read(w: jax.Array, codebook: jax.Array, codes: jax.Array, temperature: 
 def soft_means(
     w: jax.Array, a: jax.Array, codebook: jax.Array, weights: jax.Array | None = None
 ) -> jax.Array:
-    """Means of the latents under an assignment `(n, k)`; an entry that nothing is assigned to stays."""
-    weights = jnp.ones_like(w) if weights is None else weights
-    mass = a.T @ weights
-    return jnp.where(mass > 1e-6, (a.T @ (weights * w)) / jnp.maximum(mass, 1e-6), codebook)
+    """Means of the latents under an assignment `(n, k)`; an entry that nothing is assigned to stays.
+
+    weights: as `w`, the largest near 1, or None.
+    """
+    mass = matmul(a.T, jnp.ones_like(w) if weights is None else weights)
+    first = matmul(a.T, w if weights is None else weights * w)
+    return jnp.where(mass > 1e-6, first / jnp.maximum(mass, 1e-6), codebook)
+
+
+def twins(codebook: jax.Array) -> jax.Array:
+    """Whether each entry of `(k, block)` has an equal one before it, and whether it has any: bools `(2, k)`."""
+    equal = jnp.all(codebook[:, None] == codebook[None], axis=-1) & ~jnp.eye(len(codebook), dtype=bool)
+    return jnp.stack([jnp.any(jnp.tril(equal), axis=1), jnp.any(equal, axis=1)])
 
 
 def _layer(w: jax.Array, codebook: jax.Array, temperature: jax.Array) -> jax.Array:
     a = attention(w, codebook, temperature)
-    return a @ soft_means(w, a, codebook)
+    return matmul(a, soft_means(w, a, codebook))
 
 
 def _soft_forward(w, codebook, codes, temperature):  # type: ignore[no-untyped-def]
@@ -84,8 +108,12 @@ def _soft_forward(w, codebook, codes, temperature):  # type: ignore[no-untyped-d
 
 def _soft_backward(saved, g):  # type: ignore[no-untyped-def]
     w, codebook, temperature = saved
-    _, pull = jax.vjp(lambda w: _layer(w, codebook, temperature), w)
-    return pull(g)[0], jnp.zeros_like(codebook), None, jnp.zeros_like(temperature)
+    # The layer has the unit of its arguments, its gradient has none.
+    e = unit([w, codebook])
+    w, entries = scaled(w, -e), scaled(codebook, -e)
+    _, pull = jax.vjp(lambda w: _layer(w, entries, scaled(temperature, -e)), w)
+    through = jnp.where(jnp.any(twins(codebook)), g, pull(g)[0])
+    return through, jnp.zeros_like(codebook), None, jnp.zeros_like(temperature)
 
 
 soft_read.defvjp(_soft_forward, _soft_backward)

@@ -8,6 +8,9 @@ import math
 import jax
 import jax.numpy as jnp
 
+from modelzip_jax.sharing.scaling import exponent, largest, scaled, unit
+from modelzip_jax.sharing.sums import matmul
+
 __all__ = ["assign_blocks", "count", "from_blocks", "to_blocks", "vector_kmeans"]
 
 _ROWS = 4096
@@ -47,9 +50,23 @@ def _in_rows(x: jax.Array) -> jax.Array:
 
 def _nearest(x: jax.Array, w: jax.Array, centroids: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Index of the nearest centroid and the weighted squared distance to it, for rows of `(rows, block)`."""
-    distance = w @ jnp.square(centroids).T - 2.0 * (w * x) @ centroids.T
+    distance = matmul(w, jnp.square(centroids).T) - 2.0 * matmul(w * x, centroids.T)
     own = jnp.sum(w * jnp.square(x), axis=1)
     return jnp.argmin(distance, axis=1), jnp.maximum(jnp.min(distance, axis=1) + own, 0.0)
+
+
+def _in_units(
+    x: jax.Array, centroids: jax.Array | None, weights: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Blocks, centroids and weights where their products neither overflow nor vanish; the blocks' exponent.
+
+    None of them has a gradient: they choose.
+    """
+    centroids = x[:0] if centroids is None else centroids.astype(x.dtype)
+    w = jnp.ones_like(x) if weights is None else weights.astype(x.dtype)
+    x, centroids, w = jax.lax.stop_gradient((x, centroids, w))
+    e = unit([x, centroids])
+    return scaled(x, -e), scaled(centroids, -e), scaled(w, -exponent(largest([w]))), e
 
 
 @jax.jit
@@ -65,7 +82,7 @@ def assign_blocks(x: jax.Array, centroids: jax.Array, weights: jax.Array | None 
     >>> assign_blocks(jnp.array([[0.0, 1.0], [5.0, 5.0]]), jnp.array([[4.0, 4.0], [0.0, 0.0]]))
     Array([1, 0], dtype=uint8)
     """
-    w = jnp.ones_like(x) if weights is None else weights
+    x, centroids, w, _ = _in_units(x, centroids, weights)
     parts = _in_rows(x), _in_rows(w)
     codes = jax.lax.map(lambda part: _nearest(part[0], part[1], centroids)[0].astype(jnp.uint8), parts)
     return codes.reshape(-1)[: len(x)]
@@ -89,11 +106,11 @@ def vector_kmeans(
     >>> vector_kmeans(jnp.array([[0.0, 1.0], [0.0, 3.0], [8.0, 8.0]]), 2).sum(axis=0)
     Array([ 8., 10.], dtype=float32)
     """
-    w = jnp.ones_like(x) if weights is None else weights.astype(x.dtype)
+    x, _, w, e = _in_units(x, None, weights)
     rows = _in_rows(x), _in_rows(w)
     # A stratified draw: one block from each of k stretches, distinct while n is at least k.
     key = jax.random.key(0) if key is None else key
-    at = (jnp.arange(k) + jax.random.uniform(key, (k,))) * (len(x) / k)
+    at = (jnp.arange(k, dtype=jnp.float32) + jax.random.uniform(key, (k,), jnp.float32)) * (len(x) / k)
     start = x[jnp.clip(at.astype(jnp.int32), 0, len(x) - 1)]
 
     def add(sums: tuple[jax.Array, ...], part: tuple[jax.Array, ...], centroids: jax.Array):  # type: ignore[no-untyped-def]
@@ -101,7 +118,7 @@ def vector_kmeans(
         codes, errors = _nearest(x, w, centroids)
         member = jax.nn.one_hot(codes, k, dtype=x.dtype, axis=0)
         mass, first, error = sums
-        return (mass + member @ w, first + member @ (w * x), error + member @ errors), None
+        return (mass + matmul(member, w), first + matmul(member, w * x), error + matmul(member, errors)), None
 
     def step(_: int, centroids: jax.Array) -> jax.Array:
         zero = jnp.zeros_like(centroids)
@@ -110,7 +127,7 @@ def vector_kmeans(
         means = jnp.where(mass > 0, first / jnp.where(mass > 0, mass, 1.0), centroids)
         return _relocate(means, mass, error)
 
-    return jax.lax.fori_loop(0, iterations, step, start)
+    return scaled(jax.lax.fori_loop(0, iterations, step, start), e)
 
 
 def _relocate(means: jax.Array, mass: jax.Array, error: jax.Array) -> jax.Array:
