@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-__all__ = ["count_bits", "pack_mask", "unpack_mask"]
+from modelzip_jax.concrete import host_view, placed
+
+__all__ = ["count_bits", "pack_mask", "unpack_mask", "unpack_mask_on_host"]
 
 
 def pack_mask(mask: jax.Array) -> jax.Array:
@@ -14,6 +17,8 @@ def pack_mask(mask: jax.Array) -> jax.Array:
     >>> pack_mask(jnp.array([True, False, True]))
     Array([5], dtype=uint8)
     """
+    if (seen := host_view(mask)) is not None:  # nothing to compile for each shape
+        return placed(np.packbits(np.atleast_1d(seen), axis=-1, bitorder="little"))
     mask = jnp.atleast_1d(mask)
     length = mask.shape[-1]
     padded = jnp.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, -length % 8)])
@@ -27,11 +32,19 @@ def unpack_mask(bits: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     >>> unpack_mask(jnp.array([5], jnp.uint8), (3,))
     Array([ True, False,  True], dtype=bool)
     """
+    if (seen := host_view(bits)) is not None:
+        return placed(unpack_mask_on_host(seen, shape))
     place = jnp.arange(8, dtype=jnp.uint8)
     spread = (bits[..., None] >> place) & 1
     length = shape[-1] if shape else 1
     mask = spread.reshape(*bits.shape[:-1], 8 * bits.shape[-1])[..., :length]
     return mask.reshape(shape).astype(bool)
+
+
+def unpack_mask_on_host(bits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """`unpack_mask` of what can be read on the host."""
+    length = shape[-1] if shape else 1
+    return np.unpackbits(bits, axis=-1, count=length, bitorder="little").reshape(shape).view(bool)
 
 
 def count_bits(bits: jax.Array) -> jax.Array:

@@ -17,6 +17,7 @@ from modelzip_jax.masking import scores as scoring
 from modelzip_jax.masking.allocation import Allocation, AtMost, resolve
 from modelzip_jax.masking.allocation.allocator import parts_of, shared_out
 from modelzip_jax.masking.bitmask import count_bits, pack_mask, unpack_mask
+from modelzip_jax.masking.host_threshold import choose_on_host
 from modelzip_jax.masking.masked import Masked
 from modelzip_jax.masking.structures import NOfM, Structure, unstructured
 from modelzip_jax.masking.threshold import count_kept, keep_largest
@@ -86,7 +87,7 @@ class Prune(Transform):
 
         def choose(rows: list[Any], share: jax.Array) -> list[Any]:
             groups, places = (list(column) for column in zip(*rows, strict=True))
-            masks, place = _choose(groups, share, score, places[0])
+            masks, place = choose_on_host(groups, share, score) or _choose(groups, share, score, places[0])
             return list(zip(masks, [place, *places[1:]], strict=True))
 
         rows = list(zip(grouped, jnp.split(near, near.size), strict=True))
