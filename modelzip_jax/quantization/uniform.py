@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -15,7 +14,7 @@ from modelzip_jax.packed import Bits, Dense, is_packed
 from modelzip_jax.quantization.granularity import GRANULARITIES, Grid
 from modelzip_jax.quantization.quantized import Quantized
 from modelzip_jax.quantization.ranges import RANGES, choose_step, code_range
-from modelzip_jax.quantization.rounding import codes, fake_quantize
+from modelzip_jax.quantization.rounding import fake_quantize, stored_codes
 from modelzip_jax.recipe import recordable
 from modelzip_jax.transform import Encoded, Rate, Transform
 from modelzip_jax.tree import Static
@@ -106,7 +105,7 @@ class Quantize(Transform):
 
     def pack(self, values: PyTree, extras: PyTree, state: PyTree, inner: PyTree) -> PyTree:
         def pack(w: jax.Array, step: jax.Array, zero: jax.Array, s: QuantizeState) -> Quantized:
-            symbols = _symbols(w, step, zero, *self._codes, self.grid)
+            symbols = stored_codes(w, step, zero, *self._codes, self.grid)
             kept = None if self.symmetric and self.bits > 1 else zero
             return Quantized(
                 Bits.pack(symbols, self.bits), step, kept, self._codes[0], tuple(jnp.shape(w)),
@@ -146,12 +145,6 @@ def _current(offsets: Offsets, state: QuantizeState) -> tuple[jax.Array, jax.Arr
     zero = state.zero + offsets.zero
     rounded = jax.lax.stop_gradient(jnp.round(zero)) + (zero - jax.lax.stop_gradient(zero))
     return step, rounded
-
-
-@functools.partial(jax.jit, static_argnums=(3, 4, 5))
-def _symbols(w: Any, step: jax.Array, zero: jax.Array, low: int, high: int, grid: Grid) -> jax.Array:
-    """Unsigned codes from 0, 1-D uint8."""
-    return (codes(w, step, zero, low, high, grid) - low).astype(jnp.uint8).reshape(-1)
 
 
 def _laplace_bits(u: jax.Array) -> jax.Array:
