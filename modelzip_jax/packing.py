@@ -11,6 +11,7 @@ import numpy as np
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import RecipeError, TransformError
+from modelzip_jax.host_unpacking import unpacked_on_host
 from modelzip_jax.loop.wrapping import WrapState, find_state
 from modelzip_jax.packed import Dense, PackedArray, is_packed, static
 from modelzip_jax.recipe import opaque_fields
@@ -177,7 +178,8 @@ def _fused(packed: PackedArray) -> jax.Array:
 
 def _unpack(packed: PackedArray) -> Any:
     if not isinstance(packed, Dense):
-        return _fused(packed)
+        here = unpacked_on_host(packed)
+        return _fused(packed) if here is None else here
     values = packed.unpack()
     return trees.on_device(values) if jnp.result_type(values) == values.dtype else values
 
