@@ -77,6 +77,10 @@ class PackedArray:
         """The values, of `self.shape`: what the network computes with. Jittable."""
         raise TypeError(f"{type(self).__name__} defines no unpack()")
 
+    def unpack_host(self) -> np.ndarray | None:
+        """The same as a NumPy array, bit for bit, without compiling anything; None if this kind defines none."""
+        return None
+
     def check(self) -> None:
         """Raises ValueError if the fields of what a file holds do not fit together.
 
@@ -118,12 +122,19 @@ class Elementwise(PackedArray):
         """The values of `self.shape` from `size` elements in C order."""
         raise TypeError(f"{type(self).__name__} defines no assemble()")
 
+    def assemble_host(self, elements: np.ndarray) -> np.ndarray | None:
+        """`assemble` as a NumPy array, bit for bit, without compiling anything; None if this kind defines none."""
+        return None
+
     def with_elements(self, elements: jax.Array) -> Elementwise:
         """This packed array storing other elements, for example only those a mask keeps."""
         raise TypeError(f"{type(self).__name__} defines no with_elements()")
 
     def unpack(self) -> jax.Array:
         return self.assemble(self.elements())
+
+    def unpack_host(self) -> np.ndarray | None:
+        return self.assemble_host(self.host_elements())
 
 
 @packed_kind("dense")
@@ -142,6 +153,9 @@ class Dense(Elementwise):
         return self.array.reshape(-1)
 
     def assemble(self, elements: jax.Array) -> jax.Array:
+        return elements.reshape(self.shape)
+
+    def assemble_host(self, elements: np.ndarray) -> np.ndarray:
         return elements.reshape(self.shape)
 
     def with_elements(self, elements: jax.Array) -> Dense:
@@ -183,7 +197,6 @@ class Bits(PackedArray):
         return _unpack_planes(jnp.asarray(self.words), self.bits, self.count)
 
     def unpack_host(self) -> np.ndarray:
-        """The same as a NumPy array, without compiling anything."""
         planes = np.ascontiguousarray(np.asarray(self.words)).view(np.uint8).reshape(self.bits, -1)
         codes = np.zeros(self.count, np.uint8)
         for b in range(self.bits):

@@ -13,6 +13,7 @@ import numpy as np
 from modelzip_jax import tree as trees
 from modelzip_jax.combinator import check_transform, outside, selects
 from modelzip_jax.errors import RecipeError, TransformError, TreeError
+from modelzip_jax.host_unpacking import unpacked_on_host
 from modelzip_jax.metadata import NOTHING, Metadata
 from modelzip_jax.packed import Dense, PackedArray, is_packed, static
 from modelzip_jax.recipe import opaque_fields
@@ -207,7 +208,8 @@ def _unpack(packed: PackedArray) -> Any:
         hint = "; read a file by mz.load(path)" if isinstance(packed, str) else ""
         raise TransformError(f"unpack() takes a packed model, not {packed!r:.100}{hint}")
     if not isinstance(packed, Dense):
-        return _fused(packed)
+        here = unpacked_on_host(packed)
+        return _fused(packed) if here is None else here
     values = packed.unpack()
     if jnp.result_type(values) != values.dtype:
         return values.copy()

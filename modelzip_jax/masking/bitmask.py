@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from modelzip_jax.concrete import host_view, placed
 from modelzip_jax.tree import PyTree
 
 __all__ = ["count_bits", "host_mask", "pack_mask", "share_of_bits", "unpack_mask"]
@@ -17,6 +18,8 @@ def pack_mask(mask: jax.Array) -> jax.Array:
     >>> pack_mask(jnp.array([True, False, True]))
     Array([5], dtype=uint8)
     """
+    if (seen := host_view(mask)) is not None:  # Nothing to compile for each shape.
+        return placed(np.packbits(np.atleast_1d(seen), axis=-1, bitorder="little"))
     mask = jnp.atleast_1d(mask)
     length = mask.shape[-1]
     padded = jnp.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, -length % 8)])
@@ -30,6 +33,8 @@ def unpack_mask(bits: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     >>> unpack_mask(jnp.array([5], jnp.uint8), (3,))
     Array([ True, False,  True], dtype=bool)
     """
+    if (seen := host_view(bits)) is not None:
+        return placed(host_mask(seen, shape))
     spread = (bits[..., None] >> _places(bits.ndim + 1)) & 1
     length = shape[-1] if shape else 1
     mask = spread.reshape(*bits.shape[:-1], 8 * bits.shape[-1])[..., :length]

@@ -71,3 +71,20 @@ class Masked(PackedArray):
         else:
             values = self.inner.unpack()
         return jnp.where(self.positions(), values, 0).astype(self.dtype)
+
+    def unpack_host(self) -> np.ndarray | None:
+        mask = self.mask.unpack_host().view(bool)
+        if isinstance(self.inner, Elementwise):
+            kept = self.inner.host_elements()
+            if kept.size != np.count_nonzero(mask):
+                return None
+            spread = np.zeros(self.size, kept.dtype)
+            spread[mask] = kept
+            values = self.inner.assemble_host(spread)
+        else:
+            values = self.inner.unpack_host()
+        if values is None:
+            return None
+        values = np.array(values, jnp.dtype(self.dtype))
+        values[~mask.reshape(self.shape)] = 0
+        return values

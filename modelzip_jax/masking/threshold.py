@@ -21,8 +21,8 @@ from modelzip_jax.meshes import is_sharded_in_type
 __all__ = ["Kept", "count_kept", "keep_largest", "order_keys"]
 
 _SAMPLE = 4096
-_TOP = 0xFFFFFFFF
-_DIGITS = 10_000_000
+TOP = 0xFFFFFFFF
+DIGITS = 10_000_000
 _NEAR = 1 << 16
 """A step of keys that is at most 1 % of a score."""
 _SPREAD = 1.5
@@ -47,14 +47,14 @@ def count_kept(size: int, sparsity: jax.Array | float) -> jax.Array:
     >>> int(count_kept(50_000_000, jnp.float32(0.9)))
     5000000
     """
-    parts = jnp.round(jnp.asarray(sparsity, jnp.float32) * _DIGITS).astype(jnp.uint32)
-    whole, rest = divmod(size, _DIGITS)
+    parts = jnp.round(jnp.asarray(sparsity, jnp.float32) * DIGITS).astype(jnp.uint32)
+    whole, rest = divmod(size, DIGITS)
     quotient, remainder = jnp.uint32(0), jnp.uint32(0)
     for place in (1_000_000, 10_000, 100, 1):
         digit = parts // place % 100
         carried = remainder * 100 + rest * digit
-        quotient, remainder = quotient * 100 + carried // _DIGITS, carried % _DIGITS
-    pruned = whole * parts + quotient + (remainder >= _DIGITS // 2).astype(jnp.uint32)
+        quotient, remainder = quotient * 100 + carried // DIGITS, carried % DIGITS
+    pruned = whole * parts + quotient + (remainder >= DIGITS // 2).astype(jnp.uint32)
     return jnp.int32(size) - pruned.astype(jnp.int32)
 
 
@@ -69,7 +69,7 @@ def order_keys(scores: jax.Array) -> jax.Array:
     # Compared as bits: devices that flush subnormals would take them all for zeros.
     bits = jnp.where(bits == jnp.uint32(1 << 31), jnp.uint32(0), bits)
     keys = jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
-    return jnp.where(jnp.isnan(scores), jnp.uint32(_TOP - 1), keys)
+    return jnp.where(jnp.isnan(scores), jnp.uint32(TOP - 1), keys)
 
 
 class Kept(NamedTuple):
@@ -217,7 +217,7 @@ def _next(s: _Search, keep: jax.Array) -> jax.Array:
 
 def _search(data: _Data, keep: jax.Array, near: jax.Array) -> _Search:
     zero = jnp.int32(0)
-    start = _Search(jnp.uint32(0), jnp.uint32(_TOP), jnp.int32(data.size()), zero, zero, zero)
+    start = _Search(jnp.uint32(0), jnp.uint32(TOP), jnp.int32(data.size()), zero, zero, zero)
     warm = near > 0
     if (guide := _guide(data)) is not None:
         low, middle, high = guide.around(keep)

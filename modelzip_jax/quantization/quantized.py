@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from modelzip_jax.packed import Bits, Elementwise, packed_kind, static
 from modelzip_jax.quantization.granularity import GRANULARITIES, Granularity
+from modelzip_jax.quantization.host_codes import values_on_host
 from modelzip_jax.quantization.rounding import dequantize
 
 __all__ = ["Quantized"]
@@ -63,3 +65,12 @@ class Quantized(Elementwise):
         q = elements.reshape(self.shape).astype(self.step.dtype) + self.low
         zero = jnp.zeros_like(self.step) if self.zero is None else self.zero
         return dequantize(q, self.step, zero, self.groups).astype(self.dtype)
+
+    def assemble_host(self, elements: np.ndarray) -> np.ndarray | None:
+        step = np.asarray(self.step)
+        # XLA rounds half precision in its own way.
+        if step.dtype not in (np.float32, np.float64) or len(self.groups.axes(self.shape)) > 1:
+            return None
+        zero = None if self.zero is None else np.asarray(self.zero)
+        dtype = np.dtype(jnp.dtype(self.dtype))
+        return values_on_host(elements, step, zero, self.low, self.shape, self.groups, dtype)

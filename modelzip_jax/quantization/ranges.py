@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from modelzip_jax.concrete import host_view, placed
 from modelzip_jax.quantization.granularity import Granularity, max_abs
+from modelzip_jax.quantization.host_codes import steps_on_host
 from modelzip_jax.quantization.rounding import fake_quantize
 
-__all__ = ["RANGES", "code_range", "initial_step", "search_step"]
+__all__ = ["RANGES", "choose_step", "code_range", "initial_step", "reciprocal", "search_step"]
 
 RANGES = ("max", "mse")
 _SHRINKS = 48
@@ -53,18 +57,25 @@ def initial_step(
         step = 2.0 * groups.reduce(jnp.sum, jnp.abs(w)) / jnp.maximum(count, 1)
         return _positive(step), jnp.full_like(step, 0.5)
     if symmetric:
-        step = _positive(groups.reduce(max_abs, w) / high)
+        step = _positive(groups.reduce(max_abs, w) * reciprocal(high, w.dtype))
         return step, jnp.zeros_like(step)
     top = groups.reduce(max_abs, jnp.maximum(w, 0.0))
     bottom = groups.reduce(max_abs, jnp.minimum(w, 0.0))
-    step = _positive(top / high + bottom / high)
+    # One sum and one product, which XLA has nothing to rearrange in.
+    step = _positive(jnp.minimum(top + bottom, jnp.finfo(w.dtype).max) * reciprocal(high, w.dtype))
     return step, jnp.clip(jnp.round(bottom / step), low, high)
 
 
+def reciprocal(high: int, dtype: Any) -> np.generic:
+    """1 / high, rounded. XLA divides by a constant so; written as a product, every backend and NumPy do."""
+    kind = np.dtype(dtype).type
+    return kind(1) / kind(high)
+
+
 def _positive(step: jax.Array) -> jax.Array:
-    """Normal and finite: subnormal steps are flushed to zero on some devices. 1 for a group of zeros."""
-    limits = jnp.finfo(step.dtype)
-    return jnp.where(step > 0, jnp.clip(step, limits.tiny, limits.max), 1.0)
+    """Normal and with a normal reciprocal: subnormal numbers are flushed to zero on some devices. 1 for zeros."""
+    tiny = jnp.finfo(step.dtype).tiny
+    return jnp.where(step > 0, jnp.clip(step, tiny, 0.5 / tiny), 1.0)
 
 
 def search_step(
@@ -86,11 +97,26 @@ def search_step(
     return step
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
 def choose_step(
     w: jax.Array, bits: int, symmetric: bool, groups: Granularity, method: str
 ) -> tuple[jax.Array, jax.Array]:
-    """Step sizes and zero points by one of `RANGES`: "max" or "mse"."""
+    """Step sizes and zero points by one of `RANGES`: "max" or "mse".
+
+    Weights that can be read on the host are, by "max": nothing is compiled for their shape.
+    """
+    by_sums = (symmetric and bits == 1) or method == "mse" or len(groups.axes(w.shape)) > 1
+    seen = None if by_sums or w.dtype not in (jnp.float32, jnp.float64) else host_view(w)
+    if seen is None:
+        return _choose_step(w, bits, symmetric, groups, method)
+    scale = reciprocal(code_range(bits, symmetric)[1], w.dtype)
+    step, zero = steps_on_host(seen, *code_range(bits, symmetric), scale, groups)
+    return placed(step), placed(zero)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _choose_step(
+    w: jax.Array, bits: int, symmetric: bool, groups: Granularity, method: str
+) -> tuple[jax.Array, jax.Array]:
     step, zero = initial_step(w, bits, symmetric, groups)
     if method == "mse" and not (symmetric and bits == 1):
         step = search_step(w, step, zero, *code_range(bits, symmetric), groups)

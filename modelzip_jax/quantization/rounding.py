@@ -1,10 +1,12 @@
-"""Rounding to a uniform groups, with the exact gradients of learned step sizes.
+"""Rounding to a uniform grid, with the exact gradients of learned step sizes.
 
-With the code q = clip(round(w / s + z), low, high), the network computes with
+With the code q = round(clip(w · (1 / s), low - z, high - z) + z), the network computes with
 
     ŵ = (q - z) s
 
-written as a difference and one product, which eager, jitted and packed code compute alike.
+written so that eager, jitted and packed code compute alike, on every backend. Of a division by a broadcast step XLA
+makes a product with its reciprocal, here and there: so it is one. A product next to a sum becomes one fused
+operation, which rounds once, here and there: so the clip is between them.
 """
 
 from __future__ import annotations
@@ -13,10 +15,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from modelzip_jax.concrete import host_views
 from modelzip_jax.quantization.granularity import Granularity
+from modelzip_jax.quantization.host_codes import codes_on_host
 
-__all__ = ["codes", "dequantize", "fake_quantize"]
+__all__ = ["codes", "dequantize", "fake_quantize", "stored_codes"]
 
 _EDGE = 1e-4
 """The largest weight of a range is the last code times its step: within rounding, and not to be taken for clipped."""
@@ -35,16 +40,40 @@ def codes(
     >>> codes(jnp.array([-9.0, 0.4, 1.2]), jnp.ones((1, 1)), jnp.zeros((1, 1)), -2, 1, groups)
     Array([-2.,  0.,  1.], dtype=float32)
     """
-    q = jnp.clip(jnp.round(_position(w, step, zero, groups)), low, high)
+    zero = groups.expand(zero, w.shape)
+    q = jnp.round(jnp.clip(_quotient(w, step, groups), low - zero, high - zero) + zero)
     # Rounding gives -0.0 to small negative weights; packed codes know one zero only.
     return jnp.where(q == 0, jnp.zeros_like(q), q)
 
 
-def _position(w: jax.Array, step: jax.Array, zero: jax.Array, groups: Granularity) -> jax.Array:
-    # The barrier keeps XLA from turning a division by a constant step into a product with its
-    # reciprocal, which rounds to another code on some ties.
-    step = jax.lax.optimization_barrier(step)
-    return w / groups.expand(step, w.shape) + groups.expand(zero, w.shape)
+def stored_codes(
+    w: jax.Array, step: jax.Array, zero: jax.Array, low: int, high: int, groups: Granularity
+) -> np.ndarray | jax.Array:
+    """The codes as a file stores them: unsigned, from 0, 1-D uint8; arguments as in `codes`.
+
+    Weights that can be read on the host are: nothing is compiled for their shape.
+
+    >>> groups = Granularity("tensor", -1, 1)
+    >>> stored_codes(jnp.array([-9.0, 0.4, 1.2]), jnp.ones((1, 1)), jnp.zeros((1, 1)), -2, 1, groups)
+    array([0, 2, 3], dtype=uint8)
+    """
+    wide = w.dtype in (jnp.float32, jnp.float64) and len(groups.axes(w.shape)) < 2
+    seen = host_views(w, step, zero) if wide else None
+    if seen is None or not all(x.dtype == w.dtype for x in seen):
+        return _stored_codes(w, step, zero, low, high, groups)
+    weights, steps, zeros = seen
+    return codes_on_host(weights, steps, zeros, low, high, groups)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))
+def _stored_codes(
+    w: jax.Array, step: jax.Array, zero: jax.Array, low: int, high: int, groups: Granularity
+) -> jax.Array:
+    return (codes(w, step, zero, low, high, groups) - low).astype(jnp.uint8).reshape(-1)
+
+
+def _quotient(w: jax.Array, step: jax.Array, groups: Granularity) -> jax.Array:
+    return w * groups.expand(1.0 / step, w.shape)
 
 
 def dequantize(q: jax.Array, step: jax.Array, zero: jax.Array, groups: Granularity) -> jax.Array:
@@ -81,10 +110,10 @@ def _forward(w, step, zero, low, high, groups):  # type: ignore[no-untyped-def]
 
 def _backward(low, high, groups, saved, g):  # type: ignore[no-untyped-def]
     w, step, zero = saved
-    v = _position(w, step, zero, groups)
-    q = jnp.clip(jnp.round(v), low, high)
-    inside = (v >= low - _EDGE) & (v <= high + _EDGE)
-    ds = g * jnp.where(inside, q - v, q - groups.expand(zero, w.shape))
+    u, z = _quotient(w, step, groups), groups.expand(zero, w.shape)
+    q = jnp.round(jnp.clip(u, low - z, high - z) + z)
+    inside = (u >= low - z - _EDGE) & (u <= high - z + _EDGE)
+    ds = g * jnp.where(inside, q - (u + z), q - z)
     dz = jnp.where(inside, 0.0, -g * groups.expand(step, w.shape))
     count = groups.reduce(jnp.sum, jnp.ones_like(w))
     scale = jax.lax.rsqrt(jnp.maximum(count * max(high, 1), 1.0))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -17,7 +16,7 @@ from modelzip_jax.quantization.channel_axis import check_axis, find_axis
 from modelzip_jax.quantization.granularity import GRANULARITIES, Granularity, max_abs
 from modelzip_jax.quantization.quantized import Quantized
 from modelzip_jax.quantization.ranges import RANGES, choose_step, code_range, initial_step
-from modelzip_jax.quantization.rounding import codes, fake_quantize
+from modelzip_jax.quantization.rounding import fake_quantize, stored_codes
 from modelzip_jax.recipe import recordable
 from modelzip_jax.transform import Context, Encoded, Rate, Transform
 from modelzip_jax.tree import PyTree, Static
@@ -66,7 +65,7 @@ class _Leaf:
         return fake_quantize(w, self.step, self.zero, self.low, self.high, self.groups)
 
     def symbols(self, w: Any) -> jax.Array:
-        return _symbols(w, self.step, self.zero, self.low, self.high, self.groups)
+        return stored_codes(w, self.step, self.zero, self.low, self.high, self.groups)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,12 +238,6 @@ def _floored_backward(share: jax.Array, g: jax.Array) -> tuple[jax.Array]:
 
 
 _floored.defvjp(lambda share: (_floored(share), share), _floored_backward)
-
-
-@functools.partial(jax.jit, static_argnums=(3, 4, 5))
-def _symbols(w: Any, step: jax.Array, zero: jax.Array, low: int, high: int, groups: Granularity) -> jax.Array:
-    """Unsigned codes from 0, 1-D uint8."""
-    return (codes(w, step, zero, low, high, groups) - low).astype(jnp.uint8).reshape(-1)
 
 
 def _laplace_bits(u: jax.Array) -> jax.Array:

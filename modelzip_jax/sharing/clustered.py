@@ -6,6 +6,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from modelzip_jax.packed import Bits, Elementwise, PackedArray, packed_kind, static
 from modelzip_jax.sharing import vectors
@@ -61,6 +62,9 @@ class Clustered(Elementwise):
 
     def assemble(self, elements: jax.Array) -> jax.Array:
         return jnp.asarray(self.codebook)[elements].reshape(self.shape).astype(self.dtype)
+
+    def assemble_host(self, elements: np.ndarray) -> np.ndarray:
+        return np.asarray(self.codebook)[elements].reshape(self.shape).astype(jnp.dtype(self.dtype))
 
 
 @packed_kind("vectors")

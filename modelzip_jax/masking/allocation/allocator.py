@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax.errors import TransformError
+from modelzip_jax.masking.host_threshold import choose_on_host
 from modelzip_jax.masking.schedules import Schedule
 from modelzip_jax.masking.structures import Structure
 from modelzip_jax.masking.threshold import count_kept, keep_largest
@@ -86,7 +87,8 @@ class Allocation:
         def choose(rows: list[Any], share: jax.Array, layered: bool) -> list[Any]:
             arrays, places = (list(column) for column in zip(*rows, strict=True))
             find = _largest_of_layers if layered else _largest
-            masks, place = find(arrays, share, groups.score, places[0])
+            here = None if layered else choose_on_host(arrays, share, groups.score)
+            masks, place = here or find(arrays, share, groups.score, places[0])
             return list(zip(masks, [place, *places[1:]], strict=True))
 
         rows = list(zip(groups.arrays, jnp.split(groups.near, groups.near.size), strict=True))

@@ -1,0 +1,52 @@
+"""Arrays whose values can be read where they lie: what may be computed without compiling for each shape.
+
+XLA compiles a program for every shape, in some 0.1 s, and keeps it. What is done once for each tensor of a
+network, as compression does, costs less on the host, or by programs for blocks of a few sizes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+__all__ = ["host_view", "host_views", "placed"]
+
+
+def host_view(x: Any) -> np.ndarray | None:
+    """The values as a NumPy array that shares their memory; None where they cannot be read so.
+
+    That is: of a tracer, of an array on another device than the default one, of one that is sharded, and wherever
+    the default device is no CPU, so that what would be computed there is computed there.
+
+    >>> import jax.numpy as jnp
+    >>> host_view(jnp.ones(2)), jax.jit(lambda x: x + (host_view(x) is None))(1)
+    (array([1., 1.], dtype=float32), Array(2, dtype=int32, weak_type=True))
+    """
+    if isinstance(x, jax.core.Tracer):
+        return None
+    device = _default_device()
+    if device.platform != "cpu":
+        return None
+    if not isinstance(x, jax.Array):
+        return np.asarray(x)
+    return np.asarray(x) if x.is_fully_addressable and x.devices() == {device} else None
+
+
+def host_views(*arrays: Any) -> tuple[np.ndarray, ...] | None:
+    """The `host_view` of each, if there is one of all."""
+    views = tuple(host_view(x) for x in arrays)
+    return None if any(view is None for view in views) else views  # type: ignore[return-value]
+
+
+def placed(x: np.ndarray) -> jax.Array:
+    """The values on the default device, without compiling anything; shares their memory where they are aligned."""
+    return jax.device_put(x)
+
+
+def _default_device() -> jax.Device:
+    chosen = jax.config.jax_default_device
+    if chosen is None or isinstance(chosen, str):
+        return jax.local_devices(backend=chosen)[0]
+    return chosen

@@ -1,0 +1,145 @@
+"""Step sizes, codes and values of weights that can be read on the host, as the jitted functions compute them.
+
+The same operations in the same order, each of which NumPy and XLA round alike: maxima, one product with a constant,
+one with a reciprocal, a clip, a sum and rounding to even; a difference and one product. XLA flushes subnormal
+numbers on CPU and NumPy does not, so they are flushed where they could make a difference. Sums depend on their order:
+what needs one (the squared errors of `search_step`, the mean magnitude of one bit) is left to the jitted functions.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from modelzip_jax.quantization.granularity import Granularity
+
+__all__ = ["codes_on_host", "steps_on_host", "values_on_host"]
+
+_PIECE = 1 << 18
+"""Weights at a time: what is in between stays in the cache."""
+_SMALL = 1e-30
+"""Of a larger step a subnormal weight is nothing anyway."""
+Slices = tuple[slice, slice, slice]
+
+
+def steps_on_host(
+    w: np.ndarray, low: int, high: int, scale: np.generic, groups: Granularity
+) -> tuple[np.ndarray, np.ndarray]:
+    """`initial_step` of more than one symmetric bit: step sizes and zero points, `(groups, channels)`.
+
+    Args:
+      w: weights, float32 or float64. low, high: smallest and largest code; symmetric ones begin below 0.
+      scale: 1 / high, rounded to `w`'s dtype.
+    """
+    top, bottom = (_flushed(edge) for edge in _range(w, groups))
+    if low < 0:
+        step = _positive(np.maximum(top, bottom) * scale)
+        return step, np.zeros_like(step)
+    with np.errstate(over="ignore"):
+        step = _positive(np.minimum(top + bottom, np.finfo(w.dtype).max) * scale)
+    return step, np.clip(np.rint(bottom / step), low, high).astype(w.dtype)
+
+
+def codes_on_host(
+    w: np.ndarray, step: np.ndarray, zero: np.ndarray, low: int, high: int, groups: Granularity
+) -> np.ndarray:
+    """`codes`, counted from 0: 1-D uint8. Arguments as there, `step` and `zero` of `w`'s dtype."""
+    cube = _cube(w, groups)
+    found = np.empty(cube.shape, np.uint8)
+    with np.errstate(all="ignore"):
+        scale, least, most = _flushed(1 / step), low - zero, high - zero
+        tiny = step.size > 0 and float(step.min()) < _SMALL
+        for piece in _pieces(cube.shape):
+            v = _flushed(cube[piece]) if tiny else cube[piece]
+            v = v * _spread(scale, piece, groups, cube.shape)
+            bounds = (_spread(edge, piece, groups, cube.shape) for edge in (least, most))
+            np.clip(v, *bounds, out=v)
+            v += _spread(zero, piece, groups, cube.shape)
+            np.rint(v, out=v)
+            v -= low
+            found[piece] = v
+    return found.reshape(-1)
+
+
+def values_on_host(
+    elements: np.ndarray, step: np.ndarray, zero: np.ndarray | None, low: int, shape: tuple[int, ...],
+    groups: Granularity, dtype: np.dtype,
+) -> np.ndarray:  # fmt: skip
+    """`dequantize` of codes from 0, 1-D uint8: the leaf's values, of `shape` and `dtype`."""
+    cube = _cube(elements.reshape(shape), groups)
+    found = np.empty(cube.shape, dtype)
+    for piece in _pieces(cube.shape):
+        q = cube[piece].astype(step.dtype)
+        q += low
+        if zero is not None:
+            q -= _spread(zero, piece, groups, cube.shape)
+        q *= _spread(step, piece, groups, cube.shape)
+        found[piece] = q
+    return found.reshape(shape)
+
+
+def _flushed(x: np.ndarray) -> np.ndarray:
+    return np.where(np.abs(x) < np.finfo(x.dtype).tiny, np.zeros((), x.dtype), x)
+
+
+def _positive(step: np.ndarray) -> np.ndarray:
+    step, tiny = _flushed(step), np.finfo(step.dtype).tiny
+    return np.where(step > 0, np.clip(step, tiny, 0.5 / tiny), np.ones((), step.dtype))
+
+
+def _range(w: np.ndarray, groups: Granularity) -> tuple[np.ndarray, np.ndarray]:
+    """How far each group reaches above 0 and below it, `(groups, channels)` each, not negative."""
+    cube = _cube(w, groups)
+    count, channels = groups.steps_shape(w.shape)
+    zero = w.dtype.type(0)
+    if groups.kind != "group":
+        edges = cube.max(axis=(0, 2), initial=zero), cube.min(axis=(0, 2), initial=zero)
+    else:
+        rows = cube.transpose(0, 2, 1).reshape(cube.shape[0] * cube.shape[2], channels)
+        whole = rows.shape[0] // groups.group_size * groups.group_size
+        parts = [rows[:whole].reshape(whole // groups.group_size, groups.group_size, channels)]
+        parts += [rows[whole:][None]] if whole < rows.shape[0] else []
+        edges = (
+            np.concatenate([part.max(axis=1, initial=zero) for part in parts]),
+            np.concatenate([part.min(axis=1, initial=zero) for part in parts]),
+        )
+    top, bottom = (np.abs(edge).reshape(count, channels) for edge in edges)
+    return top, bottom
+
+
+def _cube(x: np.ndarray, groups: Granularity) -> np.ndarray:
+    """The leaf as (before, channels, behind the channel axis); a leaf of one channel lies along the last axis."""
+    channels = groups.steps_shape(x.shape)[1]
+    axes = groups.axes(x.shape)
+    if not axes:
+        return x.reshape(1, 1, x.size)
+    (axis,) = axes  # Leaves whose channels several axes number are left to the jitted functions.
+    return x.reshape(math.prod(x.shape[:axis]), channels, math.prod(x.shape[axis + 1 :]))
+
+
+def _pieces(cube: tuple[int, ...]) -> Iterator[Slices]:
+    """Boxes of some 2**18 weights that cover the cube."""
+    if math.prod(cube) == 0:
+        return
+    sizes, room = [], _PIECE
+    for length in reversed(cube):
+        sizes.append(max(min(length, room), 1))
+        room //= length
+    cuts = [
+        [slice(at, min(at + size, length)) for at in range(0, length, size)]
+        for length, size in zip(cube, reversed(sizes), strict=True)
+    ]
+    yield from itertools.product(*cuts)  # type: ignore[misc]
+
+
+def _spread(steps: np.ndarray, piece: Slices, groups: Granularity, cube: tuple[int, ...]) -> np.ndarray:
+    """Steps `(groups, channels)` for a box of the cube, in a shape that broadcasts against it."""
+    before, channels, behind = piece
+    if groups.kind != "group":
+        return steps[0, channels][None, :, None]
+    # A channel's weights are counted in C order: first by what is before its axis, then by what is behind it.
+    places = np.arange(before.start, before.stop)[:, None] * cube[2] + np.arange(behind.start, behind.stop)
+    return steps[places // groups.group_size, channels].transpose(0, 2, 1)
