@@ -100,7 +100,8 @@ class Ours:
             if plan.coding != streams.RAW
             for segment in zip(plan.segments(code), plan.tables, strict=True)
         )
-        for _, data in writer._code(segments, target, lanes):
+        cut = writer._cut((n for plan in plans for n in plan.lengths), target)
+        for _, data in writer._code(segments, cut, lanes):
             checksum(data)
 
     def decode(self) -> list[np.ndarray]:

@@ -14,6 +14,7 @@ from the same weights. All sparsities of a score train in one `vmap`. `benchmark
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import math
@@ -119,14 +120,9 @@ def _step(job: Task, tx: Any, after: Callable[[Any, Any], Any]) -> Callable[...,
     return step
 
 
-def _ours(job: Task, transform: mz.Transform, **extra: Any) -> Callable[[int], Any]:
+def _ours(job: Task, transform: mz.Transform) -> Callable[[int], Any]:
     tx = mz.wrap(optimizer(job.steps), mz.only(KERNELS, transform))
-    return lambda seed: train(job, tx, lambda p: mz.start(tx, p, **_at(job, extra, p)), _given, seed)
-
-
-def _at(job: Task, extra: dict[str, Any], params: Any) -> dict[str, Any]:
-    """Extra trees that depend on the first weights."""
-    return {name: make(params) for name, make in extra.items()}
+    return lambda seed: train(job, tx, lambda p: mz.start(tx, p), _given, seed)
 
 
 def _given(params: Any, state: Any) -> Any:
@@ -283,11 +279,11 @@ def _with_biases(kernels: Any, params: Any) -> Any:
     return {layer: {**leaves, "kernel": kernels[layer]["kernel"]} for layer, leaves in params.items()}
 
 
-class _Once:
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Once(mz.schedules.Schedule):
     """Nothing until step `CUT`, when masks are chosen once and for all."""
 
-    def __init__(self, sparsity: jax.Array):
-        self.sparsity = sparsity
+    sparsity: jax.Array  # Traced, and so neither hashed nor compared.
 
     def __call__(self, step: Any) -> jax.Array:
         return jnp.where(jnp.asarray(step) >= CUT, self.sparsity, 0.0)
@@ -325,7 +321,7 @@ def curve(job: Task, name: str, case: tuple[Any, Any], dense: Any, seeds: int) -
     # Neurons of the last layer are the classes.
     pattern = KERNELS if structure is None else ("Dense_0/kernel", "Dense_1/kernel")
 
-    def extras(params: Any) -> dict[str, Any]:
+    def given(params: Any) -> dict[str, Any]:
         if name == "SynFlow":
             kernels = {layer: {"kernel": leaves["kernel"]} for layer, leaves in params.items()}
             return {"scores": _with_biases(_synflow(job, kernels), params)}
@@ -340,8 +336,9 @@ def curve(job: Task, name: str, case: tuple[Any, Any], dense: Any, seeds: int) -
     def tune(params: Any, extra: Any, seed: jax.Array, sparsity: jax.Array) -> Any:
         allocation = "global" if structure is None else "uniform"
         prune = mz.prune(score, sparsity=_Once(sparsity), structure=structure, allocation=allocation)
-        tx = mz.wrap(optax.adam(3e-4), mz.only(pattern, prune))
-        first, state = mz.start(tx, params, grads=jax.grad(job.loss)(params, x, y), **extra)
+        told = {"grads": jax.grad(job.loss)(params, x, y), **extra}
+        tx = mz.wrap(optax.adam(3e-4), mz.only(pattern, prune), given=told)
+        first, state = mz.start(tx, params)
 
         def step(carry: Any, index: jax.Array) -> tuple[Any, None]:
             params, state = carry
@@ -354,7 +351,7 @@ def curve(job: Task, name: str, case: tuple[Any, Any], dense: Any, seeds: int) -
     found = []
     family = jax.jit(jax.vmap(tune, in_axes=(None, None, None, 0)))
     for seed in range(seeds):
-        tuned = family(dense[seed], extras(dense[seed]), jnp.int32(100 + seed), jnp.array(CURVE, jnp.float32))
+        tuned = family(dense[seed], given(dense[seed]), jnp.int32(100 + seed), jnp.array(CURVE, jnp.float32))
         found.append(
             [100 * float(job.errors(jax.tree.map(lambda x, i=i: x[i], tuned))) for i in range(len(CURVE))]
         )

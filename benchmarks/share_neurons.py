@@ -106,8 +106,8 @@ def parameters(arm: Arm, x: jax.Array) -> int:
     """What is trained: latents, with each shared vector counted once."""
     params = MLP(arm.widths).init(jax.random.key(0), x[:1])["params"]
     if arm.factor > 1:
-        values = arm.zipper.init(params).values
-        return sum(leaf.size for leaf in jax.tree.leaves(values))
+        latents = arm.zipper.init(params, mz.Context()).latents
+        return sum(leaf.size for leaf in jax.tree.leaves(latents))
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 

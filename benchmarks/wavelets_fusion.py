@@ -139,7 +139,7 @@ def best(arm: Arm, examples: int, seeds: jax.Array, sets: PyTree) -> tuple[np.nd
         figures, trained = train(arm, gain, examples, rate, decay, seeds, sets)
         figures = np.asarray(figures, np.float64)
         params, state = jax.tree.map(lambda x: x[0], trained)
-        size = file_sizes(mz.pack(arm.zipper(gain), state, params)).total
+        size = file_sizes(mz.pack(state, params)).total
         choice = f"{rate:g}, {decay:g}" + (f", residual {gain:g} times coarser" if gain > 1 else "")
         found.append((float(figures[:, 1, 0].mean()), figures, [size, choice]))
     least = min(found, key=lambda each: each[0] if math.isfinite(each[0]) else math.inf)

@@ -146,7 +146,7 @@ def test_compression_comes_in_through_the_optimizer_alone():
     traced = chex.assert_max_traces(step, 1)
     state = loop.fit(state, loop.make_block(traced), ARRAYS, Batches(ARRAYS, 32), loop.Cadence(24, 6))
     chex.clear_trace_counter()
-    packed = mz.pack(INT4, state.opt_state, state.params)
+    packed = mz.pack(state.opt_state, state.params)
     exact = mz.params(state.opt_state, state.params)
     jax.tree.map(np.testing.assert_array_equal, mz.unpack(packed), exact)
 

@@ -6,7 +6,7 @@ import pytest
 
 import modelzip_jax as mz
 from modelzip_jax.errors import ConfigError, TransformError, WrapError
-from modelzip_jax.loop.averaging import adopt, averaged, with_average
+from modelzip_jax.loop.averaging import mean_of, with_average
 from modelzip_jax.training.config import base
 from modelzip_jax.training.optimizers import learning_rate, optimizer, sgdr
 
@@ -36,30 +36,30 @@ def test_average_is_the_bias_corrected_mean_of_what_was_visited():
     weights = np.array([decay ** (7 - i) for i in range(1, 8)])
     for name in PARAMS:
         expected = np.tensordot(weights / weights.sum(), np.stack([np.float64(v[name]) for v in visited]), 1)
-        np.testing.assert_allclose(averaged(state, params)[name], expected, rtol=2e-6)
+        np.testing.assert_allclose(mean_of(state, params)[name], expected, rtol=2e-6)
 
 
 def test_average_before_any_step_is_the_start():
     tx = with_average(optax.sgd(0.1), 0.9)
-    np.testing.assert_array_equal(averaged(tx.init(PARAMS), PARAMS)["kernel"], PARAMS["kernel"])
+    np.testing.assert_array_equal(mean_of(tx.init(PARAMS), PARAMS)["kernel"], PARAMS["kernel"])
 
 
 def test_average_of_latents_is_decoded_and_packed():
     zipper = mz.only("kernel", mz.chain(mz.prune(sparsity=0.5), mz.quantize(bits=3)))
     tx = mz.wrap(with_average(optax.sgd(0.05), 0.7), zipper)
     params, state, _ = train(tx, PARAMS, 5)
-    new, adopted = adopt(state, params)
+    new, adopted = mz.averaged(state, params)
     assert len(np.unique(new["kernel"])) <= 7
     assert np.sum(np.asarray(new["kernel"]) == 0) >= 6
     assert not np.array_equal(new["bias"], params["bias"])
-    packed = mz.unpack(mz.pack(zipper, adopted, new))
+    packed = mz.unpack(mz.pack(adopted, new))
     jax.tree.map(np.testing.assert_array_equal, packed, new)
 
 
 def test_average_around_wrap_is_refused():
     tx = with_average(mz.wrap(optax.sgd(0.1), mz.prune(sparsity=0.5)), 0.9)
     with pytest.raises(WrapError, match="inside"):
-        averaged(tx.init(PARAMS), PARAMS)
+        mz.averaged(tx.init(PARAMS), PARAMS)
 
 
 @pytest.mark.parametrize("decay", [0.0, 1.0, -1, 2])

@@ -17,7 +17,7 @@ def invoke(*arguments):
 
 def test_train_and_inspect(tmp_path):
     recipe = tmp_path / "recipe.json"
-    recipe.write_text(json.dumps(to_plain(mz.only("**/kernel", mz.quantize(4)))))
+    recipe.write_text(json.dumps(to_plain(mz.only("**/kernel", mz.quantize(4, axis=-1)))))
     done = invoke(
         "--config", "configs/digits_mlp.py", "--out", str(tmp_path / "run"), "--json", *QUICK,
         f"--config.recipe={recipe}",
