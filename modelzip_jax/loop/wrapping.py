@@ -138,7 +138,7 @@ def wrap(
         told = at_weights(
             extra, given_params, keep, lambda latents: decode(latents, encoded.offsets), trained
         )
-        steps, inner_state = inner.update(trees.merge(updates, latent_grads), inner_state, trained, **told)
+        steps, inner_state = _stepped(inner, trees.merge(updates, latent_grads), inner_state, trained, told)
         if support is not None:
             steps = hold_hidden(steps, support)
         latents = trees.select(optax.apply_updates(trained, steps), keep, structure)
@@ -193,6 +193,24 @@ def _started(inner: optax.GradientTransformation, trained: PyTree) -> optax.OptS
         raise WrapError(
             f"the optimizer does not start from a tree of weights ({error}); optax.lookahead, which wants pairs of "
             "them, does not go into mz.wrap: mz.loop.with_average keeps an average there"
+        ) from error
+
+
+def _stepped(
+    inner: optax.GradientTransformationExtraArgs,
+    grads: PyTree,
+    state: PyTree,
+    trained: PyTree,
+    told: dict[str, Any],
+) -> tuple[PyTree, PyTree]:
+    try:
+        return inner.update(grads, state, trained, **told)
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        raise WrapError(
+            "the optimizer takes second derivatives of the loss, and rounding has a gradient by definition only: "
+            "Sophia and its like train masks and linear transforms, not steps and codebooks"
         ) from error
 
 

@@ -3,13 +3,14 @@
 import functools
 import inspect
 
+import jax
 import optax
 import optax.contrib
 
 RATE = 1e-2
 _BY_RATE = [
     "adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamaxw", "adamw", "adan",
-    "amsgrad", "fromage", "lamb", "lars", "lion", "nadam", "nadamw", "noisy_sgd", "novograd",
+    "amsgrad", "fromage", "lamb", "lars", "lion", "nadam", "nadamw", "novograd",
     "optimistic_gradient_descent", "optimistic_adam_v2", "radam", "rmsprop", "rprop", "sgd", "sign_sgd",
     "signum", "sm3", "yogi",
 ]  # fmt: skip
@@ -20,6 +21,7 @@ _CONTRIB_BY_RATE = [
 OPTIMIZERS = {name: functools.partial(getattr(optax, name), RATE) for name in _BY_RATE}
 OPTIMIZERS |= {name: functools.partial(getattr(optax.contrib, name), RATE) for name in _CONTRIB_BY_RATE}
 OPTIMIZERS |= {
+    "noisy_sgd": lambda: optax.noisy_sgd(RATE, key=jax.random.key(0)),
     "polyak_sgd": lambda: optax.polyak_sgd(RATE),
     "lbfgs": lambda: optax.lbfgs(RATE),
     "backtracking": lambda: optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(8)),
@@ -32,7 +34,7 @@ OPTIMIZERS |= {
     "apply_every": lambda: optax.chain(optax.sgd(RATE), optax.apply_every(2)),
     "adaptive_grad_clip": lambda: optax.chain(optax.adaptive_grad_clip(0.1), optax.sgd(RATE)),
     "ema": lambda: optax.chain(optax.sgd(RATE), optax.ema(0.5)),
-    "noise": lambda: optax.chain(optax.add_noise(0.1, 0.5, 0), optax.sgd(RATE)),
+    "noise": lambda: optax.chain(optax.add_noise(0.1, 0.5, key=jax.random.key(0)), optax.sgd(RATE)),
     "apply_if_finite": lambda: optax.apply_if_finite(optax.adam(RATE), 3),
     "flatten": lambda: optax.flatten(optax.adam(RATE)),
     "inject_hyperparams": lambda: optax.inject_hyperparams(optax.adam)(learning_rate=RATE),
