@@ -177,7 +177,7 @@ def chain(*parts: Transform) -> Chain:
 
     >>> import jax.numpy as jnp, modelzip_jax as mz
     >>> t = mz.chain(mz.prune(sparsity=0.5), mz.quantize(bits=4))
-    >>> mz.decoded({"w": jnp.array([[0.1], [7.0], [-0.2], [3.0]])}, t)["w"].ravel()
+    >>> mz.decoded({"w": jnp.array([[0.1], [7.0], [-0.2], [3.0]])}, t)["w"].ravel().round(4)
     Array([0., 7., 0., 3.], dtype=float32)
     """
     for part in parts:

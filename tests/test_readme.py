@@ -63,7 +63,10 @@ def test_contributing_examples():
 def test_examples_are_as_short_as_promised():
     text = (README.parent / "CONTRIBUTING.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.S)
-    code = [[line for line in b.splitlines() if line and not line.startswith(("import", "from", "#"))] for b in blocks]
+    code = [
+        [line for line in b.splitlines() if line and not line.startswith(("import", "from", "#"))]
+        for b in blocks
+    ]
     lengths = [len([line for line in lines if "check_laws" not in line]) for lines in code]
     assert all(length <= most for length, most in zip(lengths, (10, 15, 15, 25), strict=True)), lengths
     assert not any("modelzip_jax." in block for block in blocks)
@@ -74,7 +77,9 @@ def test_paths_that_pages_mention_exist():
     missing = []
     for page in pages:
         text = page.read_text()
-        for path in re.findall(r"(?:modelzip_jax|tests|benchmarks|configs|scripts|docs)/[\w/]+\.(?:py|md|json)", text):
+        for path in re.findall(
+            r"(?:modelzip_jax|tests|benchmarks|configs|scripts|docs)/[\w/]+\.(?:py|md|json)", text
+        ):
             if not (README.parent / path).exists():
                 missing.append((page.name, path))
         for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):

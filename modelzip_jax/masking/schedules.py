@@ -83,13 +83,13 @@ def as_schedule(sparsity: Any) -> Schedule:
 
 
 def check_sparsity(sparsity: Any) -> None:
-    """Raises `TransformError` unless a number is in [0, 1), or a function's values at some steps are in [0, 1]."""
+    """Raises `TransformError` unless a number is in [0, 1), or a function begins in [0, 1]; later ones are clipped."""
     if not callable(sparsity):
         _check_sparsity("sparsity", sparsity)
         return
     if isinstance(sparsity, Schedule):
         return
-    for step in (0, 1, 10, 1000, 100_000, 10_000_000):
+    for step in (0, 1):
         try:
             with jax.ensure_compile_time_eval():
                 value = np.asarray(sparsity(jnp.int32(step)))

@@ -86,7 +86,7 @@ def test_tracers_are_left_to_the_jitted_search():
 def test_init_is_the_same_under_jit(allocation):
     params = {"a": data("ties", 600).reshape(20, 30), "b": data("normal", 77), "c": np.ones((0, 2), "f4")}
     transform = mz.prune(sparsity=0.37, allocation=allocation)
-    masks = lambda p: transform.init(p).state.masks  # noqa: E731
+    masks = lambda p: transform.init(p, mz.Context()).state.masks  # noqa: E731
     jax.tree.map(np.testing.assert_array_equal, masks(params), jax.jit(masks)(params))
 
 

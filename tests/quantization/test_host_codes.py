@@ -42,7 +42,9 @@ def same(a, b):
 @pytest.mark.parametrize("kind", KINDS)
 def test_steps_codes_and_values(granularity, kind):
     for shape in [SHAPES[i] for i in RNG.choice(len(SHAPES), 4, replace=False)]:
-        groups = Granularity(granularity, int(RNG.integers(-len(shape), len(shape))) if len(shape) > 1 else -1, 16)
+        groups = Granularity(
+            granularity, int(RNG.integers(-len(shape), len(shape))) if len(shape) > 1 else -1, 16
+        )
         w = data(kind, shape)
         bits, symmetric = int(RNG.integers(2, 9)), bool(RNG.integers(2))
         low, high = ranges.code_range(bits, symmetric)
@@ -70,7 +72,11 @@ def test_steps_codes_and_values(granularity, kind):
 def test_every_width_rounds_alike(bits):
     w = RNG.normal(size=(400, 25)).astype(np.float32)
     for symmetric in (True, False):
-        for groups in (Granularity("tensor", -1, 128), Granularity("channel", 0, 128), Granularity("group", -1, 32)):
+        for groups in (
+            Granularity("tensor", -1, 128),
+            Granularity("channel", 0, 128),
+            Granularity("group", -1, 32),
+        ):
             low, high = ranges.code_range(bits, symmetric)
             step, zero = choose_step(w, bits, symmetric, groups, "max")
             same(ranges.choose_step(jnp.asarray(w), bits, symmetric, groups, "max")[0], step)

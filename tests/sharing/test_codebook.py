@@ -175,7 +175,7 @@ def test_debugging_flags(flag, zipper):
     jax.clear_caches()
     with flag:
         p = {"w": jnp.arange(1.0, 33.0).reshape(8, 4)}
-        tx = mz.wrap(optax.sgd(0.1), zipper, extras_tx=optax.sgd(0.1))
+        tx = mz.wrap(optax.sgd(0.1), zipper, offsets_tx=optax.sgd(0.1))
         params, state = mz.start(tx, p)
         jax.jit(tx.update)(p, state, params)
 
