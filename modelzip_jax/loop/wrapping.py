@@ -174,7 +174,9 @@ def _begun(
 ) -> tuple[Encoded, int]:
     """What training begins with, and the steps already taken."""
     if resume is not None:
-        return resumed(resume, transform, params), resume.step
+        encoded = resumed(resume, transform, params)
+        trees.check_floating(encoded.latents, "wrap()")
+        return encoded, resume.step
     trees.check_arrays(params)
     structure, leaves = jax.tree.structure(params), trees.outlines(params)
     # Trees without leaves are placeholders, by which optax.tree_map_params asks where the params are.

@@ -32,7 +32,6 @@ __all__ = ["Regrow", "regrow", "rigl", "sparse_evolution"]
 class Regrow(Masking):
     """See `regrow`. score: what is dropped by."""
 
-    score: scoring.Score
     grow: scoring.Score = scoring.gradient_magnitude()
     fraction: float = 0.3
     end: int = 0

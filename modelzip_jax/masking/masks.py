@@ -15,6 +15,7 @@ from modelzip_jax.masking.allocation import Allocation, Part, resolve
 from modelzip_jax.masking.bitmask import host_mask, pack_mask, share_of_bits, unpack_mask
 from modelzip_jax.masking.masked import Masked
 from modelzip_jax.masking.schedules import Schedule, as_schedule
+from modelzip_jax.masking.scores import Score
 from modelzip_jax.masking.structures import Structure, unstructured
 from modelzip_jax.meshes import sharded_as
 from modelzip_jax.packed import is_packed, narrowed, widened
@@ -45,9 +46,10 @@ class PruneState(NamedTuple):
 class Masking(Transform, abc.ABC):
     """A mask a leaf, chosen at `init` and anew at steps that a schedule says. The rest is a subclass's.
 
-    sparsity, allocation, every, structure, remember, layers: as in `prune`.
+    score, sparsity, allocation, every, structure, remember, layers: as in `prune`.
     """
 
+    score: Score
     sparsity: float | Callable[[Any], jax.Array] | None
     allocation: str | Allocation
     every: int

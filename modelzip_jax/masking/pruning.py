@@ -29,8 +29,6 @@ __all__ = ["Prune", "prune"]
 class Prune(Masking):
     """See `prune`."""
 
-    score: scoring.Score
-
     @property
     def leafwise(self) -> bool:
         return resolve(self.allocation).leafwise and self.score.pointwise() is not None

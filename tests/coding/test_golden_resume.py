@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import modelzip_jax as mz
+from modelzip_jax.errors import LeafError
 
 GOLDEN = sorted(Path(__file__).parent.parent.joinpath("golden").glob("*.mz"))
 
@@ -26,6 +27,10 @@ def test_training_resumes(path):
     packed = mz.load(path)
     weights = mz.unpack(packed)
     tx = mz.wrap(optax.sgd(1e-3), packed)
+    if path.stem == "identity":  # Its leaves are of every dtype, and integers cannot be trained.
+        with pytest.raises(LeafError, match="floating-point"):
+            mz.start(tx, weights)
+        return
     params, state = mz.start(tx, weights)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **within(path.stem, b)), params, weights)
     grads = jax.tree.map(
