@@ -289,7 +289,9 @@ def test_smaller_means_smaller(tmp_path):
 
 @pytest.mark.parametrize("count", [1, 4, 20])
 def test_headers_stay_small(tmp_path, count):
-    for transform in (mz.quantize(4), mz.chain(mz.prune(sparsity=0.8), mz.quantize(4))):
+    # With the axis given: "auto" in a recipe takes four bytes more, once a file.
+    four = mz.quantize(4, axis=-1)
+    for transform in (four, mz.chain(mz.prune(sparsity=0.8), four)):
         _, _, sizes = file_of(tmp_path, kernels(count, (16, 16)), mz.only("**/kernel", transform))
         assert sizes.fixed + sizes.tensors <= 64 + 24 * count
 

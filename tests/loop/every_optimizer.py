@@ -29,7 +29,7 @@ OPTIMIZERS |= {
     "mechanize": lambda: optax.contrib.mechanize(optax.sgd(RATE)),
     "schedule_free": lambda: optax.contrib.schedule_free(optax.sgd(RATE), RATE),
     "sam": lambda: optax.contrib.sam(optax.sgd(RATE), optax.sgd(RATE), opaque_mode=True),
-    "dpsgd": lambda: optax.contrib.dpsgd(RATE, 1.0, 0.1, 0),
+    "dpsgd": lambda: optax.contrib.dpsgd(RATE, 1.0, 0.1, key=jax.random.key(0)),
     "reduce_on_plateau": lambda: optax.chain(optax.sgd(RATE), optax.contrib.reduce_on_plateau()),
     "apply_every": lambda: optax.chain(optax.sgd(RATE), optax.apply_every(2)),
     "adaptive_grad_clip": lambda: optax.chain(optax.adaptive_grad_clip(0.1), optax.sgd(RATE)),
