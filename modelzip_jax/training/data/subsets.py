@@ -32,11 +32,13 @@ def subset(arrays: Mapping[str, np.ndarray], size: float | int, *, seed: int = 0
     count = _count(size, len(labels))
     classes = labels if labels.ndim == 1 else np.zeros(len(labels), np.int32)
     shuffled = epoch_order(seed, 0, len(classes))
-    # Example k of a class of m stands at (k + 1/2) / m: the first `count` positions hold all classes alike.
     order = shuffled[np.argsort(classes[shuffled], kind="stable")]
     sizes = np.unique(classes, return_counts=True)[1]
-    place = np.concatenate([(np.arange(m) + 0.5) / m for m in sizes])
-    chosen = np.sort(order[np.argsort(place, kind="stable")[:count]])
+    # Shares rounded down, and one more for the largest remainders, in integers: never a whole example off.
+    taken, remainders = np.divmod(sizes.astype(np.int64) * count, len(classes))
+    taken[np.argsort(-remainders, kind="stable")[: count - taken.sum()]] += 1
+    starts = np.cumsum(sizes) - sizes
+    chosen = np.sort(np.concatenate([order[a : a + k] for a, k in zip(starts, taken, strict=True)]))
     return {name: array[chosen] for name, array in arrays.items()}
 
 
