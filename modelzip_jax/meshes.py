@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.shard_alike import shard_alike
 from jax.sharding import PartitionSpec
 
 __all__ = ["is_sharded_in_type", "placed_as", "sharded_as", "spec_of", "under_any_mesh"]
@@ -35,7 +34,9 @@ def placed_as(x: jax.Array, other: jax.Array) -> jax.Array:
     if is_sharded_in_type(other):
         return sharded_as(x, other)
     if isinstance(x, jax.core.Tracer) or isinstance(other, jax.core.Tracer):
-        return shard_alike(x, other)[0]
+        # An operation of both, which XLA cannot fold, spreads the one's sharding to the other.
+        never = jax.lax.optimization_barrier(jnp.zeros((), jnp.bool))
+        return jnp.where(never, jax.lax.stop_gradient(other).astype(x.dtype), x)
     return x if x.sharding.is_equivalent_to(other.sharding, x.ndim) else jax.device_put(x, other.sharding)
 
 
