@@ -52,9 +52,9 @@ def initial_step(
     (1.3333333730697632, 1.0)
     """
     low, high = code_range(bits, symmetric)
-    count = groups.reduce(jnp.sum, jnp.ones_like(w))
     if symmetric and bits == 1:
-        step = 2.0 * groups.reduce(jnp.sum, jnp.abs(w)) / jnp.maximum(count, 1)
+        count = np.maximum(groups.counts(w.shape), 1).astype(w.dtype)
+        step = 2.0 * groups.reduce(jnp.sum, jnp.abs(w)) / count
         return _positive(step), jnp.full_like(step, 0.5)
     if symmetric:
         step = _positive(groups.reduce(max_abs, w) * reciprocal(high, w.dtype))

@@ -115,9 +115,8 @@ def _backward(low, high, groups, saved, g):  # type: ignore[no-untyped-def]
     inside = (u >= low - z - _EDGE) & (u <= high - z + _EDGE)
     ds = g * jnp.where(inside, q - (u + z), q - z)
     dz = jnp.where(inside, 0.0, -g * groups.expand(step, w.shape))
-    count = groups.reduce(jnp.sum, jnp.ones_like(w))
-    scale = jax.lax.rsqrt(jnp.maximum(count * max(high, 1), 1.0))
-    return jnp.where(inside, g, 0.0), scale * groups.reduce(jnp.sum, ds), scale * groups.reduce(jnp.sum, dz)
+    scale = jnp.asarray(1.0 / np.sqrt(np.maximum(groups.counts(w.shape) * max(high, 1), 1)), w.dtype)
+    return jnp.where(inside, g, 0.0), scale * groups.sums(ds), scale * groups.sums(dz)
 
 
 fake_quantize.defvjp(_forward, _backward)

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 
 from modelzip_jax.errors import LeafError, TransformError
 from modelzip_jax.wavelets.banks import interleave, join, merge_bands, phases, split, split_bands
-from modelzip_jax.wavelets.filters import check_filter
+from modelzip_jax.wavelets.filters import LIFTING, check_filter
+from modelzip_jax.wavelets.orthonormal import orthonormal_pair
 
 __all__ = ["check_axes", "dwt", "idwt"]
 
@@ -80,11 +81,8 @@ def dwt(
     Array([ 6., 10.,  2.,  0.], dtype=float32)
     """
     chosen = _check(x, filter, levels, axes)
-    if not packets:
-        return _descend(x, filter, levels, chosen)
-    for axis in chosen:
-        x = _packets(x, filter, levels, axis, False)
-    return x
+    transform = _split_all if filter in LIFTING else _orthonormal_dwt
+    return transform(x, chosen, filter=filter, levels=levels, packets=packets)
 
 
 @functools.partial(jax.jit, static_argnames=("filter", "levels", "axes", "packets"))
@@ -98,11 +96,27 @@ def idwt(
     True
     """
     chosen = _check(y, filter, levels, axes)
+    transform = _join_all if filter in LIFTING else _orthonormal_idwt
+    return transform(y, chosen, filter=filter, levels=levels, packets=packets)
+
+
+def _split_all(x: jax.Array, axes: tuple[int, ...], filter: str, levels: int, packets: bool) -> jax.Array:
     if not packets:
-        return _ascend(y, filter, levels, chosen)
-    for axis in reversed(chosen):
+        return _descend(x, filter, levels, axes)
+    for axis in axes:
+        x = _packets(x, filter, levels, axis, False)
+    return x
+
+
+def _join_all(y: jax.Array, axes: tuple[int, ...], filter: str, levels: int, packets: bool) -> jax.Array:
+    if not packets:
+        return _ascend(y, filter, levels, axes)
+    for axis in reversed(axes):
         y = _unpackets(y, filter, levels, axis, False)
     return y
+
+
+_orthonormal_dwt, _orthonormal_idwt = orthonormal_pair(_split_all, _join_all, "orthonormal_wavelet")
 
 
 def _splittable(x: jax.Array, axes: tuple[int, ...]) -> tuple[int, ...]:
