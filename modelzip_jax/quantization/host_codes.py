@@ -16,7 +16,7 @@ import numpy as np
 
 from modelzip_jax.quantization.granularity import Grid
 
-__all__ = ["codes_on_host", "steps_on_host", "values_on_host"]
+__all__ = ["codes_on_host", "spread_on_host", "steps_on_host", "values_on_host"]
 
 _PIECE = 1 << 18
 """Weights at a time: what is in between stays in the cache."""
@@ -79,6 +79,17 @@ def values_on_host(
         q *= _spread(step, piece, grid, cube.shape)
         found[piece] = q
     return found.reshape(shape)
+
+
+def spread_on_host(steps: np.ndarray, shape: tuple[int, ...], grid: Grid) -> np.ndarray:
+    """`Grid.expand`: steps `(groups, channels)` in a shape that broadcasts against the leaf."""
+    cube = _cube(np.broadcast_to(np.float32(0), shape), grid).shape
+    spread = _spread(steps, (slice(0, cube[0]), slice(0, cube[1]), slice(0, cube[2])), grid, cube)
+    if grid.granularity == "group":
+        return spread.reshape(shape)
+    return spread.reshape(
+        [1 if axis != grid.axis % len(shape) else n for axis, n in enumerate(shape)] if steps.size > 1 else ()
+    )
 
 
 def _flushed(x: np.ndarray) -> np.ndarray:
