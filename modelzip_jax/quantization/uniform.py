@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, TransformError
+from modelzip_jax.host_unpacking import unpacked
 from modelzip_jax.packed import Bits, Dense, is_packed
 from modelzip_jax.quantization.granularity import GRANULARITIES, Grid
 from modelzip_jax.quantization.quantized import Quantized
@@ -121,7 +122,7 @@ class Quantize(Transform):
             )
 
         def values(p: Quantized) -> Dense:
-            return Dense(trees.latent(p.unpack()), p.shape)
+            return Dense(trees.latent(unpacked(p)), p.shape)
 
         states = jax.tree.map(state, packed, is_leaf=is_packed)
         inner = jax.tree.map(values, packed, is_leaf=is_packed)
