@@ -10,7 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ["GRANULARITIES", "Granularity"]
+from modelzip_jax.errors import TransformError
+
+__all__ = ["GRANULARITIES", "Granularity", "check_granularity"]
 
 GRANULARITIES = ("tensor", "channel", "group")
 
@@ -105,6 +107,14 @@ class Granularity:
         rest = [n for a, n in enumerate(shape) if a not in axes]
         split = rows.reshape(*rest, *(shape[a] for a in axes))
         return jnp.moveaxis(split, tuple(range(len(rest), len(shape))), axes)
+
+
+def check_granularity(granularity: str, group_size: int) -> None:
+    """Raises `TransformError` for an unknown granularity, or groups below 1."""
+    if granularity not in GRANULARITIES:
+        raise TransformError(f"granularity must be one of {GRANULARITIES}, not {granularity!r}")
+    if isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < 1:
+        raise TransformError(f"group_size must be an integer of at least 1, not {group_size!r}")
 
 
 def max_abs(x: jax.Array, axis: Any = None) -> jax.Array:
