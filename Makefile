@@ -45,6 +45,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.coding
 	$(BIN)/python -m benchmarks.step_overhead
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.compile_count
 	$(BIN)/python -m benchmarks.data
 	$(BIN)/python -m benchmarks.training_loop
 	$(BIN)/python -m benchmarks.baselines

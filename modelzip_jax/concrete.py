@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["host_view", "host_views", "placed"]
+__all__ = ["host_view", "host_views", "placed", "zeros_like"]
 
 
 def host_view(x: Any) -> np.ndarray | None:
@@ -20,7 +21,6 @@ def host_view(x: Any) -> np.ndarray | None:
     That is: of a tracer, of an array on another device than the default one, of one that is sharded, and wherever
     the default device is no CPU, so that what would be computed there is computed there.
 
-    >>> import jax.numpy as jnp
     >>> host_view(jnp.ones(2)), jax.jit(lambda x: x + (host_view(x) is None))(1)
     (array([1., 1.], dtype=float32), Array(2, dtype=int32, weak_type=True))
     """
@@ -43,6 +43,12 @@ def host_views(*arrays: Any) -> tuple[np.ndarray, ...] | None:
 def placed(x: np.ndarray) -> jax.Array:
     """The values on the default device, without compiling anything; shares their memory where they are aligned."""
     return jax.device_put(x)
+
+
+def zeros_like(x: Any, dtype: Any = None) -> jax.Array:
+    """`jnp.zeros_like`, without compiling anything where `x` can be read."""
+    seen = host_view(x)
+    return jnp.zeros_like(x, dtype) if seen is None else placed(np.zeros_like(seen, dtype))
 
 
 def _default_device() -> jax.Device:

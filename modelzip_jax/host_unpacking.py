@@ -8,7 +8,7 @@ import numpy as np
 from modelzip_jax.concrete import host_views, placed
 from modelzip_jax.packed import PackedArray
 
-__all__ = ["unpacked_on_host"]
+__all__ = ["unpacked", "unpacked_on_host"]
 
 
 def unpacked_on_host(packed: PackedArray) -> jax.Array | None:
@@ -23,3 +23,9 @@ def unpacked_on_host(packed: PackedArray) -> jax.Array | None:
     with np.errstate(over="ignore"):  # as XLA rounds to half precision
         values = packed.unpack_host()
     return None if values is None else placed(values)
+
+
+def unpacked(packed: PackedArray) -> jax.Array:
+    """`packed.unpack()`, on the host where that can be."""
+    here = unpacked_on_host(packed)
+    return packed.unpack() if here is None else here

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from modelzip_jax.concrete import host_view, placed
 from modelzip_jax.errors import LeafError, NonFiniteError, PatternError, TreeError
 from modelzip_jax.suggestions import similar
 
@@ -371,8 +372,9 @@ def _nonfinite(x: jax.Array) -> jax.Array:
 
 
 def _count_nonfinite(leaf: Any) -> int:
-    if isinstance(leaf, np.ndarray):  # nothing to compile for each shape
-        return leaf.size - int(np.count_nonzero(np.isfinite(leaf)))
+    seen = leaf if isinstance(leaf, np.ndarray) else host_view(leaf)
+    if seen is not None:  # nothing to compile for each shape
+        return seen.size - int(np.count_nonzero(np.isfinite(seen)))
     return int(_nonfinite(leaf))
 
 
@@ -398,7 +400,10 @@ def latent_dtype(dtype: Any) -> Any:
 def latent(x: Any) -> jax.Array:
     """The leaf as a latent: on the device, in `latent_dtype`; shares a NumPy array's memory on CPU."""
     dtype = latent_dtype(jnp.result_type(x))
-    return on_device(x) if getattr(x, "dtype", None) == dtype else jnp.asarray(x, dtype)
+    if getattr(x, "dtype", None) == dtype:
+        return on_device(x)
+    seen = host_view(x)
+    return jnp.asarray(x, dtype) if seen is None else placed(seen.astype(dtype))
 
 
 def on_device(x: Any) -> jax.Array:

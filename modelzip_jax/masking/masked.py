@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from modelzip_jax.concrete import host_view, placed
 from modelzip_jax.packed import Bits, Elementwise, PackedArray, packed_kind, static
 
 __all__ = ["Masked"]
@@ -41,7 +42,12 @@ class Masked(PackedArray):
 
     def positions(self) -> jax.Array:
         """The boolean mask, of the leaf's shape."""
+        if host_view(self.mask.words) is not None:
+            return placed(self._host_positions().reshape(self.shape))
         return self.mask.unpack().astype(bool).reshape(self.shape)
+
+    def _host_positions(self) -> np.ndarray:
+        return self.mask.unpack_host().view(bool)
 
     def _spread(self, inner: Elementwise) -> jax.Array:
         """An element for every weight; those left out are zero symbols."""
@@ -63,7 +69,16 @@ class Masked(PackedArray):
         """`inner` with an element for every weight (on the host)."""
         if not isinstance(self.inner, Elementwise):
             return self.inner
-        return self.inner.with_elements(self._spread(self.inner))
+        kept = self.inner.host_elements()
+        # A damaged file may hold more or fewer elements than its mask keeps.
+        if kept.size != self.kept:
+            return self.inner.with_elements(self._spread(self.inner))
+        return self.inner.with_elements(self._host_spread(kept))  # type: ignore[arg-type]
+
+    def _host_spread(self, kept: np.ndarray) -> np.ndarray:
+        spread = np.zeros(self.size, kept.dtype)
+        spread[self._host_positions()] = kept
+        return spread
 
     def unpack(self) -> jax.Array:
         if isinstance(self.inner, Elementwise):
@@ -73,14 +88,10 @@ class Masked(PackedArray):
         return jnp.where(self.positions(), values, 0).astype(self.dtype)
 
     def unpack_host(self) -> np.ndarray | None:
-        mask = self.mask.unpack_host().view(bool)
+        mask = self._host_positions()
         if isinstance(self.inner, Elementwise):
             kept = self.inner.host_elements()
-            if kept.size != np.count_nonzero(mask):
-                return None
-            spread = np.zeros(self.size, kept.dtype)
-            spread[mask] = kept
-            values = self.inner.assemble_host(spread)
+            values = self.inner.assemble_host(self._host_spread(kept)) if kept.size == self.kept else None
         else:
             values = self.inner.unpack_host()
         if values is None:

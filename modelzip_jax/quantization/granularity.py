@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["GRANULARITIES", "Granularity"]
+from modelzip_jax.errors import TransformError
+
+__all__ = ["GRANULARITIES", "Granularity", "check_granularity"]
 
 GRANULARITIES = ("tensor", "channel", "group")
 _PARTS = 8
@@ -145,6 +147,14 @@ def _folded(rows: jax.Array) -> jax.Array:
     folded = functools.reduce(operator.add, [rows[k * part : (k + 1) * part] for k in range(_PARTS)])
     rest = rows[_PARTS * part :]
     return folded.at[: len(rest)].add(rest) if len(rest) else folded
+
+
+def check_granularity(granularity: str, group_size: int) -> None:
+    """Raises `TransformError` for an unknown granularity, or groups below 1."""
+    if granularity not in GRANULARITIES:
+        raise TransformError(f"granularity must be one of {GRANULARITIES}, not {granularity!r}")
+    if isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < 1:
+        raise TransformError(f"group_size must be an integer of at least 1, not {group_size!r}")
 
 
 def max_abs(x: jax.Array, axis: Any = None) -> jax.Array:

@@ -16,7 +16,7 @@ import numpy as np
 
 from modelzip_jax.quantization.granularity import Granularity
 
-__all__ = ["codes_on_host", "steps_on_host", "values_on_host"]
+__all__ = ["blank_on_host", "codes_on_host", "spread_on_host", "steps_on_host", "values_on_host"]
 
 _PIECE = 1 << 18
 """Weights at a time: what is in between stays in the cache."""
@@ -41,6 +41,12 @@ def steps_on_host(
     with np.errstate(over="ignore"):
         step = _positive(np.minimum(top + bottom, np.finfo(w.dtype).max) * scale)
     return step, np.clip(np.rint(bottom / step), low, high).astype(w.dtype)
+
+
+def blank_on_host(w: np.ndarray, groups: Granularity) -> np.ndarray:
+    """Which groups are all zero: booleans `(groups, channels)`; none of a leaf without weights."""
+    top, bottom = (_flushed(edge) for edge in _range(w, groups))
+    return (top == 0) & (bottom == 0) & (w.size > 0)
 
 
 def codes_on_host(
@@ -81,6 +87,15 @@ def values_on_host(
     return found.reshape(shape)
 
 
+def spread_on_host(steps: np.ndarray, shape: tuple[int, ...], groups: Granularity) -> np.ndarray:
+    """`Granularity.expand`: steps `(groups, channels)` in a shape that broadcasts against the leaf."""
+    if groups.kind != "group":
+        return groups.expand(steps, shape)  # type: ignore[arg-type, return-value]  # One reshape.
+    cube = _cube_shape(shape, groups)
+    whole = (slice(0, cube[0]), slice(0, cube[1]), slice(0, cube[2]))
+    return _spread(steps, whole, groups, cube).reshape(shape)
+
+
 def _flushed(x: np.ndarray) -> np.ndarray:
     return np.where(np.abs(x) < np.finfo(x.dtype).tiny, np.zeros((), x.dtype), x)
 
@@ -112,12 +127,15 @@ def _range(w: np.ndarray, groups: Granularity) -> tuple[np.ndarray, np.ndarray]:
 
 def _cube(x: np.ndarray, groups: Granularity) -> np.ndarray:
     """The leaf as (before, channels, behind the channel axis); a leaf of one channel lies along the last axis."""
-    channels = groups.steps_shape(x.shape)[1]
-    axes = groups.axes(x.shape)
+    return x.reshape(_cube_shape(x.shape, groups))
+
+
+def _cube_shape(shape: tuple[int, ...], groups: Granularity) -> tuple[int, int, int]:
+    axes = groups.axes(shape)
     if not axes:
-        return x.reshape(1, 1, x.size)
+        return 1, 1, math.prod(shape)
     (axis,) = axes  # Leaves whose channels several axes number are left to the jitted functions.
-    return x.reshape(math.prod(x.shape[:axis]), channels, math.prod(x.shape[axis + 1 :]))
+    return math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
 
 
 def _pieces(cube: tuple[int, ...]) -> Iterator[Slices]:

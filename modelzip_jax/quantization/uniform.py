@@ -10,10 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax import tree as trees
+from modelzip_jax.concrete import zeros_like
 from modelzip_jax.errors import TransformError
+from modelzip_jax.host_unpacking import unpacked
 from modelzip_jax.packed import Bits, Dense, is_packed
+from modelzip_jax.quantization.blank_groups import is_blank, replaced
 from modelzip_jax.quantization.channel_axis import check_axis, find_axis
-from modelzip_jax.quantization.granularity import GRANULARITIES, Granularity, max_abs
+from modelzip_jax.quantization.granularity import Granularity, check_granularity
 from modelzip_jax.quantization.quantized import Quantized
 from modelzip_jax.quantization.ranges import RANGES, choose_step, code_range, initial_step
 from modelzip_jax.quantization.rounding import fake_quantize, stored_codes
@@ -21,7 +24,7 @@ from modelzip_jax.recipe import recordable
 from modelzip_jax.transform import Context, Encoded, Rate, Transform
 from modelzip_jax.tree import PyTree, Static
 
-__all__ = ["Offsets", "Quantize", "QuantizeState", "quantize"]
+__all__ = ["Offsets", "Quantize", "QuantizeState", "Quantizer", "quantize"]
 
 _FLOOR = 1e-3
 """A learned step never falls below this share of its base."""
@@ -111,8 +114,11 @@ class Quantizer(Transform):
             groups = Granularity(self.granularity, axis, self.group_size)
             latent = trees.latent(w)
             step, zero = self.chosen(name, latent, groups)
-            blank = _is_blank(latent, groups) if self.ranged else jnp.zeros(step.shape, bool)
-            step = jnp.where(blank, jnp.finfo(step.dtype).tiny, step)
+            if self.ranged:
+                blank = is_blank(latent, groups)
+                step = replaced(step, blank, jnp.finfo(step.dtype).tiny)
+            else:
+                blank = zeros_like(step, bool)
             return QuantizeState(step, zero, blank, Static(axis), Static(str(jnp.result_type(w))))
 
         state = trees.map_named(begin, weights)
@@ -123,7 +129,7 @@ class Quantizer(Transform):
             return ()
 
         def zeros(_: Any, s: QuantizeState) -> Offsets:
-            return Offsets(jnp.zeros_like(s.step), None if self.symmetric else jnp.zeros_like(s.zero))
+            return Offsets(zeros_like(s.step), None if self.symmetric else zeros_like(s.zero))
 
         return jax.tree.map(zeros, weights, state)
 
@@ -152,7 +158,7 @@ class Quantizer(Transform):
             for w, s, (step, zero) in zip(held[0], states, held[1], strict=True):
                 groups = Granularity(self.granularity, s.axis.value, self.group_size)
                 new, place = initial_step(w, self.bits, self.symmetric, groups)
-                wider = s.blank & ~_is_blank(w, groups) & (new > step)
+                wider = s.blank & ~is_blank(w, groups) & (new > step)
                 found.append((jnp.where(wider, new, step), jnp.where(wider, place, zero)))
             return found
 
@@ -174,21 +180,19 @@ class Quantizer(Transform):
         return self._map(pack, encoded)
 
     def resume(self, packed: PyTree) -> tuple[PyTree, PyTree, PyTree]:
-        def state(p: Quantized) -> QuantizeState:
-            zero = jnp.zeros_like(p.step) if p.zero is None else p.zero
+        def state(p: Quantized, values: Dense) -> QuantizeState:
+            zero = zeros_like(p.step) if p.zero is None else p.zero
             # A group that is still all zero has had no range yet.
-            blank = jnp.zeros(jnp.shape(p.step), bool)
-            if self.ranged:
-                blank = _is_blank(p.unpack().astype(jnp.float32), p.groups)
+            blank = is_blank(values.array, p.groups) if self.ranged else zeros_like(p.step, bool)
             return QuantizeState(
                 jnp.asarray(p.step), jnp.asarray(zero), blank, Static(p.axis), Static(p.dtype)
             )
 
-        def over(function: Callable[[Quantized], Any]) -> PyTree:
-            return jax.tree.map(function, packed, is_leaf=is_packed)
+        def over(function: Callable[..., Any], *rest: PyTree) -> PyTree:
+            return jax.tree.map(function, packed, *rest, is_leaf=is_packed)
 
-        states = over(state)
-        inner = over(lambda p: Dense(trees.latent(p.unpack()), p.shape))
+        inner = over(lambda p: Dense(trees.latent(unpacked(p)), p.shape))
+        states = over(state, inner)
         return self._zero_offsets(over(lambda _: 0), states), states, inner
 
     def rate(self, encoded: Encoded, inner: PyTree) -> PyTree:
@@ -210,11 +214,6 @@ class Quantize(Quantizer):
 
     def chosen(self, name: str, w: jax.Array, groups: Granularity) -> tuple[jax.Array, jax.Array]:
         return choose_step(w, self.bits, self.symmetric, groups, self.range)
-
-
-def _is_blank(w: jax.Array, groups: Granularity) -> jax.Array:
-    """Which groups of a leaf are all zero."""
-    return groups.reduce(max_abs, w) == 0 if w.size else jnp.zeros(groups.steps_shape(w.shape), bool)
 
 
 def _current(offsets: Offsets, state: QuantizeState) -> tuple[jax.Array, jax.Array]:
@@ -297,12 +296,9 @@ def quantize(
     """
     if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
         raise TransformError(f"bits must be an integer from 1 to 8, not {bits!r}")
-    if granularity not in GRANULARITIES:
-        raise TransformError(f"granularity must be one of {GRANULARITIES}, not {granularity!r}")
+    check_granularity(granularity, group_size)
     if range not in RANGES:
         raise TransformError(f"range must be one of {RANGES}, not {range!r}")
-    if isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < 1:
-        raise TransformError(f"group_size must be an integer of at least 1, not {group_size!r}")
     return Quantize(
         bits, granularity, int(group_size), check_axis(axis), bool(symmetric), bool(learned), range
     )

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from modelzip_jax.sharing.scaling import TOP, scaled
+from modelzip_jax.sharing.scaling import TOP, power, scaled
 
 __all__ = ["BINS", "FAR", "Binning"]
 
@@ -50,9 +50,9 @@ class Binning(NamedTuple):
 
     def coarse(self, x: jax.Array) -> jax.Array:
         """Bins without tails, which is less to compute: int32, 0 to `BINS` - 1, ascending with the value."""
-        y = jnp.clip(self.offset(x), -(2.0**100), 2.0**100)
-        place = (y / (jnp.abs(y) + self.scale) + 1.0) * _HALF
-        return jnp.clip(place.astype(jnp.int32), 0, BINS - 1)
+        y = x * power(-self.length, x.dtype) - self.centre
+        distance = (1.0 - self.scale / (jnp.abs(y) + self.scale)) * (_HALF - 1)  # Of inf, the furthest bin.
+        return (jnp.where(y < 0, -distance, distance) + _HALF).astype(jnp.int32)
 
     def middle(self, place: jax.Array) -> jax.Array:
         """The value, less the centre, in the middle of a bin; no more than any weight that is scaled."""

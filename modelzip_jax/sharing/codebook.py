@@ -161,7 +161,7 @@ def _updated(
     rows, columns, mass = jax.lax.stop_gradient((rows, columns, mass))
     e = unit([rows, columns])
     rows, columns = scaled(rows, -e), scaled(columns, -e)
-    new = move(rows, parted(rows, columns, mass, book.zero.value), mass)
+    new = move(rows, parted(rows, columns, mass), mass)
     new = jnp.where(new == columns, before.reshape(columns.shape), scaled(new, e)).reshape(before.shape)
     base = new / book.scale if offset is None else new / book.scale - offset
     base = jnp.where(new == before, book.base, base)

@@ -14,7 +14,7 @@ from modelzip_jax.sharing.centroids import INITS, initial
 from modelzip_jax.sharing.density import Density, Points, binning, histogram, sort
 from modelzip_jax.sharing.prefix import between
 from modelzip_jax.sharing.relocation import relocate
-from modelzip_jax.sharing.scaling import TOP, exponent, largest, scaled, unit
+from modelzip_jax.sharing.scaling import TOP, exponent, largest, scaled
 
 __all__ = ["KMeans", "assign", "kmeans"]
 
@@ -232,7 +232,8 @@ def _assign_by_table(x: jax.Array, middle: jax.Array) -> jax.Array:
 
     Binary search reads a table eight times a value; this reads one once and, as a rule, compares twice.
     """
-    bins = binning([x], [None], unit([middle]))  # What is far beyond the midpoints needs no bins of its own.
+    # What is far beyond the midpoints needs no bins of its own.
+    bins = binning([x], [None], exponent(largest([middle])))
     places = bins.coarse(middle)
     # One bin less: rounding may put a value one bin beyond a midpoint that is above it.
     begin = jnp.searchsorted(places, jnp.arange(BINS) - 1).astype(jnp.int32)

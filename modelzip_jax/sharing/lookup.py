@@ -92,9 +92,9 @@ def soft_means(
 
 
 def twins(codebook: jax.Array) -> jax.Array:
-    """Whether each entry of `(k, block)` has an equal one before it, and whether it has any: bools `(2, k)`."""
-    equal = jnp.all(codebook[:, None] == codebook[None], axis=-1) & ~jnp.eye(len(codebook), dtype=bool)
-    return jnp.stack([jnp.any(jnp.tril(equal), axis=1), jnp.any(equal, axis=1)])
+    """Whether each entry of `(k, block)` has an equal one before it: bools `(k,)`."""
+    equal = jnp.all(codebook[:, None] == codebook[None], axis=-1)
+    return jnp.any(jnp.tril(equal, -1), axis=1)
 
 
 def _layer(w: jax.Array, codebook: jax.Array, temperature: jax.Array) -> jax.Array:

@@ -5,61 +5,46 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from modelzip_jax.sharing.lloyd import assign
 from modelzip_jax.sharing.lookup import twins
-from modelzip_jax.sharing.relocation import relocate
 from modelzip_jax.sharing.sums import sums
 from modelzip_jax.sharing.vectors import assign_blocks
 
 __all__ = ["means", "parted"]
 
 
-def parted(rows: jax.Array, entries: jax.Array, mass: jax.Array, zero: bool) -> jax.Array:
-    """The entries, those that are equal moved apart to where the rows are, if these differ.
+def parted(rows: jax.Array, entries: jax.Array, mass: jax.Array) -> jax.Array:
+    """The entries, those that are equal to one before moved to rows that are equal to none, if there are such.
 
-    Numbers spread over what they stand for, as centroids without points do in k-means; vectors become rows.
+    The rows at even distances in their order, of those that count: no more to compile than it takes, as it is
+    for every leaf and runs for few. What follows, steps of Lloyd's iteration, finds better places.
 
     Args:
-      rows: `(n, block)`. entries: `(k, block)`. mass: as `rows`. All in units near one. zero: entry 0 stays.
+      rows: `(n, block)`. entries: `(k, block)`. mass: as `rows`. All in units near one.
 
-    >>> parted(jnp.array([[-1.0], [0.0], [1.0]]), jnp.zeros((3, 1)), jnp.ones((3, 1)), True)[:, 0].tolist()[0]
-    0.0
+    >>> parted(jnp.array([[-1.0], [0.0], [1.0]]), jnp.zeros((3, 1)), jnp.ones((3, 1)))[:, 0].tolist()
+    [0.0, -1.0, 1.0]
     """
     if not len(rows):
         return entries
-    again, twin = twins(entries)
-    spread = _spread if rows.shape[1] == 1 else _drawn
-    return jax.lax.cond(
-        jnp.any(again), lambda: spread(rows, entries, mass, again, twin, zero), lambda: entries
-    )
+    again = twins(entries)
+
+    def moved() -> jax.Array:
+        counted = jnp.cumsum(jnp.any(mass * _apart(rows, entries, mass) > 0, axis=1), dtype=jnp.int32)
+        rank = (jnp.cumsum(again, dtype=jnp.int32).astype(jnp.float32) - 0.5) / jnp.sum(again).astype(
+            jnp.float32
+        )
+        at = (rank * counted[-1].astype(jnp.float32)).astype(jnp.int32)
+        place = jnp.clip(jnp.searchsorted(counted, at, side="right"), 0, len(rows) - 1)
+        return jnp.where((again & (counted[-1] > 0))[:, None], rows[place], entries)
+
+    return jax.lax.cond(jnp.any(again), moved, lambda: entries)
 
 
-def _spread(
-    rows: jax.Array, entries: jax.Array, mass: jax.Array, again: jax.Array, twin: jax.Array, zero: bool
-) -> jax.Array:
-    order = jnp.argsort(entries[:, 0])
-    # The lowest of equal entries gets what is below them, the highest what is above.
-    codes = order[assign(rows[:, 0], entries[order, 0])]
-    centres, total = means(rows, codes, entries, mass)
-    pinned = (jnp.arange(len(entries)) == 0) & zero
-    centres = jnp.where((twin & ~pinned)[:, None], centres, entries)
-    error = sums(codes, mass * jnp.square(rows - centres[codes]), len(entries))[:, 0]
-    low = jnp.min(jnp.where(mass > 0, rows, jnp.inf))
-    high = jnp.max(jnp.where(mass > 0, rows, -jnp.inf))
-    fixed = pinned | ((total[:, 0] <= 0) & ~again)
-    return relocate(centres[:, 0], total[:, 0], error, fixed, (low, high))[:, None]
-
-
-def _drawn(
-    rows: jax.Array, entries: jax.Array, mass: jax.Array, again: jax.Array, twin: jax.Array, zero: bool
-) -> jax.Array:
-    """Rows at even distances, of those that count and have no entry of their own."""
-    apart = jnp.square(rows - entries[assign_blocks(rows, entries, mass)])
-    counted = jnp.cumsum(jnp.any(mass * apart > 0, axis=1), dtype=jnp.int32)
-    rank = (jnp.cumsum(again, dtype=jnp.int32).astype(jnp.float32) - 0.5) / jnp.sum(again).astype(jnp.float32)
-    at = (rank * counted[-1].astype(jnp.float32)).astype(jnp.int32)
-    place = jnp.clip(jnp.searchsorted(counted, at, side="right"), 0, len(rows) - 1)
-    return jnp.where((again & (counted[-1] > 0))[:, None], rows[place], entries)
+def _apart(rows: jax.Array, entries: jax.Array, mass: jax.Array) -> jax.Array:
+    """How far the rows are from the nearest entry, `(n, block)` or `(n, 1)`."""
+    if rows.shape[1] == 1:  # Compared and reduced in one pass, without an array of n · k.
+        return jnp.min(jnp.abs(rows - entries[:, 0][None]), axis=1, keepdims=True)
+    return jnp.abs(rows - entries[assign_blocks(rows, entries, mass)])
 
 
 def means(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,31 +15,35 @@ from modelzip_jax.chaining import chain
 from modelzip_jax.coding import histograms
 from modelzip_jax.errors import TransformError
 from modelzip_jax.partitioning import Partition, partition
-from modelzip_jax.transform import Transform
+from modelzip_jax.quantization.granularity import Granularity
+from modelzip_jax.transform import Transform, identity
 from modelzip_jax.wavelets.bases import Basis
-from modelzip_jax.wavelets.entropy import cheapest_cuts, coded_bits
+from modelzip_jax.wavelets.entropy import cheapest_cuts, coded_bits, lossless_bits
 from modelzip_jax.wavelets.fixed_step import quantize_step
+from modelzip_jax.wavelets.host_bases import analysed, synthesized
 from modelzip_jax.wavelets.shapes import viewed
+from modelzip_jax.wavelets.step_fit import BITS, WHOLE, fit_steps
 from modelzip_jax.wavelets.wavelet_domain import Wavelet
 
 __all__ = ["Choice", "best_basis", "candidates", "choices"]
 
 PyTree = Any
-BITS = 8
-_REACH = (1 << (BITS - 1)) - 0.5
 _BASIS_BITS = 8.0 * 48
 """Description of a basis in a file's header and recipe."""
 _WORTH = 1e-3
 """The share of the bits that a basis has to save."""
-_TOLERANCE = 2e-4
-"""How far below the target the error of a step size may lie, relatively."""
+_ROUNDING = 1e-5
+"""By how much, relatively, errors of weights and of coefficients may differ in float32."""
+_GROUPS = (512, 128, 32)
+"""Weights that share a step where one for all does not meet the distortion, nor one for each channel."""
 
 
 class Choice(NamedTuple):
     """A basis for one tensor. basis: None for the weights as they are. view: shape that is transformed.
 
-    step: of the quantizer. bits: of the coded tensor, tables and descriptions included.
-    error: squared error of the weights over their squared norm.
+    step: of the quantizer; 0 for none: lossless. bits: of the coded tensor, tables and descriptions included.
+    error: squared error of the weights over their squared norm. groups: which weights may take a larger step together,
+    where codes would not reach.
     """
 
     basis: Basis | None
@@ -49,10 +51,14 @@ class Choice(NamedTuple):
     step: float
     bits: float
     error: float
+    groups: Granularity = WHOLE
 
     def transform(self) -> Transform:
         """What `mz.compress` stores the tensor by."""
-        quantizer = quantize_step(self.step, BITS)
+        if self.step == 0.0:
+            return identity()
+        kind, axis, size = self.groups.kind, self.groups.axis, self.groups.group_size
+        quantizer = quantize_step(self.step, BITS, granularity=kind, group_size=size, axis=axis)
         return quantizer if self.basis is None else chain(Wavelet(self.basis, self.view, None, ()), quantizer)
 
 
@@ -88,58 +94,46 @@ def _along(axes: tuple[int, ...], n: int) -> list[Basis]:
     return [Basis("dct", "", b, axes) for b in blocks] + [Basis("wavelet", f, 3, axes) for f in filters]
 
 
-@jax.jit
-def _coded(y: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Codes as bytes, and the values that they stand for."""
-    q = jnp.clip(jnp.round(y / step), -127, 127)
-    return (q + 128).astype(jnp.uint8), q * step
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _error(x: jax.Array, values: jax.Array, basis: Basis | None) -> jax.Array:
-    return jnp.sum(jnp.square((values if basis is None else basis.synthesis(values)) - x))
-
-
-class _Trial(NamedTuple):
-    step: float
-    error: float
-    codes: np.ndarray
-
-
-def _fit(x: jax.Array, basis: Basis | None, target: float) -> _Trial | None:
-    """The step size whose squared error meets the target; None if eight bits cannot."""
-    y = x if basis is None else basis.analysis(x)
-    smallest = float(jnp.max(jnp.abs(y))) / (_REACH - 1e-3)
-    step = max(math.sqrt(12.0 * target / x.size), smallest)
-    low, high = math.log(smallest), math.inf
-    trial = None
-    for _ in range(12):
-        codes, values = _coded(y, jnp.float32(step))
-        error = float(_error(x, values, basis))
-        if error <= target and (trial is None or step > trial.step):
-            trial = _Trial(step, error, np.asarray(codes))
-        if abs(error / target - 1.0) < _TOLERANCE and error <= target:
-            break
-        low, high = (max(low, math.log(step)), high) if error <= target else (low, math.log(step))
-        # Newton for an error that grows as step²; aimed a little below, since it has to be met.
-        aim = math.log(step) + 0.5 * math.log((1.0 - 0.5 * _TOLERANCE) * target / max(error, 1e-30))
-        aim = min(max(aim, low), high) if low < aim < high or high == math.inf else 0.5 * (low + high)
-        if aim == math.log(step):
-            break
-        step = math.exp(aim)
-    return trial
-
-
-def _bits(trial: _Trial, basis: Basis | None, view: tuple[int, ...]) -> float:
-    if basis is None:
-        return coded_bits(histograms.count(trial.codes))
-    codes = trial.codes
-    parts = [
-        np.concatenate([codes[band.slices].reshape(-1) for band in group])
+def _bits(codes: np.ndarray, basis: Basis, view: tuple[int, ...]) -> float:
+    """Of coefficients, each part of the spectrum with statistics of its own where that pays."""
+    counts = np.stack([
+        sum(histograms.count(codes[band.slices]) for band in group)
         for _, group in itertools.groupby(basis.bands(view), key=lambda band: band.frequency)
-    ]
-    counts = [histograms.count(np.concatenate(parts[a:b])) for a, b in cheapest_cuts(parts)]
-    return sum(map(coded_bits, counts)) + _BASIS_BITS
+    ])  # fmt: skip
+    joined = np.stack([counts[a:b].sum(0) for a, b in cheapest_cuts(counts)])
+    return float(coded_bits(joined).sum()) + _BASIS_BITS
+
+
+def _plain(x: np.ndarray, target: float, norm: float, lossless: float) -> Choice:
+    """The weights as they are: one step for all if eight bits meet the target, else more of them, else lossless."""
+    trial = fit_steps(x, target, WHOLE)
+    if trial is not None:
+        bits = float(coded_bits(histograms.count(trial.codes)))
+        return Choice(None, (), trial.step, bits, trial.error / norm)
+    found = [Choice(None, (), 0.0, lossless, 0.0)]
+    channels = [Granularity("channel", axis, 128) for axis, n in enumerate(x.shape) if n > 1 and x.ndim > 1]
+    for groups in channels + [Granularity("group", -1, size) for size in _GROUPS]:
+        trial = fit_steps(x, target, groups)
+        if trial is not None:
+            bits = float(coded_bits(histograms.count(trial.codes))) + lossless_bits(trial.steps)
+            found.append(Choice(None, (), trial.step, bits, trial.error / norm, groups))
+    return min(found, key=lambda choice: choice.bits)
+
+
+def _in_basis(
+    x: np.ndarray, basis: Basis, view: tuple[int, ...], target: float, norm: float
+) -> Choice | None:
+    """What the basis takes, with one step for all; None if eight bits cannot meet the target."""
+    whole = x.reshape(view)
+    coefficients = analysed(whole, basis)
+    if basis.orthonormal:
+        trial = fit_steps(coefficients, target * (1.0 - _ROUNDING), WHOLE)
+    else:
+        error = lambda off: float(np.sum(np.square(synthesized(off, basis))))  # noqa: E731
+        trial = fit_steps(coefficients, target * (1.0 - _ROUNDING), WHOLE, error)
+    if trial is None:
+        return None
+    return Choice(basis, view, trial.step, _bits(trial.codes, basis, view), trial.error / norm)
 
 
 def choices(
@@ -147,31 +141,36 @@ def choices(
 ) -> list[Choice]:
     """What one tensor takes in each basis at equal squared error, the smallest first.
 
-    The weights as they are come before bases that save less than a thousandth.
+    The weights as they are come before bases that save less than a thousandth. Bases whose coefficients eight bits
+    cannot hold at that distortion are left out; the weights as they are are always among them: where one step size
+    cannot meet it, channels or groups take steps of their own, and where these cannot, the tensor stays lossless.
 
     Args:
-      name: of the leaf, for messages. x: its weights. distortion: squared error over squared norm; where codes
-        of eight bits cannot meet it without any basis, what they can is asked of the bases.
+      name: of the leaf, for messages. x: its weights. distortion: squared error over squared norm.
       bases: `(basis, view)` pairs; `candidates` if None.
     """
-    x = jnp.asarray(x, jnp.float32)
-    norm = float(jnp.sum(jnp.square(x)))
+    lossless, rounding = lossless_bits(np.asarray(x)), _cast_error(x)
+    x = np.ascontiguousarray(np.asarray(x, np.float32))
+    norm = float(np.sum(np.square(x), dtype=np.float64))
     if norm == 0.0:
-        return [Choice(None, (), 1.0, coded_bits(histograms.count(np.full(x.size, 128, np.uint8))), 0.0)]
-    target = distortion * norm
-    plain = _fit(x, None, target)
-    if plain is None:
-        step = float(jnp.max(jnp.abs(x))) / (_REACH - 1e-3)
-        codes, values = _coded(x, jnp.float32(step))
-        plain = _Trial(step, float(_error(x, values, None)), np.asarray(codes))
-        target = plain.error
-    found = [Choice(None, (), plain.step, _bits(plain, None, ()), plain.error / norm)]
+        return [
+            Choice(None, (), 1.0, float(coded_bits(histograms.count(np.full(x.size, 128, np.uint8)))), 0.0)
+        ]
+    target = (distortion - rounding) * norm
+    if target <= 0.0:
+        return [Choice(None, (), 0.0, lossless, 0.0)]
+    found = [_plain(x, target, norm, lossless)]
     for basis, view in candidates(x.shape) if bases is None else bases:
-        shape = viewed(x.shape, view, name)
-        trial = _fit(x.reshape(shape), basis, target)
-        if trial is not None:
-            found.append(Choice(basis, view, trial.step, _bits(trial, basis, shape), trial.error / norm))
+        choice = _in_basis(x, basis, viewed(x.shape, view, name), target, norm)
+        if choice is not None:
+            found.append(choice._replace(view=tuple(view)))
     return sorted(found, key=lambda choice: choice.bits * (1.0 + _WORTH * (choice.basis is not None)))
+
+
+def _cast_error(x: Any) -> float:
+    """Squared error over squared norm of what a half-precision leaf adds: its values are rounded once more."""
+    dtype = jnp.result_type(x)
+    return float(jnp.finfo(dtype).eps) ** 2 / 12.0 if jnp.dtype(dtype).itemsize < 4 else 0.0
 
 
 def best_basis(
@@ -188,7 +187,9 @@ def best_basis(
     Tries `candidates` and the weights as they are, so that it never loses: each is quantized by the step
     size that meets the same distortion, and its codes are counted as a file codes them (with statistics
     of their own for each part of the spectrum, tables and descriptions included). A basis has to save
-    a thousandth: in noise, the best of many saves less by chance.
+    a thousandth: in noise, the best of many saves less by chance. Where codes of eight bits and one step size
+    cannot meet the distortion, as with an outlier, channels or groups that codes do not reach take larger steps and
+    the rest smaller ones; where that is not enough, the tensor is left lossless.
 
     Args:
       params: the weights. Call it on what will be compressed: steps belong to these values.

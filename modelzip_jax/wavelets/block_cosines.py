@@ -11,11 +11,11 @@ import numpy as np
 from modelzip_jax.errors import TransformError
 from modelzip_jax.wavelets.multilevel import check_axes
 
-__all__ = ["dct", "idct"]
+__all__ = ["dct", "dct_matrix", "idct"]
 
 
 @functools.cache
-def _matrix(size: int) -> np.ndarray:
+def dct_matrix(size: int) -> np.ndarray:
     """Orthonormal DCT-II, float64 (size, size): row k is frequency k."""
     k, i = np.arange(size)[:, None], np.arange(size)[None]
     rows = np.cos(np.pi * (2 * i + 1) * k / (2 * size)) * np.sqrt(2.0 / size)
@@ -73,12 +73,12 @@ def _forward(x: jax.Array, block: int) -> jax.Array:
     """(n, columns) to (n, columns)."""
     (blocks, rest), columns = divmod(x.shape[0], block), x.shape[1]
     if not blocks:
-        return _product(_matrix(rest), x)
+        return _product(dct_matrix(rest), x)
     body = x[: blocks * block].reshape(blocks, block, columns).swapaxes(0, 1)
-    body = _product(_matrix(block), body)
+    body = _product(dct_matrix(block), body)
     if not rest:
         return body.reshape(x.shape)
-    tail = _product(_matrix(rest), x[blocks * block :])[:, None]
+    tail = _product(dct_matrix(rest), x[blocks * block :])[:, None]
     mixed = jnp.concatenate([body[:rest], tail], 1).reshape(rest * (blocks + 1), columns)
     return jnp.concatenate([mixed, body[rest:].reshape((block - rest) * blocks, columns)])
 
@@ -86,9 +86,9 @@ def _forward(x: jax.Array, block: int) -> jax.Array:
 def _backward(y: jax.Array, block: int) -> jax.Array:
     (blocks, rest), columns = divmod(y.shape[0], block), y.shape[1]
     if not blocks:
-        return _product(_matrix(rest).T, y)
+        return _product(dct_matrix(rest).T, y)
     cut = rest * (blocks + 1)
     mixed = y[:cut].reshape(rest, blocks + 1, columns)
     body = jnp.concatenate([mixed[:, :blocks], y[cut:].reshape(block - rest, blocks, columns)])
-    body = _product(_matrix(block).T, body).swapaxes(0, 1).reshape(blocks * block, columns)
-    return jnp.concatenate([body, _product(_matrix(rest).T, mixed[:, blocks])]) if rest else body
+    body = _product(dct_matrix(block).T, body).swapaxes(0, 1).reshape(blocks * block, columns)
+    return jnp.concatenate([body, _product(dct_matrix(rest).T, mixed[:, blocks])]) if rest else body

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from modelzip_jax.coding import histograms
 from modelzip_jax.errors import ModelzipError
 from modelzip_jax.packed import Bits, Elementwise, PackedArray, packed_kind, static
 from modelzip_jax.wavelets.bases import Band, Basis
@@ -129,7 +130,7 @@ def _sorted(codes: np.ndarray, boxes: list[Band], bits: int) -> PackedArray | No
         np.concatenate([codes[band.slices].reshape(-1) for band in group])
         for _, group in itertools.groupby(boxes, key=lambda band: band.frequency)
     ]
-    cuts = cheapest_cuts(parts)
+    cuts = cheapest_cuts(np.stack([histograms.count(part) for part in parts]))
     if len(cuts) < 2:
         return None
     return _join([Bits.pack(np.concatenate(parts[a:b]), bits) for a, b in cuts])

@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 
 from modelzip_jax.quantization import ranges, rounding
+from modelzip_jax.quantization.blank_groups import is_blank
 from modelzip_jax.quantization.granularity import Granularity
-from modelzip_jax.quantization.host_codes import codes_on_host, steps_on_host, values_on_host
+from modelzip_jax.quantization.host_codes import (
+    blank_on_host,
+    codes_on_host,
+    spread_on_host,
+    steps_on_host,
+    values_on_host,
+)
 
 RNG = np.random.default_rng(0)
 SHAPES = [(), (1,), (37,), (0,), (0, 3), (3, 0), (5, 1), (1, 6), (130, 9), (3, 3, 4, 7), (2, 300, 3)]
@@ -52,6 +59,8 @@ def test_steps_codes_and_values(granularity, kind):
         found = steps_on_host(w, low, high, ranges.reciprocal(high, w.dtype), groups)
         same(found[0], step)
         same(found[1], zero)
+        same(spread_on_host(found[0], shape, groups), groups.expand(step, shape))
+        same(blank_on_host(w, groups), jax.jit(is_blank, static_argnums=1)(w, groups))
         # Half of the time with codes that are clipped.
         for s in [step if RNG.integers(2) else jnp.where(step > 1e-30, step * np.float32(0.3), step)]:
             codes = jax.jit(rounding.stored_codes, static_argnums=(3, 4, 5))(w, s, zero, low, high, groups)

@@ -94,9 +94,9 @@ def test_equal_entries_of_a_learned_book_part_and_its_offsets_stay(zero):
 def test_entries_that_differ_stay_when_others_part():
     entries = jnp.array([[3.0], [-1.0], [-1.0], [7.0]])
     rows = jnp.array([[-1.5], [-0.5], [3.0], [3.0]])
-    found = np.asarray(parted(rows, entries, jnp.ones((4, 1)), False))[:, 0]
-    assert found[[0, 3]].tolist() == [3.0, 7.0]
-    assert sorted(found[[1, 2]].tolist()) == [-1.5, -0.5]
+    found = np.asarray(parted(rows, entries, jnp.ones((4, 1))))[:, 0]
+    assert found[[0, 1, 3]].tolist() == [3.0, -1.0, 7.0]
+    assert found[2] in (-1.5, -0.5)
 
 
 def test_where_nothing_differs_nothing_parts():
@@ -107,7 +107,7 @@ def test_where_nothing_differs_nothing_parts():
 
 
 def test_while_entries_are_equal_the_gradient_goes_straight_through():
-    assert twins(jnp.array([[0.0], [2.0], [0.0]])).tolist() == [[False, False, True], [True, False, True]]
+    assert twins(jnp.array([[0.0], [2.0], [0.0]])).tolist() == [False, False, True]
     w, g = jnp.array([[0.1], [2.1], [-0.1], [2.2]]), jnp.array([[3.0], [5.0], [7.0], [1.0]])
     codes = jnp.array([0, 1, 2, 1], jnp.uint8)
 

@@ -74,6 +74,62 @@ def test_all_zeros_and_outliers_fall_back_on_the_weights_as_they_are():
     mz.compress({"w": spiky}, best.transform())
 
 
+OUTLIER = RNG.normal(size=(64, 64)).astype(np.float32)
+OUTLIER[0, 0] = 200.0
+HARD = {
+    "outlier": OUTLIER,
+    "spread rows": (np.exp(1.5 * RNG.normal(size=(64, 1))) * RNG.normal(size=(64, 64))).astype(np.float32),
+    "outliers everywhere": np.where(RNG.random((64, 64)) < 0.02, 300.0, RNG.normal(size=(64, 64))).astype(
+        "f4"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+@pytest.mark.parametrize("distortion", [1e-5, 1e-3])
+def test_what_eight_bits_and_one_step_do_not_reach_keeps_to_the_distortion(name, distortion):
+    x = HARD[name]
+    best = choices("x", x, distortion, FEW)[0]
+    decoded = mz.unpack(mz.compress({"x": x}, best.transform()))["x"]
+    error = float(np.sum(np.square(decoded - x)) / np.sum(np.square(x)))
+    assert error <= 1.001 * distortion
+    assert error == pytest.approx(best.error, rel=1e-2, abs=1e-9)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_part_of_the_error(dtype):
+    for distortion in (1e-3, 2e-5):
+        x = jnp.asarray(PARAMS["rough"]).astype(dtype)
+        decoded = mz.unpack(mz.compress({"x": x}, best_basis({"x": x}, distortion, bases=FEW)))["x"]
+        off = np.asarray(decoded, np.float64) - np.asarray(x, np.float64)
+        assert np.sum(off**2) <= 1.02 * distortion * np.sum(np.asarray(x, np.float64) ** 2)
+
+
+def test_the_distortion_asked_for_is_met_by_best_basis_as_a_whole():
+    packed = mz.compress(HARD, best_basis(HARD, 1e-3, bases=[]))
+    for name, found in mz.unpack(packed).items():
+        assert np.sum(np.square(found - HARD[name])) <= 1.001e-3 * np.sum(np.square(HARD[name]))
+
+
+def test_channels_of_zeros_take_the_step_itself():
+    w = np.float32([[0.0, 0.3, 900.0], [0.0, -0.2, 1.0]])
+    (state,) = quantize_step(0.5, granularity="channel").init({"w": w}, mz.Context()).state.values()
+    np.testing.assert_array_equal(state.step, np.float32([[0.5, 0.5, 900 / 127]]))
+    x = OUTLIER.copy()
+    x[:, 1] = x[3] = 0.0
+    best = choices("x", x, 1e-3, [])[0]
+    assert best.groups.kind != "tensor"
+    decoded = mz.decoded({"x": x}, best.transform())["x"]
+    assert np.sum(np.square(decoded - x)) == pytest.approx(best.error * np.sum(np.square(x)), rel=1e-3)
+
+
+def test_what_nothing_reaches_stays_lossless():
+    x = RNG.normal(size=(64, 64)).astype("f4")
+    best = choices("x", x, 1e-9, FEW)[0]
+    assert (best.step, best.error) == (0.0, 0.0)
+    np.testing.assert_array_equal(mz.unpack(mz.compress({"x": x}, best.transform()))["x"], x)
+
+
 @pytest.mark.parametrize("basis", [Basis("wavelet", "db2", 2, (0,)), Basis("wavelet", "bior4.4", 2, (0,))])
 def test_product_in_the_wavelet_domain_equals_the_rebuilt_one(basis):
     x, w = RNG.normal(size=(3, 20)).astype("f4"), RNG.normal(size=(20, 6)).astype("f4")
@@ -134,6 +190,8 @@ def test_reverse_water_filling():
 def test_step_errors():
     with pytest.raises(LeafError, match="reach"):
         quantize_step(0.1, bits=2).init({"w": jnp.ones(3)}, mz.Context())
+    with pytest.raises(TransformError, match="one of"):
+        quantize_step(0.1, granularity="row")
     with pytest.raises(TransformError, match="positive"):
         quantize_step(0.0)
     with pytest.raises(TransformError, match="bits"):
@@ -146,4 +204,6 @@ def test_step_errors():
 
 @pytest.mark.slow
 def test_step_laws():
-    mz.testing.check_laws(quantize_step(0.5), {"w": RNG.normal(size=(4, 3)).astype("f4")}, steps=2)
+    for granularity in ("tensor", "channel"):
+        transform = quantize_step(0.5, granularity=granularity)
+        mz.testing.check_laws(transform, {"w": RNG.normal(size=(4, 3)).astype("f4")}, steps=2)
