@@ -42,7 +42,8 @@ def recordable(cls: Class) -> Class:
     Raises:
       RecipeError: two classes of this library have one name.
 
-    >>> Mine = dataclasses.make_dataclass("Mine", ["power"], namespace={"__module__": "research"}, frozen=True)
+    >>> Mine = dataclasses.make_dataclass("Mine", ["power"], frozen=True)
+    >>> Mine.__module__ = "research"
     >>> to_plain(recordable(Mine)(2.0))
     {'type': 'research:Mine', 'fields': {'power': 2.0}}
     """

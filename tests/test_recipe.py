@@ -92,13 +92,15 @@ def test_a_class_may_be_defined_again():
 
 
 def test_two_classes_of_ours_cannot_have_one_name():
-    cls = dataclasses.make_dataclass("Identity", [], namespace={"__module__": "modelzip_jax.elsewhere"})
+    cls = dataclasses.make_dataclass("Identity", [])
+    cls.__module__ = "modelzip_jax.elsewhere"
     with pytest.raises(mz.errors.RecipeError, match="'Identity' is registered already"):
         recordable(cls)
 
 
 def test_a_class_that_is_not_recordable_is_no_class_of_ours():
     cls = dataclasses.make_dataclass("Identity", [], frozen=True)
+    cls.__module__ = "types"
     assert "opaque" in to_plain(cls())
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +16,6 @@ from modelzip_jax.errors import TransformError
 __all__ = ["GRANULARITIES", "Granularity", "check_granularity"]
 
 GRANULARITIES = ("tensor", "channel", "group")
-_PARTS = 8
 _WORTH_FOLDING = 1 << 14
 
 
@@ -136,17 +133,16 @@ class Granularity:
 
 
 def _folded(rows: jax.Array) -> jax.Array:
-    """An eighth as many rows, of the same sums.
+    """Half as many rows, of the same sums.
 
-    XLA fuses nothing into sums of columns on a CPU, but into the sums of rows far apart: what is summed up is never
-    written as a whole.
+    XLA:CPU fuses nothing into sums of columns, but into a sum of two rows: what is summed up is written at half its
+    size. Three such halves made a learned step 1.19 × plain instead of 1.28, but 1.50 instead of 1.29 behind a mask.
     """
-    part = len(rows) // _PARTS
-    if part == 0 or rows.size < _WORTH_FOLDING:
+    half = len(rows) // 2
+    if half == 0 or rows.size < _WORTH_FOLDING:
         return rows
-    folded = functools.reduce(operator.add, [rows[k * part : (k + 1) * part] for k in range(_PARTS)])
-    rest = rows[_PARTS * part :]
-    return folded.at[: len(rest)].add(rest) if len(rest) else folded
+    both = rows[:half] + rows[half : 2 * half]
+    return both if len(rows) % 2 == 0 else both.at[:1].add(rows[2 * half :])
 
 
 def check_granularity(granularity: str, group_size: int) -> None:
