@@ -10,23 +10,26 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONS
 
 # Most of the tests' time is XLA's. What one process compiled, the others read, and so does the next run. AS_USERS are
 # compiled as users compile, since rounding and exact round trips depend on the code; the others with half the effort.
-test test-all: export JAX_COMPILATION_CACHE_DIR = $(abspath $(VENV))/compiled
-test test-all: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
-test test-all: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES = -1
+test test-quick test-all: export JAX_COMPILATION_CACHE_DIR = $(abspath $(VENV))/compiled
+test test-quick test-all: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
+test test-quick test-all: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES = -1
 AS_USERS = tests/coding tests/quantization tests/test_laws.py tests/models/test_sentence_encoder.py
 QUICK_XLA = --xla_cpu_parallel_codegen_split_count=1 --xla_backend_optimization_level=0 \
 	--xla_llvm_disable_expensive_passes=true $(if $(findstring py311,$(CONSTRAINTS)),$(OLD_XLA))
 # Later jaxlibs stop at a flag that they no longer know.
 OLD_XLA = --xla_cpu_use_fusion_emitters=false
 
-.PHONY: demo test test-all lint format bench docs clean
+.PHONY: demo test test-quick test-all lint format bench docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python scripts/demo.py
 
-test: $(VENV)/.test
-	XLA_FLAGS="$(QUICK_XLA)" $(BIN)/python -m pytest -n 2 -m "not slow" $(AS_USERS:%=--ignore=%)
+test: test-quick
 	$(BIN)/python -m pytest -n 2 -m "not slow" $(AS_USERS)
+
+# All but AS_USERS: what a second interpreter is tested with.
+test-quick: $(VENV)/.test
+	XLA_FLAGS="$(QUICK_XLA)" $(BIN)/python -m pytest -n 2 -m "not slow" $(AS_USERS:%=--ignore=%)
 
 test-all: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2
