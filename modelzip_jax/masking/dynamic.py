@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from modelzip_jax.errors import TransformError
 from modelzip_jax.masking import scores as scoring
-from modelzip_jax.masking.allocation import Allocation, AtMost, resolve
+from modelzip_jax.masking.allocation import Allocation, resolve
 from modelzip_jax.masking.allocation.allocator import shared_out
 from modelzip_jax.masking.bitmask import unpack_mask
 from modelzip_jax.masking.masks import Masking
@@ -154,7 +154,7 @@ def regrow(
         raise TransformError(
             f"{structure} leaves nothing to regrow freely; use single weights, blocks or channels"
         )
-    if isinstance(resolve(allocation), AtMost):
+    if resolve(allocation).fixes_sparsity:
         raise TransformError(
             "a budget fixes the sparsity of mz.prune; sparse training takes a sparsity and 'erk'"
         )

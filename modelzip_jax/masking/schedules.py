@@ -240,7 +240,7 @@ def dense_sparse_dense(sparsity: float, begin: int, end: int) -> Alternating:
 
 def _check_sparsity(name: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0.0 <= value < 1.0:
-        percent = isinstance(value, int | float) and 1.0 <= value < 100.0
+        percent = isinstance(value, int | float) and 1.0 < value < 100.0
         hint = f"; {value} % is {value / 100}" if percent else ""
         raise TransformError(f"{name} must be in [0, 1), not {value!r}{hint}")
 

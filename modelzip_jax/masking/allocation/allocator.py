@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +58,9 @@ class Allocation:
 
     One whose choice depends on more than shares, such as a budget, overrides `choose` instead.
     """
+
+    fixes_sparsity: ClassVar[bool] = False
+    """Whether it says itself how many weights go, so that a sparsity is only the schedule towards it."""
 
     @property
     def leafwise(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,8 @@ _FINE = 1 << 12
 @dataclasses.dataclass(frozen=True)
 class AtMost(Allocation):
     """See `at_most`. costs: `(leaves, FLOPs)` of the products of the model, by the leaves in them."""
+
+    fixes_sparsity: ClassVar[bool] = True
 
     params: int | None = None
     flops: int | None = None
