@@ -13,6 +13,8 @@ from modelzip_jax.errors import LeafError, TransformError
 
 __all__ = ["check_axis", "find_axis"]
 
+_STEP_BITS = 32
+
 
 def check_axis(axis: Any) -> int | tuple[int, ...] | str:
     """An axis, several, or "auto".
@@ -40,8 +42,9 @@ def find_axis(
       name: of the leaf, for messages. w: its weights. axis: as given to `quantize`. granularity: of `GRANULARITIES`.
 
     Returns:
-      The axis that was given; for "auto" 0 or -1, whichever gives the smaller squared error when each channel is
-      rounded by the range of its weights. -1 where that cannot be told: of fewer than two axes, or under `jit`.
+      The axis that was given; for "auto" 0 or -1, whichever takes fewer bits for one squared error: half a bit a
+      weight for each doubling of the error, which is estimated from the channels' ranges, and 32 bits a step. -1
+      where that cannot be told: of fewer than two axes, or under `jit`.
 
     Raises:
       LeafError: the leaf has no such axis.
@@ -51,7 +54,7 @@ def find_axis(
         traced = isinstance(w, jax.core.Tracer) or not getattr(w, "is_fully_addressable", True)
         if traced or granularity == "tensor" or len(shape) < 2 or not math.prod(shape):
             return -1
-        return 0 if _spread_of_ranges(w, 0) < _spread_of_ranges(w, -1) else -1
+        return 0 if _bits(w, 0, granularity) < _bits(w, -1, granularity) else -1
     own = (axis,) if isinstance(axis, int) else axis
     rank = len(shape)
     if rank > len(own) or (rank == len(own) and rank > 1):
@@ -61,11 +64,13 @@ def find_axis(
     return axis
 
 
-def _spread_of_ranges(w: Any, axis: int) -> float:
-    """What the squared error of rounding by each channel's range is proportional to: weights times range squared.
+def _bits(w: Any, axis: int, granularity: str) -> float:
+    """The bits of codes and steps at one squared error, less what all axes have in common.
 
-    Rounding to steps of range / levels has an error of step² / 12 a weight, whatever the levels are.
+    Rounding to steps of range / levels has an error of step² / 12 a weight, whatever the levels are, so that the
+    mean squared range stands for it. Groups are as many along each axis.
     """
     x = np.abs(np.asarray(w).astype(np.float32))
     largest = x.max(axis=tuple(a for a in range(x.ndim) if a != axis % x.ndim))
-    return float(np.mean(np.square(largest.astype(np.float64))))
+    error = max(float(np.mean(np.square(largest.astype(np.float64)))), np.finfo(np.float64).tiny)
+    return 0.5 * x.size * math.log2(error) + (_STEP_BITS * largest.size if granularity == "channel" else 0)

@@ -160,3 +160,24 @@ def test_refusals():
         mz.compress(tree(), mz.quantize(4, axis=2))
     with pytest.raises(mz.errors.LeafError, match="quantize cannot encode leaf 'ids' of dtype int32"):
         mz.compress({"ids": jnp.arange(4)}, mz.quantize(4))
+
+
+@pytest.mark.parametrize(
+    ("shape", "scaled", "axis"),
+    [
+        ((100, 10), None, -1),  # Steps of all 100 rows would cost more than they save.
+        ((784, 300), None, 0),  # A sixth less error pays for 484 steps more.
+        ((64, 512), 0, 0),
+        ((512, 64), 1, -1),
+        ((256, 128, 1, 1), 0, 0),
+    ],
+)
+def test_auto_weighs_the_bytes_of_steps_against_the_error(shape, scaled, axis):
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=shape)
+    if scaled is not None:
+        spread = [1] * len(shape)
+        spread[scaled] = -1
+        w *= np.exp(rng.normal(size=shape[scaled])).reshape(spread)
+    state = mz.quantize(4).init({"w": jnp.asarray(w, jnp.float32)}, mz.Context()).state
+    assert state["w"].axis.value == axis
