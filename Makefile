@@ -47,6 +47,7 @@ format: $(VENV)/.test
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.coding
 	$(BIN)/python -m benchmarks.step_overhead
+	$(BIN)/python -m benchmarks.step_overhead --cores 2
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.compile_count
 	$(BIN)/python -m benchmarks.data

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -71,8 +70,6 @@ def work(arguments: list[str]) -> None:
     """The process that is measured: runs the command, then prints one line of JSON."""
     import jax
 
-    from modelzip_jax import cli
-
     compiled: list[str] = []
     seconds = 0.0
 
@@ -86,17 +83,8 @@ def work(arguments: list[str]) -> None:
     if arguments[0] == "best_basis":
         best_basis(arguments[1])
     else:
-        sys.argv = ["modelzip", *arguments]
-        try:
-            cli.main()
-        except SystemExit as error:
-            if error.code:
-                raise
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    if found is None:
-        raise SystemExit("this benchmark needs Linux: no VmHWM in /proc/self/status")
-    # Not getrusage: a child inherits its maximum from the parent that it was forked from.
-    peak = 1024 * int(found[1])
+        harness.run_cli(*arguments)
+    peak = harness.peak_bytes()
     print(
         json.dumps({"compiled": Counter(compiled), "xla": seconds, "bytes": peak, "cpu": time.process_time()})
     )

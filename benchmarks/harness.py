@@ -21,8 +21,10 @@ import math
 import os
 import platform
 import random
+import re
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -32,7 +34,8 @@ import jax
 import numpy as np
 
 __all__ = [
-    "Bar", "Report", "clock", "interleave", "median", "options", "ratios", "said", "spread", "standard_error",
+    "Bar", "Report", "clock", "interleave", "median", "options", "peak_bytes",
+    "ratios", "run_cli", "said", "spread", "standard_error",
 ]  # fmt: skip
 
 RESULTS = Path(__file__).parent / "results"
@@ -97,6 +100,29 @@ def interleave(cases: Mapping[str, Callable[[], Any]], repeats: int, warmup: int
             cases[name]()
             times[name].append(now() - start)
     return times
+
+
+def run_cli(*arguments: str) -> None:
+    """The `modelzip` command, in this process."""
+    from modelzip_jax import cli
+
+    sys.argv = ["modelzip", *arguments]
+    try:
+        cli.main()
+    except SystemExit as error:
+        if error.code:
+            raise
+
+
+def peak_bytes() -> int:
+    """The largest resident set of this process so far (Linux).
+
+    Not getrusage: a child inherits its maximum from the parent that it was forked from.
+    """
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    if found is None:
+        raise SystemExit("this benchmark needs Linux: no VmHWM in /proc/self/status")
+    return 1024 * int(found[1])
 
 
 def median(values: list[float]) -> float:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import struct
 import subprocess
 import sys
@@ -29,7 +28,7 @@ import numpy as np
 import modelzip_jax as mz
 from benchmarks import harness
 from benchmarks.networks import NETWORKS, MissingPackageError
-from modelzip_jax import checkpoints, cli
+from modelzip_jax import checkpoints
 from modelzip_jax.coding.reader import Archive
 
 HEADLINE = "MiniLM-L6"
@@ -49,12 +48,12 @@ def load_model(source: str) -> None:
 
 def compress(source: str, target: str) -> None:
     """`modelzip compress`."""
-    _command("compress", source, target, "--bits", "6")
+    harness.run_cli("compress", source, target, "--bits", "6")
 
 
 def decompress(source: str, target: str) -> None:
     """`modelzip decompress`."""
-    _command("decompress", source, target, "--force")
+    harness.run_cli("decompress", source, target, "--force")
 
 
 def decode(source: str) -> None:
@@ -62,15 +61,6 @@ def decode(source: str) -> None:
     with Archive(source) as archive:
         for chunk in range(len(archive.header.chunks)):
             archive._chunk(chunk)
-
-
-def _command(*arguments: str) -> None:
-    sys.argv = ["modelzip", *arguments]
-    try:
-        cli.main()
-    except SystemExit as error:
-        if error.code:
-            raise
 
 
 TASKS: dict[str, Callable[..., None]] = {
@@ -88,18 +78,10 @@ def work(task: str, arguments: list[str]) -> None:
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     jax.devices()
-    before, start = _peak(), time.perf_counter()
+    before, start = harness.peak_bytes(), time.perf_counter()
     TASKS[task](*arguments)
     seconds = time.perf_counter() - start
-    print(json.dumps({"bytes": _peak() - before, "seconds": seconds, "compiled": compiled}))
-
-
-def _peak() -> int:
-    # Not getrusage: a child inherits its maximum from the parent that it was forked from.
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    if found is None:
-        raise SystemExit("this benchmark needs Linux: no VmHWM in /proc/self/status")
-    return 1024 * int(found[1])
+    print(json.dumps({"bytes": harness.peak_bytes() - before, "seconds": seconds, "compiled": compiled}))
 
 
 def run(task: str, *arguments: str) -> dict[str, Any]:

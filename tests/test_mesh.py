@@ -42,6 +42,8 @@ def test_sharded_weights_decode_as_on_one_device(case):
     allowed = rounding.get(case.split()[0], 0.0)
     assert found["largest"] <= allowed
     assert found["shipped"] <= min(allowed, 1e-6)
+    # Sums in another order may round a half-precision weight to its neighbour.
+    assert found["half"] <= ("wavelets" in case)
     assert found["zeros"][0] == found["zeros"][1]
     # A corner has another shape than its weights, so that it is on every device.
     assert "corner" in case or all("model" in spec for spec in found["sharded"])

@@ -68,15 +68,17 @@ def binning(arrays: Sequence[jax.Array], weights: Sequence[jax.Array | None], le
     parts = [_sample(x, w, length) for x, w in zip(arrays, weights, strict=True)]
     values, masses = (jnp.concatenate(column) for column in zip(*parts, strict=True))
     low, median, high = _quantiles(values, masses, jnp.array([0.25, 0.5, 0.75], values.dtype))
-
-    def others() -> jax.Array:
-        deviation = jnp.abs(values - median)
-        apart = jnp.where(deviation > 0, masses, 0.0)
-        half = _quantiles(deviation, apart, jnp.full(1, 0.5, values.dtype))[0]
-        every = Binning(median, high, length)
-        return jax.lax.cond(jnp.any(apart > 0), lambda: half, lambda: _mean_deviation(arrays, weights, every))
-
-    spread = jax.lax.cond(high > low, lambda: high - low, others)
+    deviation = jnp.abs(values - median)
+    others = jnp.where(deviation > 0, masses, 0.0)
+    # Not in the branch of a condition: samples of sharded weights are sorted by collectives, and XLA:CPU's devices wait
+    # for one another there for ever.
+    spread = jnp.where(
+        high > low, high - low, _quantiles(deviation, others, jnp.full(1, 0.5, values.dtype))[0]
+    )
+    found = (high > low) | jnp.any(others > 0)
+    spread = jax.lax.cond(
+        found, lambda: spread, lambda: _mean_deviation(arrays, weights, Binning(median, spread, length))
+    )
     scale = jnp.where(spread > 0, jnp.maximum(1.5 * spread, jnp.finfo(values.dtype).tiny), 1.0)
     return Binning(jnp.where(jnp.abs(median) > scale, median, 0.0), scale, length)
 

@@ -18,7 +18,8 @@ from modelzip_jax.wavelets.filters import LIFTING, Lifting, highpass, lowpass
 
 __all__ = ["interleave", "join", "merge_bands", "phases", "split", "split_bands"]
 
-_HALF = np.float32(1.0 / math.sqrt(2.0))
+_HALF = 1.0 / math.sqrt(2.0)
+"""A Python number, so that samples keep their dtype."""
 
 
 def split(x: jax.Array, name: str, axis: int) -> tuple[jax.Array, jax.Array]:

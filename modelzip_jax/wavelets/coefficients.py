@@ -130,6 +130,8 @@ def _sorted(codes: np.ndarray, boxes: list[Band], bits: int) -> PackedArray | No
         np.concatenate([codes[band.slices].reshape(-1) for band in group])
         for _, group in itertools.groupby(boxes, key=lambda band: band.frequency)
     ]
+    if len(parts) < 2:  # of an empty leaf none
+        return None
     cuts = cheapest_cuts(np.stack([histograms.count(part) for part in parts]))
     if len(cuts) < 2:
         return None

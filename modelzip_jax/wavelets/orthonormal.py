@@ -1,7 +1,7 @@
 """Orthonormal transforms as linear primitives: the derivative of each is the other one's code.
 
-The transpose that JAX derives of a synthesis adds up padded slices, which XLA:CPU does 1.2 (Haar) to 4 times (db4)
-slower than the analysis that it equals. A primitive, since rules for gradients alone (`custom_vjp`) have no
+The transpose that JAX derives of a synthesis adds up padded slices, which on a CPU takes several times as long as the
+analysis that it equals. A primitive, since rules for gradients alone (`custom_vjp`) have no
 forward mode, which second-order optimizers take.
 """
 

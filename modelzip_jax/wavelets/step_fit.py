@@ -11,7 +11,7 @@ import numpy as np
 from modelzip_jax.quantization.granularity import Granularity
 from modelzip_jax.quantization.host_codes import blank_on_host, spread_on_host, steps_on_host
 
-__all__ = ["BITS", "WHOLE", "Trial", "fit_steps", "smallest_steps"]
+__all__ = ["BITS", "WHOLE", "Trial", "fit_steps"]
 
 BITS = 8
 WHOLE = Granularity("tensor", -1, 128)
@@ -35,7 +35,7 @@ class Trial(NamedTuple):
     codes: np.ndarray
 
 
-def smallest_steps(y: np.ndarray, groups: Granularity) -> np.ndarray:
+def _smallest_steps(y: np.ndarray, groups: Granularity) -> np.ndarray:
     """With which codes of eight bits reach each group's largest magnitude: float32 `(groups, channels)`; 0 of zeros."""
     if groups == WHOLE:
         return np.full((1, 1), np.max(np.abs(y), initial=0.0) / _REACH, np.float32)
@@ -48,13 +48,13 @@ def fit_steps(
 ) -> Trial | None:
     """The largest step whose squared error meets the target; None if eight bits cannot.
 
-    A group that the step does not reach takes its own `smallest_steps`; the others make up for it.
+    A group that the step does not reach takes its own `_smallest_steps`; the others make up for it.
 
     Args:
       y: weights or coefficients, float32. target: most squared error. groups: which of them share a step.
       error: of the weights, from that of the coefficients; the same without.
     """
-    least = smallest_steps(y, groups)
+    least = _smallest_steps(y, groups)
     if not least.any():
         return None
     smallest = float(least[least > 0].min())

@@ -113,7 +113,7 @@ def test_the_distortion_asked_for_is_met_by_best_basis_as_a_whole():
 
 def test_channels_of_zeros_take_the_step_itself():
     w = np.float32([[0.0, 0.3, 900.0], [0.0, -0.2, 1.0]])
-    (state,) = quantize_step(0.5, granularity="channel").init({"w": w}, mz.Context()).state.values()
+    (state,) = quantize_step(0.5, granularity="channel", axis=-1).init({"w": w}, mz.Context()).state.values()
     np.testing.assert_array_equal(state.step, np.float32([[0.5, 0.5, 900 / 127]]))
     x = OUTLIER.copy()
     x[:, 1] = x[3] = 0.0
