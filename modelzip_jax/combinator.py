@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from modelzip_jax.errors import TransformError
 from modelzip_jax.transform import Context, Encoded, Transform
 from modelzip_jax.tree import Leaf, PyTree
 
-__all__ = ["Combinator", "check_transform", "ends", "outside", "selected", "selects", "support_of"]
+__all__ = ["Chosen", "Combinator", "check_transform", "choose", "ends", "selects", "support_of", "told"]
 
 
 class Combinator(Transform):
@@ -45,19 +45,45 @@ def ends(transform: Transform, leaves: list[Leaf]) -> list[bool]:
     return [getattr(transform, "terminal", False)] * len(leaves)  # A loaded recipe may have an Opaque part.
 
 
-def selected(transform: Transform, params: PyTree) -> PyTree:
-    """`params` with `UNSELECTED` where the transform does not encode the leaf."""
-    return trees.select(params, selects(transform, trees.outlines(params)), jax.tree.structure(params))
+class Chosen(NamedTuple):
+    """What a transform encodes of params, and what it is told: what `init` takes.
+
+    weights: the params with `UNSELECTED` where the transform leaves a leaf alone. context: of the same leaves.
+    keep: for each leaf of the params whether it is encoded.
+    """
+
+    weights: PyTree
+    context: Context
+    keep: list[bool]
+
+
+def choose(transform: Transform, params: PyTree, given: Mapping[str, Any], where: str) -> Chosen:
+    """The leaves that a transform encodes, with what the caller passed by name for them.
+
+    Args:
+      params: plain arrays. given: fields of `Context`, and others. where: the caller's name in messages.
+
+    Raises:
+      PatternError: a path pattern of the transform matches nothing.
+      TreeError: what is given is no tree like the params.
+    """
+    keep = selects(transform, trees.outlines(params))
+    weights = trees.select(params, keep, jax.tree.structure(params))
+    return Chosen(weights, told(params, keep, given, where), keep)
+
+
+def told(params: PyTree, keep: Sequence[bool], given: Mapping[str, Any], where: str) -> Context:
+    """What the caller passed by name, of the leaves that are encoded; see `choose`."""
+    context = Context.of(given)
+    aligned = {n: trees.aligned(tree, params, f"{n}= of {where}") for n, tree in context.trees().items()}
+    sizes = zip(jax.tree.leaves(params), keep, strict=True)
+    frozen = sum(int(np.size(x)) for x, chosen in sizes if not chosen)
+    return context.replace(**aligned, frozen=frozen).select(keep, jax.tree.structure(params))
 
 
 def support_of(transform: Transform, encoded: Encoded) -> PyTree | None:
     """Which latents reach the weights: a boolean mask a leaf, or None, if all do."""
     return transform.follow(encoded, Context()).support if transform.hides else None
-
-
-def outside(params: PyTree, keep: Sequence[bool]) -> int:
-    """How many elements the leaves have that a transform does not encode: `frozen` of a `Context`."""
-    return sum(int(np.size(x)) for x, chosen in zip(jax.tree.leaves(params), keep, strict=True) if not chosen)
 
 
 def check_transform(value: Any, where: str) -> None:

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from modelzip_jax import tree as trees
-from modelzip_jax.combinator import check_transform, outside, selects
+from modelzip_jax.combinator import check_transform, choose, selects
 from modelzip_jax.errors import RecipeError, TransformError, TreeError
 from modelzip_jax.host_unpacking import unpacked_on_host
 from modelzip_jax.metadata import NOTHING, Metadata
 from modelzip_jax.packed import Dense, PackedArray, is_packed, static
 from modelzip_jax.recipe import opaque_fields
-from modelzip_jax.transform import Context, Encoded, Transform, dense
+from modelzip_jax.transform import Encoded, Transform, dense
 from modelzip_jax.tree import PyTree
 
 __all__ = ["Packed", "compress", "decoded", "resume", "unpack"]
@@ -110,18 +110,14 @@ def compress(
     trees.check_not_module(params)
     params = trees.plain(params)
     trees.check_arrays(params)
-    told = Context.of(given)
-    aligned = {n: trees.aligned(tree, params, f"{n}= of compress()") for n, tree in told.trees().items()}
-    context = told.replace(**aligned)
     leaves, treedef = jax.tree.flatten(params)
     names = [name for name, _ in trees.named_leaves(params)]
-    keep = selects(transform, trees.outlines(params))
-    trees.check_finite(trees.select(params, keep, treedef))
+    weights, context, keep = choose(transform, params, given, "compress()")
+    trees.check_finite(weights)
     every = [index for index, chosen in enumerate(keep) if chosen]
     packed = [leaf if chosen else dense(_copied(leaf)) for leaf, chosen in zip(leaves, keep, strict=True)]
-    context = context.replace(frozen=outside(params, keep))
     # A caller who keeps no reference of its own has each leaf freed once it is packed.
-    del params
+    del params, weights
     for group in _groups(leaves, every) if transform.leafwise else [every]:
         here = [index in group for index in range(len(leaves))]
         weights = trees.select(treedef.unflatten(leaves), here, treedef)
@@ -172,10 +168,8 @@ def decoded(params: PyTree, transform: Transform, **given: Any) -> PyTree:
     check_transform(transform, "decoded()")
     trees.check_not_module(params)
     tree = trees.plain(params)
-    context = Context.of(given).over(lambda x: trees.aligned(x, tree, "a tree given to decoded()"))
-    keep, treedef = selects(transform, trees.outlines(tree)), jax.tree.structure(tree)
-    context = context.select(keep, treedef).replace(frozen=outside(tree, keep))
-    encoded = transform.init(trees.select(tree, keep, treedef), context)
+    weights, context, _ = choose(transform, tree, given, "decoded()")
+    encoded = transform.init(weights, context)
     return trees.restored(trees.merge(tree, transform.decode(encoded)), params)
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from modelzip_jax import tree as trees
-from modelzip_jax.combinator import check_transform, outside, selects, support_of
+from modelzip_jax.combinator import check_transform, choose, support_of, told
 from modelzip_jax.errors import TreeError, WrapError
 from modelzip_jax.loop.callables import at_weights
 from modelzip_jax.loop.moments import hold_hidden, renew_hidden
@@ -52,7 +52,8 @@ def wrap(
       inner: the optimizer of the latents; weight decay, clipping and schedules belong here.
       transform: what the weights are encoded by. A packed model resumes with its own recipe.
       given: what the transform's `init` reads beside the weights: fields of `mz.Context`, such as `stats`, `grads`,
-        `scores` (trees like the params) or `key`, and a transform's own.
+        `scores` (trees like the params) or `key`, and a transform's own. Refreshes read them too, unless `update`
+        is told newer ones.
       resume: a packed model to go on from: masks, codebooks, step sizes and the step counter are its own; `inner`'s
         moments, and what a score has watched, start afresh. Initialise with params of the same paths.
       offsets_tx: the optimizer of the transform's own numbers, such as learned step sizes (relative
@@ -109,10 +110,7 @@ def wrap(
         keep = _follows(params, updates, state.latents)
         grads = trees.select(updates, keep, structure)
         step = optax.safe_increment(state.step)
-        context = Context.of(extra).over(lambda tree: trees.aligned(tree, params, "an argument of update()"))
-        context = context.select(keep, structure).replace(
-            step=step, grads=grads, frozen=outside(params, keep)
-        )
+        context = told(params, keep, {**(given or {}), **extra}, "update()").replace(step=step, grads=grads)
         # Before the step: masks chosen from the stored latents leave the step itself one fused pass
         # over the weights (after it, a refresh that does not happen would still cost a third more).
         fixed = jax.lax.stop_gradient  # Nothing that is chosen has a derivative, nor has the search for it.
@@ -135,10 +133,12 @@ def wrap(
             support = trees.merge(jax.tree.map(lambda _: True, params), support)
             if transform.remasks:
                 inner_state = renew_hidden(inner, inner_state, trained, support)
-        told = at_weights(
+        arguments = at_weights(
             extra, given_params, keep, lambda latents: decode(latents, encoded.offsets), trained
         )
-        steps, inner_state = _stepped(inner, trees.merge(updates, latent_grads), inner_state, trained, told)
+        steps, inner_state = _stepped(
+            inner, trees.merge(updates, latent_grads), inner_state, trained, arguments
+        )
         if support is not None:
             steps = hold_hidden(steps, support)
         latents = trees.select(optax.apply_updates(trained, steps), keep, structure)
@@ -178,14 +178,12 @@ def _begun(
         trees.check_floating(encoded.latents, "wrap()")
         return encoded, resume.step
     trees.check_arrays(params)
-    structure, leaves = jax.tree.structure(params), trees.outlines(params)
     # Trees without leaves are placeholders, by which optax.tree_map_params asks where the params are.
-    keep = selects(transform, leaves) if leaves else []
-    chosen = trees.select(params, keep, structure)
-    trees.check_floating(chosen, "wrap()")
-    context = Context.of(given).over(lambda tree: trees.aligned(tree, params, "a tree in given="))
-    context = context.select(keep, structure).replace(frozen=outside(params, keep))
-    return transform.init(chosen, context), 0
+    if not jax.tree.leaves(params):
+        return transform.init(params, Context()), 0
+    weights, context, _ = choose(transform, params, given, "wrap()")
+    trees.check_floating(weights, "wrap()")
+    return transform.init(weights, context), 0
 
 
 def _started(inner: optax.GradientTransformation, trained: PyTree) -> optax.OptState:
@@ -203,10 +201,10 @@ def _stepped(
     grads: PyTree,
     state: PyTree,
     trained: PyTree,
-    told: dict[str, Any],
+    arguments: dict[str, Any],
 ) -> tuple[PyTree, PyTree]:
     try:
-        return inner.update(grads, state, trained, **told)
+        return inner.update(grads, state, trained, **arguments)
     except TypeError as error:
         if "forward-mode" not in str(error):
             raise

@@ -14,7 +14,7 @@ from modelzip_jax.masking import scores as scoring
 from modelzip_jax.masking.allocation import Allocation, resolve
 from modelzip_jax.masking.allocation.allocator import shared_out
 from modelzip_jax.masking.bitmask import unpack_mask
-from modelzip_jax.masking.masks import Masking
+from modelzip_jax.masking.masks import Masking, check_told
 from modelzip_jax.masking.pruning import check_strategies, prune
 from modelzip_jax.masking.schedules import check_sparsity
 from modelzip_jax.masking.structures import Structure, unstructured
@@ -61,6 +61,7 @@ class Regrow(Masking):
     def chosen(
         self, weights: PyTree, context: Context, memory: PyTree, masks: PyTree, near: jax.Array
     ) -> tuple[PyTree, jax.Array]:
+        check_told([self.score, self.grow], context)
         dropping, growing = (
             self.grouped(score(weights, context, m))
             for score, m in zip((self.score, self.grow), memory, strict=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from modelzip_jax import tree as trees
+from modelzip_jax.errors import TransformError
 from modelzip_jax.masking.allocation import Allocation, Part, resolve
 from modelzip_jax.masking.bitmask import host_mask, pack_mask, share_of_bits, unpack_mask
 from modelzip_jax.masking.masked import Masked
@@ -23,7 +24,7 @@ from modelzip_jax.stacking import Layers, layer_axes, stacked, unstacked
 from modelzip_jax.transform import Context, Encoded, Rate, Transform
 from modelzip_jax.tree import PyTree, Static
 
-__all__ = ["Masking", "PruneState"]
+__all__ = ["Masking", "PruneState", "check_told", "nowhere"]
 
 
 class PruneState(NamedTuple):
@@ -204,6 +205,17 @@ class Masking(Transform, abc.ABC):
         named = zip(trees.named_leaves(weights), kept, strict=True)
         masks = [spread(name, jnp.shape(leaf), k) for (name, leaf), k in named]
         return jax.tree.unflatten(jax.tree.structure(weights), masks)
+
+
+def check_told(scores: Iterable[Score], context: Context) -> None:
+    """Raises `TransformError` if scores lack what they read when masks are chosen anew."""
+    for score in scores:
+        missing = context.lacks(score.needs)
+        if missing:
+            raise TransformError(
+                f"the score {type(score).__name__} needs {', '.join(missing)} to choose masks anew: pass them to "
+                "mz.wrap(..., given={...}) for all steps, or to each tx.update(...), or take every=0"
+            )
 
 
 def nowhere(weights: PyTree) -> jax.Array:

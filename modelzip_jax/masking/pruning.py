@@ -13,7 +13,7 @@ from modelzip_jax.errors import TransformError
 from modelzip_jax.masking import scores as scoring
 from modelzip_jax.masking.allocation import Allocation, Groups, resolve
 from modelzip_jax.masking.bitmask import pack_mask
-from modelzip_jax.masking.masks import Masking, nowhere
+from modelzip_jax.masking.masks import Masking, check_told, nowhere
 from modelzip_jax.masking.schedules import check_sparsity
 from modelzip_jax.masking.structures import Structure, unstructured
 from modelzip_jax.recipe import recordable
@@ -57,6 +57,7 @@ class Prune(Masking):
     def chosen(
         self, weights: PyTree, context: Context, memory: PyTree, masks: PyTree, near: jax.Array
     ) -> tuple[PyTree, jax.Array]:
+        check_told([self.score], context)
         return self._masks(weights, context, memory, near, masks)
 
     def _masks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -29,11 +30,12 @@ _NAMES = {
 
 
 class Case(NamedTuple):
-    """One encoded tree; `when` describes it in messages."""
+    """One encoded tree, and what it was begun with; `when` describes it in messages."""
 
     transform: Transform
     params: PyTree
     encoded: Encoded
+    given: Mapping[str, Any]
     ulp: int
     when: str
 

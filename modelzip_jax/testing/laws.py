@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import optax
 from modelzip_jax import packing
 from modelzip_jax import tree as trees
 from modelzip_jax.chaining import chain
-from modelzip_jax.combinator import Combinator, ends, selected, selects
+from modelzip_jax.combinator import Chosen, Combinator, choose, ends, selects
 from modelzip_jax.loop.reading import start
 from modelzip_jax.loop.states import wrap_states
 from modelzip_jax.loop.wrapping import wrap
@@ -24,7 +24,7 @@ from modelzip_jax.packed import is_packed
 from modelzip_jax.partitioning import only, partition
 from modelzip_jax.recipe import from_plain, opaque_fields, to_plain
 from modelzip_jax.testing.comparison import Case, host, spacing
-from modelzip_jax.transform import Context, Encoded, Transform, identity, rate
+from modelzip_jax.transform import Encoded, Transform, identity, rate
 
 __all__ = ["check_laws"]
 
@@ -32,7 +32,13 @@ PyTree = Any
 
 
 def check_laws(
-    transform: Transform, params: PyTree, *, steps: int = 3, key: jax.Array | None = None, ulp: int = 0
+    transform: Transform,
+    params: PyTree,
+    *,
+    given: Mapping[str, Any] | None = None,
+    steps: int = 3,
+    key: jax.Array | None = None,
+    ulp: int = 0,
 ) -> None:
     """Checks the laws of transforms for one tree: at init, after a few training steps, and resumed.
 
@@ -50,6 +56,7 @@ def check_laws(
     Args:
       transform: the transform.
       params: a tree of arrays, all finite; keep it small, as several programs are compiled for it.
+      given: what `init` reads beside the weights, as in `mz.wrap`: `stats`, `scores`, `key` and the like.
       steps: training steps with random gradients, at least 2.
       key: of the random gradients; `jax.random.key(0)` if None.
       ulp: for transforms whose decoding is a sum (wavelets, low rank): the difference to allow, in
@@ -66,8 +73,9 @@ def check_laws(
     _check_methods(transform)
     params = jax.tree.map(np.asarray, trees.plain(params))
     key = jax.random.key(0) if key is None else key
-    loop = _Loop(transform, jax.tree.map(jnp.asarray, params), key)
-    begun = Case(transform, params, _init(transform, params), ulp, "at init")
+    given = given or {}
+    loop = _Loop(transform, jax.tree.map(jnp.asarray, params), given, key)
+    begun = Case(transform, params, _init(transform, params, given), given, ulp, "at init")
     _check_encoding(begun)
     trained = begun._replace(encoded=_check_training(loop, steps, ulp), when=f"after {steps} training steps")
     for case in (begun, trained):
@@ -93,12 +101,17 @@ def _check_methods(transform: Transform) -> None:
         raise AssertionError(f"{kind.__name__} makes symbols and defines no pack()")
 
 
-def _init(transform: Transform, params: PyTree) -> Encoded:
-    return transform.init(selected(transform, jax.tree.map(jnp.asarray, params)), Context())
+def _init(transform: Transform, params: PyTree, given: Mapping[str, Any]) -> Encoded:
+    weights, context, _ = _chosen(transform, params, given)
+    return transform.init(weights, context)
+
+
+def _chosen(transform: Transform, params: PyTree, given: Mapping[str, Any]) -> Chosen:
+    return choose(transform, jax.tree.map(jnp.asarray, params), given, "check_laws()")
 
 
 def _check_encoding(case: Case) -> None:
-    chosen = selected(case.transform, jax.tree.map(jnp.asarray, case.params))
+    chosen, context, _ = _chosen(case.transform, case.params, case.given)
     before = jax.tree.map(host, (chosen, case.encoded))
     decoded = case.decode()
     case.alike(0, decoded, chosen, "decode changes the shape or dtype")
@@ -110,7 +123,7 @@ def _check_encoding(case: Case) -> None:
     for name, leaf in trees.named_leaves(decoded):
         if not np.all(np.isfinite(host(leaf).astype(np.float32))):
             case.fail(0, f"leaf {name!r}: decode gives NaN or infinity")
-    case.same(0, case.transform.init(chosen, Context()), case.encoded, "a second init differs from the first")
+    case.same(0, case.transform.init(chosen, context), case.encoded, "a second init differs from the first")
     case.same(0, case.decode(), decoded, "a second decode differs from the first")
     case.same(0, (chosen, case.encoded), before, "init or decode changed its input")
 
@@ -152,11 +165,20 @@ def _check_resume(case: Case, packed: packing.Packed, law: int = 3) -> None:
         if np.any(host(offset)):
             again.fail(law, f"the offset {name!r} is not zero")
     again.same(law, _masks(again.pack()), _masks(packed), "the mask changed")
-    update = transform.update(again.encoded, Context(step=jnp.int32(1), grads=again.decode()))
-    again.alike(law, update, again.encoded, "update changes the structure")
-    if not transform.moves_latents:
+    update, told = _update(again), (again.encoded, again.decode())
+    again.alike(law, update.eval_shape(*told), again.encoded, "update changes the structure")
+    if law == 3 and not transform.moves_latents:
         what = "update() moves latents, which `moves_latents` has to say"
-        again.same(law, update.latents, again.encoded.latents, what)
+        again.same(law, update(*told).latents, again.encoded.latents, what)
+
+
+def _update(case: Case) -> Any:
+    """`update` at the first step, as a function of what is encoded and the gradients.
+
+    Compiled whole: operation by operation, most of a check's time would go to compiling each.
+    """
+    context = _chosen(case.transform, case.params, case.given).context.replace(step=jnp.int32(1))
+    return jax.jit(lambda encoded, grads: case.transform.update(encoded, context.replace(grads=grads)))
 
 
 def _kept(case: Case) -> tuple[list[bool], Any]:
@@ -189,9 +211,9 @@ def _check_sizes(case: Case, packed: packing.Packed) -> None:
 class _Loop:
     """A training loop with random gradients; `traces` counts how often its step was traced."""
 
-    def __init__(self, transform: Transform, params: PyTree, key: jax.Array):
-        self.tx = wrap(optax.sgd(0.1), transform)
-        self.params, self.key, self.traces = params, key, 0
+    def __init__(self, transform: Transform, params: PyTree, given: Mapping[str, Any], key: jax.Array):
+        self.tx = wrap(optax.sgd(0.1), transform, given=given)
+        self.params, self.given, self.key, self.traces = params, given, key, 0
         self.step = jax.jit(self._step)
 
     def _step(self, params: PyTree, opt_state: PyTree, key: jax.Array) -> tuple[PyTree, PyTree]:
@@ -228,7 +250,7 @@ def _check_training(loop: _Loop, steps: int, ulp: int) -> Encoded:
 
 def _case(loop: _Loop, params: PyTree, opt_state: PyTree, ulp: int, when: str) -> Case:
     state = wrap_states(opt_state)[0]
-    return Case(state.transform.value, params, state.encoded, ulp, when)
+    return Case(state.transform.value, params, state.encoded, loop.given, ulp, when)
 
 
 def _check_landing(case: Case, before: PyTree) -> None:
@@ -249,7 +271,7 @@ def _check_landing(case: Case, before: PyTree) -> None:
 
 def _check_next_step(case: Case, loop: _Loop) -> None:
     packed = dataclasses.replace(case._replace(params=loop.params).pack(), step=3)
-    tx = wrap(optax.sgd(0.1), case.transform, resume=packed)
+    tx = wrap(optax.sgd(0.1), case.transform, given=case.given, resume=packed)
     params, opt_state = start(tx, packing.unpack(packed))
     case = _case(loop, params, opt_state, case.ulp, "resumed")
     if int(wrap_states(opt_state)[0].step) != packed.step:
@@ -263,7 +285,7 @@ def _check_next_step(case: Case, loop: _Loop) -> None:
 
 def _check_chains(case: Case) -> None:
     for what, variant, reference in _variants(case):
-        encoded = _init(variant, case.params)
+        encoded = _init(variant, case.params, case.given)
         inside = case._replace(transform=variant, encoded=encoded, when=f"in {what}")
         decoded = inside.decode()
         inside.same(4, packing.unpack(inside.pack()), trees.merge(case.params, decoded), "unpack", case.ulp)
@@ -286,7 +308,7 @@ def _variants(case: Case) -> Iterator[tuple[str, Transform, Callable[[Case, PyTr
 
     def zeros(inside: Case, decoded: PyTree) -> None:
         masked = only(chosen, half)
-        first = masked.decode(_init(masked, case.params))
+        first = masked.decode(_init(masked, case.params, case.given))
         for (name, a), b in zip(trees.named_leaves(first), jax.tree.leaves(decoded), strict=True):
             if np.any(host(b)[host(a) == 0]):
                 inside.fail(4, f"leaf {name!r}: zeros of the mask are not zero after it")
@@ -303,15 +325,15 @@ def _variants(case: Case) -> Iterator[tuple[str, Transform, Callable[[Case, PyTr
 
 def _check_vmap(*cases: Case) -> None:
     case = cases[0]._replace(when="under vmap")
+    update = _update(case)
 
     def both(encoded: Encoded, grads: PyTree) -> tuple[PyTree, Encoded]:
-        update = case.transform.update(encoded, Context(step=jnp.int32(1), grads=grads))
-        return case.transform.decode(encoded), update
+        return case.transform.decode(encoded), update(encoded, grads)
 
     def stack(*x: PyTree) -> PyTree:
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *x)
 
     decoded = [c.decode() for c in cases]
-    mapped, updated = jax.vmap(both)(stack(*(c.encoded for c in cases)), stack(*decoded))
+    mapped, updated = jax.jit(jax.vmap(both))(stack(*(c.encoded for c in cases)), stack(*decoded))
     case.same(5, mapped, stack(*decoded), "decode under vmap is not decode", case.ulp)
     case.alike(5, updated, stack(*(c.encoded for c in cases)), "update under vmap")

@@ -241,3 +241,22 @@ def test_trees_for_scores_are_those_of_all_params_at_every_step(name):
     now, state = mz.start(tx, params)
     updates, state = tx.update(jax.tree.map(jnp.zeros_like, now), state, now, **{name: tree})
     assert int((optax.apply_updates(now, updates)["a"]["kernel"] == 0).sum()) == 15
+
+
+def test_a_refresh_reads_what_wrap_was_given():
+    weights, scores = {"w": jnp.array([1.0, 2.0, 3.0, 4.0])}, {"w": jnp.array([4.0, 3.0, 2.0, 1.0])}
+    recipe = mz.prune(mz.scores.given(), sparsity=mz.schedules.cubic(0.5, begin=0, end=2), every=1)
+    grads = jax.tree.map(jnp.zeros_like, weights)
+
+    def after(given, **extra):
+        tx = mz.wrap(optax.sgd(0.1), recipe, given=given)
+        params, state = mz.start(tx, weights)
+        for _ in range(2):
+            updates, state = tx.update(grads, state, params, **extra)
+            params = optax.apply_updates(params, updates)
+        return params["w"].tolist()
+
+    assert after({"scores": scores}) == [1.0, 2.0, 0.0, 0.0]
+    assert after({"scores": scores}, scores=weights) == [0.0, 0.0, 3.0, 4.0]
+    with pytest.raises(TransformError, match=r"Given needs scores to choose masks anew.*given="):
+        after(None)

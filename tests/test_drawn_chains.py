@@ -1,0 +1,46 @@
+"""Drawn chains of everything obey the laws: forty always, two thousand at length."""
+
+import dataclasses
+import random
+
+import pytest
+from drawn_chains import draw, drawn
+
+import modelzip_jax as mz
+from modelzip_jax import recipe
+from modelzip_jax.errors import ModelzipError
+
+ALWAYS, AT_LENGTH = 40, 2000
+
+
+@pytest.mark.parametrize(
+    "seed", [pytest.param(n, marks=() if n < ALWAYS else pytest.mark.slow) for n in range(AT_LENGTH)]
+)
+def test_laws(seed):
+    case = draw(seed)
+    mz.testing.check_laws(case.transform, case.params, given=case.given, steps=2, ulp=case.ulp)
+
+
+def classes_in(node):
+    """Of every transform and strategy within a transform."""
+    yield type(node)
+    if dataclasses.is_dataclass(node):
+        node = tuple(
+            mz.allocation.resolve(value) if field.name == "allocation" else value
+            for field in dataclasses.fields(node)
+            for value in [getattr(node, field.name)]
+        )
+    if isinstance(node, tuple):
+        for part in node:
+            yield from classes_in(part)
+
+
+def test_draws_leave_nothing_out():
+    found = set()
+    for seed in range(600):
+        try:
+            found |= set(classes_in(drawn(random.Random(seed))[1]))
+        except ModelzipError:
+            continue
+    ours = {cls for cls in recipe._classes.values() if cls.__module__.startswith("modelzip_jax")}
+    assert {cls.__name__ for cls in ours - found} == {"Followed", "Constant", "Opaque"} & set(recipe._classes)
