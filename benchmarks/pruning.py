@@ -86,7 +86,7 @@ def task(name: str, steps: int) -> Task:
     spec = data.spec(name)
 
     def arrays(split: str) -> tuple[jax.Array, jax.Array]:
-        loaded = data.load(name, split)
+        loaded = data.load_split(name, split)
         x = (loaded["inputs"].astype(np.float32) - np.float32(spec.mean)) / np.float32(spec.std)
         return jnp.asarray(x), jnp.asarray(loaded["labels"])
 

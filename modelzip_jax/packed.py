@@ -32,7 +32,6 @@ __all__ = [
     "widened",
 ]
 
-PyTree = Any
 Kind = TypeVar("Kind", bound=type)
 
 kinds: dict[str, type[PackedArray]] = {}

@@ -18,7 +18,6 @@ from modelzip_jax.errors import LeafError, NonFiniteError, PatternError, TreeErr
 from modelzip_jax.suggestions import similar
 
 __all__ = [
-    "UNSELECTED",
     "Leaf",
     "PyTree",
     "Static",

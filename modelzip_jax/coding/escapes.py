@@ -53,7 +53,7 @@ def rare_symbols(counts: np.ndarray) -> np.ndarray:
 
 
 def _bits(counts: np.ndarray) -> float:
-    frequencies = histograms.fit(counts)
+    frequencies = histograms.fit_frequencies(counts)
     table = 8 * len(histograms.encode_table(frequencies))
     return table + histograms.code_length(counts, frequencies)
 

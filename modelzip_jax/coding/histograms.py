@@ -2,7 +2,7 @@
 
 Only integers decide a frequency and what costs less, so the same counts give the same bytes on every
 machine (a logarithm of floats may differ in its last bit between two of them). The stored table is what
-makes small tensors expensive, so `fit` may trade precision for table bytes.
+makes small tensors expensive, so `fit_frequencies` may trade precision for table bytes.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ __all__ = [
     "decode_table",
     "encode_table",
     "entropy",
-    "fit",
-    "normalize",
+    "fit_frequencies",
+    "normalize_counts",
 ]
 
 _BLOCK = 1 << 20
@@ -72,7 +72,7 @@ def _log_ratios(bits: int) -> np.ndarray:
     return total
 
 
-def normalize(counts: np.ndarray, bits: int = BITS) -> np.ndarray:
+def normalize_counts(counts: np.ndarray, bits: int = BITS) -> np.ndarray:
     """Frequencies summing to `2**bits` with the smallest coded size for these counts.
 
     The coded size, sum of `counts * log2(2**bits / frequencies)`, is separable and convex, so
@@ -90,7 +90,7 @@ def normalize(counts: np.ndarray, bits: int = BITS) -> np.ndarray:
     Raises:
         ValueError: wrong shape, a negative count, or more symbols than units.
 
-    >>> normalize(np.bincount([0, 0, 0, 1], minlength=256))[:2].tolist()
+    >>> normalize_counts(np.bincount([0, 0, 0, 1], minlength=256))[:2].tolist()
     [3072, 1024]
     """
     counts = np.asarray(counts)
@@ -219,7 +219,7 @@ def entropy(counts: np.ndarray) -> float:
     return code_length(counts, counts) if np.any(counts) else 0.0
 
 
-def fit(counts: np.ndarray) -> np.ndarray:
+def fit_frequencies(counts: np.ndarray) -> np.ndarray:
     """Frequencies with the fewest bytes for symbols *and* table together.
 
     A coarse table (multiples of a power of two) is shorter, which pays for small tensors; from
@@ -230,7 +230,7 @@ def fit(counts: np.ndarray) -> np.ndarray:
 
     >>> tiny = np.zeros(256, np.int64)
     >>> tiny[:8] = [1, 2, 6, 9, 8, 5, 2, 1]
-    >>> len(encode_table(fit(tiny))) < len(encode_table(normalize(tiny)))
+    >>> len(encode_table(fit_frequencies(tiny))) < len(encode_table(normalize_counts(tiny)))
     True
     """
     return _fit(np.asarray(counts, np.int64).tobytes())
@@ -242,7 +242,9 @@ def _fit(counts_bytes: bytes) -> np.ndarray:
     counts = np.frombuffer(counts_bytes, np.int64)
     symbols = max(int(np.count_nonzero(counts)), 1)
     coarsest = BITS if counts.sum() >= 1 << 17 else max((symbols - 1).bit_length(), 1)
-    candidates = [normalize(counts, bits) << np.uint32(BITS - bits) for bits in range(BITS, coarsest - 1, -1)]
+    candidates = [
+        normalize_counts(counts, bits) << np.uint32(BITS - bits) for bits in range(BITS, coarsest - 1, -1)
+    ]
     best = min(candidates, key=lambda f: len(encode_table(f)) * 8 + code_length(counts, f))
     best.setflags(write=False)
     return best

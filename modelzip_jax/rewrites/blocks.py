@@ -13,11 +13,10 @@ import numpy as np
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, TransformError
-from modelzip_jax.naming import nearest
+from modelzip_jax.naming import nearest_name
+from modelzip_jax.tree import PyTree
 
 __all__ = ["Blocks", "Branch", "block_effects", "drop_blocks", "remove_layers", "stacked_blocks"]
-
-PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +116,7 @@ def drop_blocks(params: PyTree, blocks: Blocks, names: Iterable[str]) -> PyTree:
     """
     for name in names:
         if name not in blocks:
-            raise TransformError(f"no block is called {name!r}; {nearest(name, blocks)}")
+            raise TransformError(f"no block is called {name!r}; {nearest_name(name, blocks)}")
         params = _without(params, _gone(params, _branch(blocks[name])))
     return params
 

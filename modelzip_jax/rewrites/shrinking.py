@@ -13,10 +13,10 @@ import numpy as np
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, TransformError
 from modelzip_jax.trace.coupling.groups import Group
+from modelzip_jax.tree import PyTree
 
 __all__ = ["Removals", "shrink", "shrink_nnx", "shrunk_shapes", "silence"]
 
-PyTree = Any
 Removals = Mapping[Group, Any] | Iterable[tuple[Group, Any]]
 """Which units of each group go: a boolean mask `(units,)`, or their indices."""
 

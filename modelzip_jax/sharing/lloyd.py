@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,10 @@ from modelzip_jax.sharing.density import Density, Points, binning, histogram, so
 from modelzip_jax.sharing.prefix import between
 from modelzip_jax.sharing.relocation import relocate
 from modelzip_jax.sharing.scaling import TOP, exponent, largest, scaled
+from modelzip_jax.tree import PyTree
 
 __all__ = ["KMeans", "assign", "kmeans"]
 
-PyTree = Any
 _METHODS = ("auto", "histogram", "exact")
 _FEW = 32
 
@@ -148,12 +148,12 @@ def _fit(
     pin = -centre if zero else None
     if pin is not None:
         start = jnp.sort(start.at[jnp.argmin(jnp.abs(start - pin))].set(pin))
-    centroids = lloyd(density, start, iterations, pin)
+    centroids = lloyd_iterations(density, start, iterations, pin)
     error = jnp.sum(_errors(density, _edges(density, centroids), centroids))
     return KMeans(scaled(centroids + centre, length), scaled(error, 2 * length + importance))
 
 
-def lloyd(
+def lloyd_iterations(
     density: Density, centroids: jax.Array, iterations: jax.Array, pin: jax.Array | None = None
 ) -> jax.Array:
     """Lloyd's iteration from ascending centroids `(k,)`, of points less their centre.

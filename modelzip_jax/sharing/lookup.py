@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from modelzip_jax.sharing.scaling import scaled, unit
 from modelzip_jax.sharing.sums import matmul
 
-__all__ = ["attention", "read", "soft_means", "soft_read", "twins"]
+__all__ = ["attention", "look_up", "soft_means", "soft_read", "twins"]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def read(w: jax.Array, codebook: jax.Array, codes: jax.Array, through: bool) -> jax.Array:
+def look_up(w: jax.Array, codebook: jax.Array, codes: jax.Array, through: bool) -> jax.Array:
     """`codebook[codes]`, in place of the latents `w` that were assigned those codes.
 
     The gradient of an entry is the sum over the weights that share it (Han et al. 2016, eq. 3). That of the
@@ -25,7 +25,7 @@ def read(w: jax.Array, codebook: jax.Array, codes: jax.Array, through: bool) -> 
         has the shape of `w`.
 
     >>> w, codes = jnp.zeros(3), jnp.array([0, 1, 1])
-    >>> jax.grad(lambda book: read(w, book, codes, False).sum())(jnp.array([2.0, 4.0]))
+    >>> jax.grad(lambda book: look_up(w, book, codes, False).sum())(jnp.array([2.0, 4.0]))
     Array([1., 2.], dtype=float32)
     """
     return codebook[codes]
@@ -43,7 +43,7 @@ def _read_backward(through, saved, g):  # type: ignore[no-untyped-def]
     return (g if through else None), summed, None  # None: a zero that nothing is computed with.
 
 
-read.defvjp(_read_forward, _read_backward)
+look_up.defvjp(_read_forward, _read_backward)
 
 
 def attention(w: jax.Array, codebook: jax.Array, temperature: jax.Array) -> jax.Array:

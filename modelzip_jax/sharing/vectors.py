@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from modelzip_jax.sharing.scaling import exponent, largest, scaled, unit
 from modelzip_jax.sharing.sums import matmul
 
-__all__ = ["assign_blocks", "count", "from_blocks", "to_blocks", "vector_kmeans"]
+__all__ = ["assign_blocks", "count_blocks", "from_blocks", "to_blocks", "vector_kmeans"]
 
 _ROWS = 4096
 """Blocks whose distances to all centroids are in memory at once."""
 
 
-def count(shape: tuple[int, ...], block: int) -> int:
+def count_blocks(shape: tuple[int, ...], block: int) -> int:
     """Blocks of a leaf."""
     return -(-math.prod(shape) // max(block, 1))
 

@@ -25,10 +25,9 @@ from modelzip_jax.partitioning import only, partition
 from modelzip_jax.recipe import from_plain, opaque_fields, to_plain
 from modelzip_jax.testing.comparison import Case, host, spacing
 from modelzip_jax.transform import Context, Encoded, Transform, identity, rate
+from modelzip_jax.tree import PyTree
 
 __all__ = ["check_laws"]
-
-PyTree = Any
 
 
 def check_laws(

@@ -17,6 +17,7 @@ from modelzip_jax.errors import TransformError
 from modelzip_jax.partitioning import Partition, partition
 from modelzip_jax.quantization.granularity import Granularity
 from modelzip_jax.transform import Transform, identity
+from modelzip_jax.tree import PyTree
 from modelzip_jax.wavelets.bases import Basis
 from modelzip_jax.wavelets.entropy import cheapest_cuts, coded_bits, lossless_bits
 from modelzip_jax.wavelets.fixed_step import quantize_step
@@ -27,7 +28,6 @@ from modelzip_jax.wavelets.wavelet_domain import Wavelet
 
 __all__ = ["Choice", "best_basis", "candidates", "choices"]
 
-PyTree = Any
 _BASIS_BITS = 8.0 * 48
 """Description of a basis in a file's header and recipe."""
 _WORTH = 1e-3

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from modelzip_jax.errors import TransformError
-from modelzip_jax.naming import nearest
+from modelzip_jax.naming import nearest_name
 from modelzip_jax.wavelets.coiflets import COIFLETS
 
 __all__ = ["FILTERS", "LIFTING", "Lifting", "check_filter", "highpass", "lowpass"]
@@ -68,7 +68,7 @@ def check_filter(name: str) -> str:
       TransformError: it is not; the message names the nearest.
     """
     if name not in FILTERS:
-        raise TransformError(f"there is no wavelet filter {name!r}; {nearest(str(name), FILTERS)}")
+        raise TransformError(f"there is no wavelet filter {name!r}; {nearest_name(str(name), FILTERS)}")
     return name
 
 

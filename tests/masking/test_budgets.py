@@ -276,7 +276,7 @@ def test_layers_that_are_hardly_active_are_thinned():
     def model(p, x):
         return jax.nn.relu(jax.nn.relu(x @ p["a"]) @ p["b"] + 1.0) @ p["c"]
 
-    found = trace.activation_sparsity(model, params, [jnp.asarray(RNG.uniform(size=(64, 4)), jnp.float32)])
+    found = trace.neuron_activity(model, params, [jnp.asarray(RNG.uniform(size=(64, 4)), jnp.float32)])
     rule = mz.allocation.by_activation(found, limit=0.5)
     assert rule.thinned == ("a",)
     got = mz.decoded(params, mz.prune(sparsity=0.75, allocation=rule))
@@ -295,7 +295,7 @@ def test_stacked_layers_count_together():
     def model(p, x):
         return jax.lax.scan(lambda h, w: (jax.nn.relu(h @ w), None), x, p["w"])[0] @ p["out"] + 1.0
 
-    found = trace.activation_sparsity(model, params, [jnp.ones((2, 3))])
+    found = trace.neuron_activity(model, params, [jnp.ones((2, 3))])
     assert len(found.layers) == 3
     assert mz.allocation.by_activation(found, limit=0.6).thinned == ("w",)
 

@@ -299,7 +299,7 @@ def test_errors():
 
 def test_activation_sparsity():
     model, x = MobileNet(), normal(2, 8, 8, 3)
-    found = trace.activation_sparsity(model.apply, variables(model, x), [x, x])
+    found = trace.neuron_activity(model.apply, variables(model, x), [x, x])
     layers = {layer.name: layer for layer in found.layers}
     first = layers["params/Conv_0/kernel"]
     assert first.total.shape == (8,)
@@ -311,13 +311,13 @@ def test_activation_sparsity():
     table = found.table()
     assert table.row_count == len(found.layers) + 1
     scanned = language_model.LanguageModel(50, 2, 2, 8, max_length=8)
-    found = trace.activation_sparsity(scanned.apply, variables(scanned, TOKENS), [TOKENS], only="**/mlp_in/*")
+    found = trace.neuron_activity(scanned.apply, variables(scanned, TOKENS), [TOKENS], only="**/mlp_in/*")
     assert [layer.name for layer in found.layers] == [f"params/blocks/mlp_in/kernel[{i}]" for i in range(2)]
 
 
 def test_the_figure_of_activation_sparsity():
     model, x = lenet.LeNet5(), normal(2, 28, 28, 1)
-    found = trace.activation_sparsity(model.apply, variables(model, x), [x])
+    found = trace.neuron_activity(model.apply, variables(model, x), [x])
     pytest.importorskip("matplotlib")
     assert len(found.figure().axes) == 2
 

@@ -16,7 +16,7 @@ from modelzip_jax.masking.allocation.allocator import Allocation, Part
 from modelzip_jax.recipe import recordable
 
 if TYPE_CHECKING:
-    from modelzip_jax.trace import Sparsity
+    from modelzip_jax.trace import Activity
 
 __all__ = ["ByActivation", "by_activation"]
 
@@ -32,7 +32,7 @@ class ByActivation(Allocation):
         return [sparsity if part.name in self.thinned else jnp.zeros_like(sparsity) for part in parts]
 
 
-def by_activation(found: Sparsity, limit: float) -> ByActivation:
+def by_activation(found: Activity, limit: float) -> ByActivation:
     """Layers whose share of non-zero activations is under a limit are pruned; all other leaves stay dense.
 
     The allocation rule of compression surveys, "a layer whose activation sparsity is under a limit is thinned
@@ -42,7 +42,7 @@ def by_activation(found: Sparsity, limit: float) -> ByActivation:
     zero, so they stay dense.
 
     Args:
-      found: what `trace.activation_sparsity` gives for the same tree of params. A leaf of several layers (stacked
+      found: what `trace.neuron_activity` gives for the same tree of params. A leaf of several layers (stacked
         for a scan) or uses counts by all of its activations together.
       limit: in (0, 1].
 
@@ -52,7 +52,7 @@ def by_activation(found: Sparsity, limit: float) -> ByActivation:
     >>> from modelzip_jax import trace
     >>> model = lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"]
     >>> params = {"a": jnp.array([[1.0, -1.0, -2.0]]), "b": jnp.ones((3, 1))}
-    >>> found = trace.activation_sparsity(model, params, [jnp.array([[1.0], [3.0], [2.0], [4.0]])])
+    >>> found = trace.neuron_activity(model, params, [jnp.array([[1.0], [3.0], [2.0], [4.0]])])
     >>> by_activation(found, limit=0.5)  # a third of the activations of "a" is not zero
     ByActivation(thinned=('a',))
     """
@@ -61,7 +61,7 @@ def by_activation(found: Sparsity, limit: float) -> ByActivation:
     zeros: dict[str, float] = collections.defaultdict(float)
     seen: dict[str, float] = collections.defaultdict(float)
     for layer in found.layers:
-        # Of "[i]", the layer in a scan, and "#1", a second use, which `LayerSparsity.name` may end with.
+        # Of "[i]", the layer in a scan, and "#1", a second use, which `LayerActivity.name` may end with.
         name = re.sub(r"(#\d+)?(\[[\d, ]+\])?$", "", layer.name)
         zeros[name] += layer.count * float(np.sum(layer.zeros))
         seen[name] += layer.count * layer.zeros.size

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import TransformError
 from modelzip_jax.masking.allocation.allocator import Allocation, Part
-from modelzip_jax.naming import nearest
+from modelzip_jax.naming import nearest_name
 from modelzip_jax.recipe import recordable
 
 __all__ = ["Erk", "Global", "Layers", "Uniform", "erk", "layers", "resolve"]
@@ -128,5 +128,5 @@ def resolve(allocation: str | Allocation) -> Allocation:
     if isinstance(allocation, Allocation):
         return allocation
     if allocation not in _NAMED:
-        raise TransformError(f"allocation is {allocation!r}; {nearest(str(allocation), _NAMED)}")
+        raise TransformError(f"allocation is {allocation!r}; {nearest_name(str(allocation), _NAMED)}")
     return _NAMED[allocation]

@@ -1,6 +1,6 @@
 """Scores: how much each weight matters (`mz.scores`)."""
 
-from modelzip_jax.masking.scores.filters import GeometricMedian, geometric_median
+from modelzip_jax.masking.scores.distances import GeometricMedian, geometric_median
 from modelzip_jax.masking.scores.gradients import (
     Fisher,
     GradientMagnitude,

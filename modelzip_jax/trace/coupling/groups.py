@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 
 from modelzip_jax.trace.coupling.interchange import numbered, standings
-from modelzip_jax.trace.coupling.labels import Axis, Labels, Reason, Solution, expand
+from modelzip_jax.trace.coupling.labels import AxisLabels, Labels, Reason, Solution, expand
 from modelzip_jax.trace.coupling.layout import Labelled
 from modelzip_jax.trace.coupling.propagation import Couple
 from modelzip_jax.trace.jaxpr.interpreter import interpret
 from modelzip_jax.trace.jaxpr.programs import Program, program
+from modelzip_jax.tree import PyTree
 
 __all__ = ["Couplings", "Frozen", "Group", "Member", "Reason", "couplings", "couplings_of"]
-
-PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -158,7 +157,7 @@ _LeafAxis = tuple[str, int, np.ndarray]
 
 def _groups(
     axes: list[_LeafAxis],
-    met: list[Axis],
+    met: list[AxisLabels],
     labels: Labels,
     solution: Solution,
     shapes: dict[str, tuple[int, ...]],

@@ -13,17 +13,16 @@ import numpy as np
 from modelzip_jax.errors import MissingExtraError
 from modelzip_jax.trace.measures.channel_moments import Channels
 from modelzip_jax.trace.measures.input_statistics import Measured, statistics
+from modelzip_jax.tree import PyTree
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["LayerSparsity", "Sparsity", "activation_sparsity"]
-
-PyTree = Any
+__all__ = ["Activity", "LayerActivity", "neuron_activity"]
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerSparsity:
+class LayerActivity:
     """The activations of one layer.
 
     name: of the leaf that makes them; in a scan over layers with "[i]", of a second use with "#1".
@@ -44,10 +43,10 @@ class LayerSparsity:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sparsity:
-    """What `activation_sparsity` found, layer by layer."""
+class Activity:
+    """What `neuron_activity` found, layer by layer."""
 
-    layers: tuple[LayerSparsity, ...]
+    layers: tuple[LayerActivity, ...]
 
     @property
     def zeros(self) -> float:
@@ -110,12 +109,12 @@ class Sparsity:
         return figure
 
 
-def activation_sparsity(
+def neuron_activity(
     apply_fn: Callable[..., Any],
     params: PyTree,
     batches: Iterable[Any],
     only: str | Sequence[str] = "**",
-) -> Sparsity:
+) -> Activity:
     """The sum of |activation| and the fraction of zeros of every neuron, over all batches.
 
     A neuron is an output channel of a dense layer or convolution, and its activation what that has become
@@ -131,26 +130,26 @@ def activation_sparsity(
     >>> import jax.numpy as jnp
     >>> model = lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"]
     >>> params = {"a": jnp.array([[1.0, -1.0, -2.0]]), "b": jnp.ones((3, 1))}
-    >>> found = activation_sparsity(model, params, [jnp.array([[1.0], [3.0], [-1.0], [0.0]])])
+    >>> found = neuron_activity(model, params, [jnp.array([[1.0], [3.0], [-1.0], [0.0]])])
     >>> found.layers[0].total, found.layers[0].zeros, found.layers[0].dead
     (array([4., 1., 2.]), array([0.5 , 0.75, 0.75]), 0)
     """
     stats = statistics(apply_fn, params, batches, ("mean_abs", "zeros"), ("activations",), only)
-    found: list[LayerSparsity] = []
+    found: list[LayerActivity] = []
     for measured in jax.tree.leaves(stats, is_leaf=lambda x: isinstance(x, Measured)):
         for each in measured:
             name = each.use.leaf + (f"#{each.use.index}" if len(measured) > 1 else "")
             found += _layers(name, each.activations)
-    return Sparsity(tuple(found))
+    return Activity(tuple(found))
 
 
-def _layers(name: str, channels: Channels) -> list[LayerSparsity]:
+def _layers(name: str, channels: Channels) -> list[LayerActivity]:
     count = np.asarray(channels.count, np.float64)
     number = math.prod(count.shape)
     mean = np.asarray(channels.mean_abs, np.float64).reshape(number, -1)
     zeros = np.asarray(channels.zeros, np.float64).reshape(number, -1)
     index = [f"[{', '.join(map(str, i))}]" if i else "" for i in np.ndindex(count.shape)]
     return [
-        LayerSparsity(name + index[i], mean[i] * n, zeros[i], float(n))
+        LayerActivity(name + index[i], mean[i] * n, zeros[i], float(n))
         for i, n in enumerate(count.reshape(number))
     ]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-__all__ = ["KINDS", "Channels", "empty", "fold", "measure", "merge"]
+__all__ = ["KINDS", "Channels", "empty", "fold", "measure", "pooled"]
 
 KINDS = ("mean", "mean_abs", "second_moment", "zeros", "range", "gram", "percentiles")
 
@@ -97,11 +97,11 @@ def empty(shapes: Channels) -> Channels:
     return Channels(**{f.name: nothing(f.name, getattr(shapes, f.name)) for f in dataclasses.fields(shapes)})
 
 
-def merge(a: Channels, b: Channels) -> Channels:
+def pooled(a: Channels, b: Channels) -> Channels:
     """The moments of all values that two sets were measured on. Samples are not merged.
 
     >>> one, two = (measure(jnp.array([[v]]), 1, frozenset(["mean"]), None, 0) for v in (1.0, 4.0))
-    >>> merge(merge(one, one), two).mean
+    >>> pooled(pooled(one, one), two).mean
     Array([2.], dtype=float32)
     """
     count = a.count + b.count

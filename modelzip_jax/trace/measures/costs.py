@@ -21,10 +21,10 @@ from modelzip_jax.trace.jaxpr.primitives import (
 )
 from modelzip_jax.trace.jaxpr.programs import Equation, Program, program
 from modelzip_jax.trace.usage.use import uses_of
+from modelzip_jax.tree import PyTree
 
 __all__ = ["Cost", "EquationCost", "cost"]
 
-PyTree = Any
 _PRODUCTS = frozenset(["dot_general", "conv_general_dilated"])
 _COUNTED = _PRODUCTS | ELEMENTWISE | REDUCTIONS | IDENTITY | MOVES | CUMULATIVE | WINDOWS
 

@@ -16,15 +16,15 @@ from modelzip_jax.errors import TraceError
 from modelzip_jax.trace.jaxpr.evaluator import Evaluator, Visitor, bind
 from modelzip_jax.trace.jaxpr.interpreter import equations_at
 from modelzip_jax.trace.jaxpr.programs import Equation, Program, program
-from modelzip_jax.trace.measures.channel_moments import KINDS, Channels, empty, fold, measure, merge
+from modelzip_jax.trace.measures.channel_moments import KINDS, Channels, empty, fold, measure, pooled
 from modelzip_jax.trace.measures.layer_outputs import activation_paths
 from modelzip_jax.trace.measures.taps import PLACES, Place, Tap, tap
 from modelzip_jax.trace.usage.use import Use, uses_of
 from modelzip_jax.trace.usage.views import Layer
+from modelzip_jax.tree import PyTree
 
 __all__ = ["Measured", "UseStatistics", "by_layer", "scans_around", "statistics", "statistics_pass"]
 
-PyTree = Any
 _ROWS_A_BATCH, _ROWS = 512, 4096
 
 
@@ -229,7 +229,7 @@ def scans_around(path: str) -> list[str]:
 
 
 def _merge_all(a: list[Channels], b: list[Channels]) -> list[Channels]:
-    return [merge(x, y) for x, y in zip(a, b, strict=True)]
+    return [pooled(x, y) for x, y in zip(a, b, strict=True)]
 
 
 def _empty_all(shapes: list[Channels]) -> list[Channels]:
@@ -288,4 +288,4 @@ class _Gathered:
 
 @jax.jit
 def _merge_batches(a: dict[_Key, Channels], b: dict[_Key, Channels]) -> dict[_Key, Channels]:
-    return {key: merge(a[key], b[key]) for key in a}
+    return {key: pooled(a[key], b[key]) for key in a}

@@ -11,11 +11,11 @@ from modelzip_jax.trace.jaxpr.primitives import ELEMENTWISE, IDENTITY
 from modelzip_jax.trace.jaxpr.programs import Program, program
 from modelzip_jax.trace.usage.origins import Meeting, meetings
 from modelzip_jax.trace.usage.views import View
-from modelzip_jax.trace.usage.weights import Weight
+from modelzip_jax.trace.usage.weight_rules import Weight
+from modelzip_jax.tree import PyTree
 
 __all__ = ["Use", "uses", "uses_of"]
 
-PyTree = Any
 _COPIES = IDENTITY | frozenset(
     ["concatenate", "stack", "dynamic_update_slice", "pad", "scatter", "select_n", "scan", "while", "cond"]
 )
