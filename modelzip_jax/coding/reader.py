@@ -248,6 +248,13 @@ def load(path: str | os.PathLike[str], like: PyTree = None, *, progress: Progres
       FormatError: the file is foreign, newer, truncated or damaged; the message names the place.
       RecipeError: what stands for the recipe is none.
       TreeError: `like` has other leaves.
+
+    >>> import tempfile, modelzip_jax as mz
+    >>> packed = mz.compress({"w": np.float32([1.0, -2.0])}, mz.prune(sparsity=0.5))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     sizes = mz.save(folder + "/model.mz", packed)
+    ...     mz.unpack(load(folder + "/model.mz"))
+    {'w': Array([ 0., -2.], dtype=float32)}
     """
     with Archive(path) as archive:
         header, paths = archive.header, archive.names
@@ -287,6 +294,13 @@ def load_tensor(path: str | os.PathLike[str], name: str) -> PackedArray:
 
     Raises:
       PatternError: there is no such leaf; the message lists the paths.
+
+    >>> import tempfile, modelzip_jax as mz
+    >>> packed = mz.compress({"Dense_0": {"kernel": np.float32([1.0, -2.0])}}, mz.prune(sparsity=0.5))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     sizes = mz.save(folder + "/model.mz", packed)
+    ...     load_tensor(folder + "/model.mz", "Dense_0/kernel").unpack()
+    Array([ 0., -2.], dtype=float32)
     """
     with Archive(path) as archive:
         names = archive.names

@@ -26,6 +26,9 @@ class Branch:
     patterns: of their paths, such as the last scale and bias of a block, or an output kernel and its bias; they may
     match in several places, as in attention and MLP. layer: which index of their first axis, where all layers are
     stacked along it for a `scan`; None for whole leaves.
+
+    >>> Branch(("blocks/mlp_out/*", "blocks/attention/out/*"), layer=3)
+    Branch(patterns=('blocks/mlp_out/*', 'blocks/attention/out/*'), layer=3)
     """
 
     patterns: tuple[str, ...]

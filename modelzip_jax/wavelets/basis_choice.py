@@ -148,6 +148,12 @@ def choices(
     Args:
       name: of the leaf, for messages. x: its weights. distortion: squared error over squared norm.
       bases: `(basis, view)` pairs; `candidates` if None.
+
+    >>> smooth = np.cos(np.linspace(0.0, 3.0, 4096)).astype(np.float32)
+    >>> haar = Basis("wavelet", "haar", 3, (0,))
+    >>> found = choices("w", smooth, 1e-3, [(haar, ())])
+    >>> [str(choice.basis) for choice in found], found[0].bits < found[1].bits
+    (['haar 3 over 0', 'None'], True)
     """
     lossless, rounding = lossless_bits(np.asarray(x)), _cast_error(x)
     x = np.ascontiguousarray(np.asarray(x, np.float32))

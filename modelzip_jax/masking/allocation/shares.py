@@ -21,7 +21,11 @@ __all__ = ["Erk", "Global", "Layers", "Uniform", "erk", "layers", "resolve"]
 @recordable
 @dataclasses.dataclass(frozen=True)
 class Uniform(Allocation):
-    """The same share of every leaf."""
+    """The same share of every leaf.
+
+    >>> Uniform()([Part("a", (4,), 4), Part("b", (8,), 8)], 0.5)
+    [0.5, 0.5]
+    """
 
     def __call__(self, parts: list[Part], sparsity: jax.Array) -> list[jax.Array]:
         return [sparsity] * len(parts)
@@ -30,7 +34,11 @@ class Uniform(Allocation):
 @recordable
 @dataclasses.dataclass(frozen=True)
 class Global(Allocation):
-    """One threshold over all leaves."""
+    """One threshold over all leaves.
+
+    >>> Global()([Part("a", (4,), 4), Part("b", (8,), 8)], 0.5) is None
+    True
+    """
 
     @property
     def leafwise(self) -> bool:
@@ -124,6 +132,9 @@ def resolve(allocation: str | Allocation) -> Allocation:
 
     Raises:
       TransformError: an unknown name.
+
+    >>> resolve("erk"), resolve(Uniform())
+    (Erk(), Uniform())
     """
     if isinstance(allocation, Allocation):
         return allocation

@@ -40,6 +40,12 @@ def wanda() -> Wanda:
     Needs `stats=trace.statistics(apply_fn, params, batches)`. The paper compares weights within an output:
     use it with `structure=mz.structures.n_of_m(...)` or per channel for that. For convolutions ‖x‖ is of the input
     channel, over all positions.
+
+    >>> from modelzip_jax import trace
+    >>> w, x = jnp.array([[1.0], [2.0]]), jnp.array([[6.0, 1.0], [8.0, 1.0]])
+    >>> wanda()(w, Context(stats=trace.statistics(lambda p, x: x @ p, w, [x])))
+    Array([[7.071068],
+           [2.      ]], dtype=float32)
     """
     return Wanda()
 
@@ -73,6 +79,13 @@ def activation_sparsity(kind: str = "mean_abs") -> ActivationSparsity:
         zeros (APoZ, Hu et al. 2016, arXiv:1607.03250).
 
     Needs `stats=trace.statistics(apply_fn, params, batches, places=("activations",))`.
+
+    >>> from modelzip_jax import trace
+    >>> model = lambda p, x: jax.nn.relu(x @ p["up"]) @ p["down"]
+    >>> params = {"up": jnp.array([[1.0, -1.0]]), "down": jnp.ones((2, 1))}
+    >>> stats = trace.statistics(model, params, [jnp.array([[1.0], [3.0]])], places=("activations",), only="up")
+    >>> activation_sparsity()({"up": params["up"]}, Context(stats={"up": stats["up"]}))
+    {'up': Array([[2., 0.]], dtype=float32)}
     """
     return ActivationSparsity(kind)
 

@@ -26,7 +26,11 @@ _MOST = 1 << 23
 
 
 class Reason(NamedTuple):
-    """Why an axis cannot shrink: the equation's path and primitive ("" for inputs and outputs)."""
+    """Why an axis cannot shrink: the equation's path and primitive ("" for inputs and outputs).
+
+    >>> Reason("dot_general", "dot_general", "an axis of an output").why
+    'an axis of an output'
+    """
 
     path: str
     primitive: str

@@ -29,6 +29,10 @@ class LayerActivity:
     total: the sum of |activation| of each neuron over everything seen, float64 `(neurons,)`.
     zeros: the fraction of its activations that are exactly 0, float64 `(neurons,)`: the average percentage
     of zeros (APoZ) of Hu et al. 2016. count: how many activations of each neuron were seen.
+
+    >>> layer = LayerActivity("up", total=np.array([4.0, 0.0]), zeros=np.array([0.5, 1.0]), count=2.0)
+    >>> layer.dead
+    1
     """
 
     name: str
@@ -44,7 +48,12 @@ class LayerActivity:
 
 @dataclasses.dataclass(frozen=True)
 class Activity:
-    """What `neuron_activity` found, layer by layer."""
+    """What `neuron_activity` found, layer by layer.
+
+    >>> layer = LayerActivity("up", total=np.array([4.0, 0.0]), zeros=np.array([0.5, 1.0]), count=2.0)
+    >>> Activity((layer,)).zeros, Activity((layer,)).total
+    (0.75, 4.0)
+    """
 
     layers: tuple[LayerActivity, ...]
 

@@ -31,6 +31,12 @@ class Channels:
       the channels (for a convolution of window and input channels, as in its kernel).
     percentiles: `(len(percentiles), ...)`, from a sample; see `statistics`.
     sample: the rows sampled in one batch; only while statistics are being gathered.
+
+    >>> from modelzip_jax import trace
+    >>> x = jnp.array([[1.0, -2.0], [3.0, 0.0]])
+    >>> channels = trace.statistics(lambda p, x: x @ p, jnp.ones((2, 5)), [x], kinds=("mean", "range"))[0].inputs
+    >>> channels.mean, channels.maximum, channels.zeros
+    (Array([ 2., -1.], dtype=float32), Array([3., 0.], dtype=float32), None)
     """
 
     count: Any

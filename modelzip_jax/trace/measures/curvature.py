@@ -28,6 +28,11 @@ class FisherInformation:
 
     diagonal: E[g²], float32, the leaf's shape; None if not asked for or the leaf is not floating-point.
     factors: one for each product that the leaf takes part in, in the order of its uses.
+
+    >>> batch = (jnp.array([[2.0]]), jnp.array([[3.0]]))  # an input and a target
+    >>> w = jnp.ones((1, 1))
+    >>> fisher_information(lambda p, x: x @ p, w, [batch], likelihood="gaussian", labels="given").diagonal
+    Array([[4.]], dtype=float32)
     """
 
     diagonal: Any

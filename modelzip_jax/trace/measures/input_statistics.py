@@ -41,6 +41,10 @@ class UseStatistics:
     two, inputs have shape `(heads, 64)`. In front stands an axis for each scan over layers. A use of a part
     of the leaf has the channels of that part. Batched axes (experts) come first, then channels. Of a grouped
     convolution inputs are all of its input features.
+
+    >>> seen = statistics(lambda p, x: x @ p, jnp.ones((2, 5)), [jnp.array([[1.0, -2.0]])], ("mean",))[0]
+    >>> seen.use.kind, seen.inputs.mean, seen.outputs
+    ('dot', Array([ 1., -2.], dtype=float32), None)
     """
 
     use: Use = dataclasses.field(metadata={"static": True})
@@ -50,7 +54,13 @@ class UseStatistics:
 
 
 class Measured(tuple[UseStatistics, ...]):
-    """The statistics of a leaf's uses in products, in order: empty for a bias, two for tied weights."""
+    """The statistics of a leaf's uses in products, in order: empty for a bias, two for tied weights.
+
+    >>> tied = lambda p, x: x @ p["w"] @ p["w"].T + p["b"]
+    >>> found = statistics(tied, {"w": jnp.ones((2, 3)), "b": jnp.ones(2)}, [jnp.ones((1, 2))])
+    >>> len(found["w"]), len(found["b"])
+    (2, 0)
+    """
 
     __slots__ = ()
 

@@ -35,6 +35,16 @@ class Factors:
     use: the product. inputs: A = E[a aᵀ], `(..., n, n)`, n in C order of the contracted axes. outputs:
     G = E[Σ g gᵀ], `(..., m, m)`, m in C order of the output axes. In front stand an axis for each scan over
     layers and one for each batched axis (experts, groups of a convolution's inputs).
+
+    >>> from modelzip_jax import trace
+    >>> batches = [(jnp.array([[2.0, 1.0]]), jnp.array([0]))]
+    >>> found = trace.fisher_information(
+    ...     lambda p, x: x @ p, jnp.zeros((2, 2)), batches, kinds=("kronecker",), labels="given"
+    ... )
+    >>> found.factors[0].inputs, found.factors[0].outputs
+    (Array([[4., 2.],
+           [2., 1.]], dtype=float32), Array([[ 0.25, -0.25],
+           [-0.25,  0.25]], dtype=float32))
     """
 
     use: Use = dataclasses.field(metadata={"static": True})

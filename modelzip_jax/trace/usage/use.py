@@ -39,6 +39,11 @@ class Use:
       for LoRA's W + A B: a *derived* weight; () if the leaf itself is used.
     trips: how often the equation runs in a call; None inside a `while`.
     view: which elements of the leaf the operand holds, axis by axis.
+
+    >>> import jax.numpy as jnp
+    >>> (use,) = uses(lambda p, x: x @ (2.0 * p["w"]), {"w": jnp.ones((3, 4))}, jnp.ones((2, 3)))
+    >>> use.kind, use.contracted, use.output, use.through, use.derived
+    ('dot', (0,), (1,), ('mul',), True)
     """
 
     leaf: str
