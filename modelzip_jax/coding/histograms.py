@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 
 import numpy as np
+from jaxtyping import Int64, Integer, UInt8, UInt32
 
 from modelzip_jax.coding.tables import BITS, decode_table, encode_table
 
@@ -30,7 +31,7 @@ _FRACTION_BITS = 32
 _INDEX_BITS = 12
 
 
-def count(symbols: np.ndarray) -> np.ndarray:
+def count(symbols: UInt8[np.ndarray, " ..."]) -> Int64[np.ndarray, " 256"]:
     """Counts each byte value.
 
     Args:
@@ -72,7 +73,7 @@ def _log_ratios(bits: int) -> np.ndarray:
     return total
 
 
-def normalize_counts(counts: np.ndarray, bits: int = BITS) -> np.ndarray:
+def normalize_counts(counts: Integer[np.ndarray, " 256"], bits: int = BITS) -> UInt32[np.ndarray, " 256"]:
     """Frequencies summing to `2**bits` with the smallest coded size for these counts.
 
     The coded size, sum of `counts * log2(2**bits / frequencies)`, is separable and convex, so
@@ -185,7 +186,7 @@ def _any_log2(values: np.ndarray) -> np.ndarray:
     return (exponent << _FRACTION_BITS) + table[at] + between
 
 
-def code_length(counts: np.ndarray, frequencies: np.ndarray) -> float:
+def code_length(counts: Integer[np.ndarray, " 256"], frequencies: Integer[np.ndarray, " 256"]) -> float:
     """Bits that an ideal coder spends on `counts` symbols under `frequencies`.
 
     The same on every machine, to the last bit. Infinite if a symbol occurs whose frequency is 0.
@@ -210,7 +211,7 @@ def code_length(counts: np.ndarray, frequencies: np.ndarray) -> float:
     return total / (1 << _FRACTION_BITS)
 
 
-def entropy(counts: np.ndarray) -> float:
+def entropy(counts: Integer[np.ndarray, " 256"]) -> float:
     """Total 0-order entropy of the counted symbols, in bits (not bits a symbol).
 
     >>> entropy(np.bincount([0, 1, 2, 3], minlength=256))
@@ -219,7 +220,7 @@ def entropy(counts: np.ndarray) -> float:
     return code_length(counts, counts) if np.any(counts) else 0.0
 
 
-def fit_frequencies(counts: np.ndarray) -> np.ndarray:
+def fit_frequencies(counts: Integer[np.ndarray, " 256"]) -> UInt32[np.ndarray, " 256"]:
     """Frequencies with the fewest bytes for symbols *and* table together.
 
     A coarse table (multiples of a power of two) is shorter, which pays for small tensors; from

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, UInt8
 
 from modelzip_jax.errors import TransformError
 from modelzip_jax.sharing.bins import BINS
@@ -24,7 +25,7 @@ _FEW = 32
 
 
 class KMeans(NamedTuple):
-    """Centroids in ascending order, `(k,)`, and the squared error, a scalar, that they leave.
+    """Centroids in ascending order, and the squared error that they leave.
 
     The error is the sum of (weighted) squared distances to the nearest centroid; by a histogram it leaves
     out what the values of one bin differ by. Beyond what a float holds it is inf, or 0; the centroids are the same
@@ -35,8 +36,8 @@ class KMeans(NamedTuple):
     (Array([0.5, 9. ], dtype=float32), Array(0.5, dtype=float32))
     """
 
-    centroids: jax.Array
-    distortion: jax.Array
+    centroids: Float[jax.Array, " k"]
+    distortion: Float[jax.Array, ""]
 
 
 def kmeans(
@@ -203,13 +204,13 @@ def _errors(density: Density, edges: jax.Array, centroids: jax.Array) -> jax.Arr
     return jnp.maximum(second - centroids * (2.0 * first - mass * centroids), 0.0)
 
 
-def midpoints(centroids: jax.Array) -> jax.Array:
+def midpoints(centroids: Float[jax.Array, " k"]) -> Float[jax.Array, " k-1"]:
     """Where one centroid's values end and the next one's begin: `(k - 1,)`, halfway."""
     return 0.5 * centroids[:-1] + 0.5 * centroids[1:]
 
 
 @jax.jit
-def assign(x: jax.Array, centroids: jax.Array) -> jax.Array:
+def assign(x: Float[jax.Array, "*shape"], centroids: Float[jax.Array, " k"]) -> UInt8[jax.Array, "*shape"]:
     """The nearest centroid of each value; halfway, the lower one. Integers have no gradient.
 
     Args:

@@ -11,6 +11,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float64
 
 from modelzip_jax.errors import TransformError
 from modelzip_jax.naming import nearest_name
@@ -73,7 +74,7 @@ def check_filter(name: str) -> str:
 
 
 @functools.cache
-def lowpass(name: str) -> np.ndarray:
+def lowpass(name: str) -> Float64[np.ndarray, " taps"]:
     """The low-pass synthesis filter of an orthonormal wavelet: float64 (F,), read-only.
 
     The analysis filter is its reverse. Daubechies 1988 (https://doi.org/10.1002/cpa.3160410705) and 1992,
@@ -100,7 +101,7 @@ def lowpass(name: str) -> np.ndarray:
     return h
 
 
-def highpass(name: str) -> np.ndarray:
+def highpass(name: str) -> Float64[np.ndarray, " taps"]:
     """The high-pass synthesis filter of an orthonormal wavelet: float64 (F,).
 
     >>> np.round(highpass("haar"), 4).tolist()
