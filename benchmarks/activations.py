@@ -37,7 +37,7 @@ def main() -> None:
     chosen = harness.options(__doc__, repeats=15)
     report = harness.Report("activations", "Integer activations", chosen)
     network, params, tokenizer = sentence_encoder.load_minilm()
-    calibration, test = retrieval.split(retrieval.docstring_pairs())
+    calibration, test = retrieval.split_by_package(retrieval.docstring_pairs())
     pairs = retrieval.thin(test, 200 if chosen.quick else 2000)
     texts = [p.query for p in pairs] + [p.document for p in pairs]
     tokens = sentence_encoder.tokenize(tokenizer, texts, MAX_LENGTH)

@@ -67,7 +67,7 @@ def main() -> None:
         results: list[dict[str, Any]] = []
         for seed in range(chosen.repeats):
             changes = [f"--config.{field}={value}" for field, value in {**fields, "seed": seed}.items()]
-            config = configs.override(configs.load(ROOT / "configs" / f"{name}.py"), changes)
+            config = configs.override(configs.load_config(ROOT / "configs" / f"{name}.py"), changes)
             folder = RUNS / f"{title.lower().replace(', ', '-').replace(' ', '-')}-{seed}"
             result = finished(config, folder)
             if result is None and chosen.finished:

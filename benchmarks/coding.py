@@ -361,7 +361,9 @@ def report_lossless(report: harness.Report, chosen: argparse.Namespace) -> None:
             ):
                 np.testing.assert_array_equal(np.asarray(a).view(np.uint8), np.asarray(b).view(np.uint8))
         coder = zstandard.ZstdCompressor(level=19)
-        zstd = sum(len(coder.compress(p.tobytes())) for x in jax.tree.leaves(cast) for p in planes.split(x))
+        zstd = sum(
+            len(coder.compress(p.tobytes())) for x in jax.tree.leaves(cast) for p in planes.split_planes(x)
+        )
         rows.append([str(dtype), raw, _percent(size / raw), _percent(zstd / raw), seconds])
         report.bar(f"lossless {dtype}, file ÷ raw bytes", limit, 100 * size / raw, unit=" %")
     columns = ["dtype", "raw bytes", "ours, whole file", "zstd -19 on planes", "mz.save, s"]

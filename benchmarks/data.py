@@ -96,7 +96,7 @@ def main() -> None:
     chosen = harness.options(__doc__, repeats=7)
     report = harness.Report("data", "Feeding a training loop", chosen)
     try:
-        arrays = data.load(NAME, "validation" if chosen.quick else "train")
+        arrays = data.load_split(NAME, "validation" if chosen.quick else "train")
     except DataError as error:
         raise SystemExit(str(error)) from error
     on_device = {name: jnp.asarray(array) for name, array in arrays.items()}

@@ -50,7 +50,7 @@ CASES = (
 def _config(case: Case, seed: int, **fields: Any) -> Any:
     changes = {**case.fields, **fields, "seed": seed}
     arguments = [f"--config.{field}={value}" for field, value in changes.items()]
-    return configs.override(configs.load(ROOT / "configs" / f"{case.config}.py"), arguments)
+    return configs.override(configs.load_config(ROOT / "configs" / f"{case.config}.py"), arguments)
 
 
 def _steps(config: Any) -> int:

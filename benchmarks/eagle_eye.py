@@ -29,8 +29,8 @@ from modelzip_jax.rewrites.channels import unit_scores
 from modelzip_jax.rewrites.shrinking import shrunk_shapes, silence
 from modelzip_jax.rewrites.unit_choice import choose_units
 from modelzip_jax.training import data
+from modelzip_jax.tree import PyTree
 
-PyTree = Any
 # Projections, since channels that a padded shortcut fills with zeros are in no group: six groups, not four.
 MODEL = CifarResNet(blocks=1, shortcut="projection", stages=(8, 16, 32))
 BATCH, ADAPT = 128, 30
@@ -40,7 +40,7 @@ LARGEST_SHARE = 0.7
 
 def images(split: str) -> dict[str, np.ndarray]:
     """Fashion-MNIST with each 2×2 pixels averaged, normalized."""
-    arrays, known = data.load("fashion_mnist", split), data.spec("fashion_mnist")
+    arrays, known = data.load_split("fashion_mnist", split), data.spec("fashion_mnist")
     x = arrays["inputs"].reshape(-1, 14, 2, 14, 2, 1).mean((2, 4), dtype=np.float32)
     return {"inputs": (x - known.mean[0]) / known.std[0], "labels": arrays["labels"]}
 

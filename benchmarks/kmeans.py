@@ -112,7 +112,7 @@ def embeddings(texts: int) -> tuple[Any, Callable[[Any], np.ndarray]]:
     from modelzip_jax.models import sentence_encoder
 
     model, params, tokenizer = sentence_encoder.load_minilm()
-    pairs = retrieval.thin(retrieval.split(retrieval.docstring_pairs())[1], texts // 2)
+    pairs = retrieval.thin(retrieval.split_by_package(retrieval.docstring_pairs())[1], texts // 2)
     tokens = sentence_encoder.tokenize(tokenizer, [t for p in pairs for t in (p.query, p.document)], 48)
     return params, lambda weights: sentence_encoder.embed_tokens(model, weights, tokens)
 

@@ -86,7 +86,7 @@ def task(name: str, steps: int) -> Task:
     spec = data.spec(name)
 
     def arrays(split: str) -> tuple[jax.Array, jax.Array]:
-        loaded = data.load(name, split)
+        loaded = data.load_split(name, split)
         x = (loaded["inputs"].astype(np.float32) - np.float32(spec.mean)) / np.float32(spec.std)
         return jnp.asarray(x), jnp.asarray(loaded["labels"])
 
@@ -308,7 +308,7 @@ def _score_cases() -> dict[str, tuple[Any, Any]]:
         "SynFlow": (scores.given(), None),
         "magnitude, channels": (scores.magnitude(2), channel),
         "Taylor, channels": (scores.taylor(), channel),
-        "activation, channels": (scores.activation_sparsity(), channel),
+        "activation, channels": (scores.neuron_activity(), channel),
         "geometric median, channels": (scores.geometric_median(), channel),
         "random, channels": (scores.random(), channel),
     }

@@ -20,12 +20,12 @@ import optax
 
 import modelzip_jax as mz
 from benchmarks import harness
-from benchmarks.digits import digits
+from benchmarks.digits import digits_by_split
 from benchmarks.harness import said
 from modelzip_jax.models.mlp import MLP
 from modelzip_jax.sharing.grouping import share_initialization
+from modelzip_jax.tree import PyTree
 
-PyTree = Any
 HIDDEN = ("Dense_0", "Dense_1")
 WIDTHS, BATCH, STEPS = (300, 100), 64, 1_000
 # Within 1 % of the parameters that 300-100 has with shared neurons.
@@ -114,7 +114,7 @@ def parameters(arm: Arm, x: jax.Array) -> int:
 def main() -> None:
     chosen = harness.options(__doc__, repeats=3)
     report = harness.Report("share_neurons", "Shared neurons", chosen)
-    seeds, sets = jnp.arange(2 if chosen.quick else chosen.repeats), digits()
+    seeds, sets = jnp.arange(2 if chosen.quick else chosen.repeats), digits_by_split()
     for examples in EXAMPLES[1:] if chosen.quick else EXAMPLES:
         rows = []
         for arm in (Arm("not shared"), *arms(2), *arms(4)):

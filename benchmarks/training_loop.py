@@ -1,4 +1,4 @@
-"""What `training.train_loop.fit` costs beside a bare `lax.scan` of the same step, with every hook in use.
+"""What `training.train_loop.train_until` costs beside a bare `lax.scan` of the same step, with every hook in use.
 
     python -m benchmarks.training_loop [--repeats 15] [--cores 1]
 
@@ -37,7 +37,7 @@ def cases(
     def prepare(batch: Any, key: Any) -> Any:
         return {**batch, "inputs": data.normalize(batch["inputs"], spec.mean, spec.std)}
 
-    step = train_loop.make_step(network, objectives.cross_entropy(), tx, prepare)
+    step = train_loop.make_step(network, objectives.softmax_cross_entropy(), tx, prepare)
     inputs = prepare({"inputs": jnp.asarray(arrays["inputs"][:1])}, None)["inputs"]
     params, variables = network.init(jax.random.key(0), inputs)
     on_device = jax.device_put(arrays)
@@ -68,7 +68,9 @@ def cases(
             cadence = train_loop.Cadence(steps, block, record=min(steps, 100))
             batches = data.Batches(arrays, BATCH)
             jax.block_until_ready(
-                train_loop.fit(fresh(), compiled, on_device, batches, cadence, train_loop.Run(record=log))
+                train_loop.train_until(
+                    fresh(), compiled, on_device, batches, cadence, train_loop.Run(record=log)
+                )
             )
 
     return {
@@ -82,7 +84,7 @@ def cases(
 def main() -> None:
     chosen = harness.options(__doc__, repeats=15)
     report = harness.Report("training_loop", "Training loop", chosen)
-    digits = data.load("digits", "train"), data.spec("digits")
+    digits = data.load_split("digits", "train"), data.spec("digits")
     rng = np.random.default_rng(0)
     images = {
         "inputs": rng.integers(0, 256, (8192, 28, 28, 1), dtype=np.uint8),

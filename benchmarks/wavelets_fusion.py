@@ -24,13 +24,13 @@ import optax
 
 import modelzip_jax as mz
 from benchmarks import harness
-from benchmarks.digits import digits
+from benchmarks.digits import digits_by_split
 from benchmarks.harness import said
 from modelzip_jax.coding.writer import file_sizes
 from modelzip_jax.models.mlp import MLP
+from modelzip_jax.tree import PyTree
 from modelzip_jax.wavelets.fusion import fuse, unfuse
 
-PyTree = Any
 LAYERS, BATCH, STEPS = 4, 64, 1_000
 PATTERN = "hidden/*/kernel"
 RATES, DECAYS, GAINS = (1e-3, 3e-3), (0.1, 1.0, 3.0), (2.0, 4.0, 8.0)
@@ -150,7 +150,7 @@ def main() -> None:
     """Runs the study."""
     chosen = harness.options(__doc__, repeats=5)
     report = harness.Report("wavelets_fusion", "Fusion and generalisation", chosen)
-    seeds, sets = jnp.arange(2 if chosen.quick else chosen.repeats), digits()
+    seeds, sets = jnp.arange(2 if chosen.quick else chosen.repeats), digits_by_split()
     for examples in EXAMPLES[1:] if chosen.quick else EXAMPLES:
         rows, gaps, losses = [], {}, {}
         for arm in ARMS:

@@ -50,7 +50,7 @@ def trained(decay: float, seed: int) -> tuple[Path, dict[str, Any]]:
     """A run of LeNet-300-100: its file, and its results."""
     folder = RUNS / f"decay-{decay}-{seed}"
     changes = [f"--config.optimizer.weight_decay={decay}", f"--config.seed={seed}"]
-    config = configs.override(configs.load(ROOT / "configs" / "lenet_300_100.py"), changes)
+    config = configs.override(configs.load_config(ROOT / "configs" / "lenet_300_100.py"), changes)
     done = folder / "result.json"
     result = json.loads(done.read_text()) if done.exists() else experiment.run(config, folder)
     return folder / "model.mz", result

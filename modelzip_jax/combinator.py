@@ -13,7 +13,7 @@ from modelzip_jax.errors import TransformError
 from modelzip_jax.transform import Context, Encoded, Transform
 from modelzip_jax.tree import Leaf, PyTree
 
-__all__ = ["Chosen", "Combinator", "check_transform", "choose", "ends", "selects", "support_of", "told"]
+__all__ = ["Combinator", "Selected", "check_transform", "ends", "selected", "selects", "support_of", "told"]
 
 
 class Combinator(Transform):
@@ -45,7 +45,7 @@ def ends(transform: Transform, leaves: list[Leaf]) -> list[bool]:
     return [getattr(transform, "terminal", False)] * len(leaves)  # A loaded recipe may have an Opaque part.
 
 
-class Chosen(NamedTuple):
+class Selected(NamedTuple):
     """What a transform encodes of params, and what it is told: what `init` takes.
 
     weights: the params with `UNSELECTED` where the transform leaves a leaf alone. context: of the same leaves.
@@ -57,7 +57,7 @@ class Chosen(NamedTuple):
     keep: list[bool]
 
 
-def choose(transform: Transform, params: PyTree, given: Mapping[str, Any], where: str) -> Chosen:
+def selected(transform: Transform, params: PyTree, given: Mapping[str, Any], where: str) -> Selected:
     """The leaves that a transform encodes, with what the caller passed by name for them.
 
     Args:
@@ -69,11 +69,11 @@ def choose(transform: Transform, params: PyTree, given: Mapping[str, Any], where
     """
     keep = selects(transform, trees.outlines(params))
     weights = trees.select(params, keep, jax.tree.structure(params))
-    return Chosen(weights, told(params, keep, given, where), keep)
+    return Selected(weights, told(params, keep, given, where), keep)
 
 
 def told(params: PyTree, keep: Sequence[bool], given: Mapping[str, Any], where: str) -> Context:
-    """What the caller passed by name, of the leaves that are encoded; see `choose`."""
+    """What the caller passed by name, of the leaves that are encoded; see `selected`."""
     context = Context.of(given)
     aligned = {n: trees.aligned(tree, params, f"{n}= of {where}") for n, tree in context.trees().items()}
     sizes = zip(jax.tree.leaves(params), keep, strict=True)

@@ -9,10 +9,10 @@ from modelzip_jax.coding.writer import file_sizes
 from modelzip_jax.errors import TransformError
 from modelzip_jax.packing import Packed, compress
 from modelzip_jax.transform import Transform
+from modelzip_jax.tree import PyTree
 
 __all__ = ["fit"]
 
-PyTree = Any
 _STRONGEST = 1.0 - 1e-6
 _FINEST = 1e-6
 _INTERPOLATED = 12

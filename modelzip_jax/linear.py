@@ -36,14 +36,16 @@ class Linear(Reparametrization):
     Subclasses define `analysis` and `synthesis`, and `prepare` where the map depends on a leaf's values or
     name. What `prepare` gives is a `Static`, or else the subclass says how it is stored: `pack` and `resume`.
 
-        @mz.recordable
-        @dataclasses.dataclass(frozen=True)
-        class Reversed(mz.Linear):
-            def analysis(self, w, leaf):
-                return w[::-1]
-
-            def synthesis(self, z, leaf):
-                return z[::-1]
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Reversed(Linear):
+    ...     def analysis(self, w, leaf):
+    ...         return w[::-1]
+    ...
+    ...     def synthesis(self, z, leaf):
+    ...         return z[::-1]
+    >>> encoded = Reversed().init({"w": jnp.array([1.0, 2.0])}, Context())
+    >>> encoded.latents, Reversed().decode(encoded)
+    ({'w': Array([2., 1.], dtype=float32)}, {'w': Array([1., 2.], dtype=float32)})
     """
 
     def prepare(self, name: str, w: jax.Array) -> Any:

@@ -7,15 +7,15 @@ from collections.abc import Iterable
 
 from modelzip_jax.errors import ConfigError
 
-__all__ = ["choose", "nearest"]
+__all__ = ["nearest_name", "require_known"]
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest_name(name: str, known: Iterable[str]) -> str:
     """Half a sentence for an error message: the nearest known name, or all of them.
 
-    >>> nearest("lerning_rate", ["learning_rate", "steps"])
+    >>> nearest_name("lerning_rate", ["learning_rate", "steps"])
     "did you mean 'learning_rate'?"
-    >>> nearest("x", ["learning_rate", "steps"])
+    >>> nearest_name("x", ["learning_rate", "steps"])
     'known are learning_rate, steps'
     """
     known = sorted(known)
@@ -23,7 +23,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
 
 
-def choose(field: str, name: str, known: Iterable[str]) -> str:
+def require_known(field: str, name: str, known: Iterable[str]) -> str:
     """`name` if it is known.
 
     Raises:
@@ -31,5 +31,5 @@ def choose(field: str, name: str, known: Iterable[str]) -> str:
     """
     known = list(known)
     if name not in known:
-        raise ConfigError(f"{field} is {name!r}; {nearest(name, known)}")
+        raise ConfigError(f"{field} is {name!r}; {nearest_name(name, known)}")
     return name

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from modelzip_jax import tree as trees
-from modelzip_jax.combinator import check_transform, choose, selects
+from modelzip_jax.combinator import check_transform, selected, selects
 from modelzip_jax.errors import RecipeError, TransformError, TreeError
 from modelzip_jax.host_unpacking import unpacked_on_host
 from modelzip_jax.metadata import NOTHING, Metadata
@@ -31,6 +31,10 @@ class Packed:
     params: the params' structure with a packed array a leaf. variables: what travels along
     uncompressed, such as batch statistics. transform: the recipe. step: optimizer steps taken. metadata: plain
     data that files carry along, see `mz.save`.
+
+    >>> import modelzip_jax as mz
+    >>> mz.compress({"w": jnp.ones((64, 64))}, mz.quantize(4))
+    Packed(1 leaves, 2,304 bytes packed, 16,384 dense, step 0)
     """
 
     params: PyTree
@@ -112,7 +116,7 @@ def compress(
     trees.check_arrays(params)
     leaves, treedef = jax.tree.flatten(params)
     names = [name for name, _ in trees.named_leaves(params)]
-    weights, context, keep = choose(transform, params, given, "compress()")
+    weights, context, keep = selected(transform, params, given, "compress()")
     trees.check_finite(weights)
     every = [index for index, chosen in enumerate(keep) if chosen]
     packed = [leaf if chosen else dense(_copied(leaf)) for leaf, chosen in zip(leaves, keep, strict=True)]
@@ -168,7 +172,7 @@ def decoded(params: PyTree, transform: Transform, **given: Any) -> PyTree:
     check_transform(transform, "decoded()")
     trees.check_not_module(params)
     tree = trees.plain(params)
-    weights, context, _ = choose(transform, tree, given, "decoded()")
+    weights, context, _ = selected(transform, tree, given, "decoded()")
     encoded = transform.init(weights, context)
     return trees.restored(trees.merge(tree, transform.decode(encoded)), params)
 
@@ -223,6 +227,12 @@ def resume(packed: Packed, transform: Transform | None = None) -> tuple[Transfor
 
     Raises:
       RecipeError: the recipe holds such a function and no transform is given, or another recipe packed the model.
+
+    >>> import modelzip_jax as mz
+    >>> packed = mz.compress({"w": jnp.array([1.0, -2.0])}, mz.prune(sparsity=0.5))
+    >>> transform, encoded = resume(packed)
+    >>> transform.decode(encoded)
+    {'w': Array([ 0., -2.], dtype=float32)}
     """
     transform = transform or packed.transform
     return transform, _resumed(packed.params, transform)

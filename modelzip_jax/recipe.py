@@ -12,7 +12,7 @@ __all__ = ["Opaque", "from_plain", "opaque_fields", "recordable", "recorded", "t
 
 Class = TypeVar("Class", bound=type)
 
-RENAMED: dict[str, str] = {"Structure": "Unstructured"}
+RENAMED: dict[str, str] = {"Structure": "Unstructured", "ActivationSparsity": "NeuronActivity"}
 """Names that older files have for a class, and the name it has now."""
 
 _OURS = "modelzip_jax"

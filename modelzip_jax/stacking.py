@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, TransformError
 
-__all__ = ["Layers", "as_layers", "layer_axes", "stacked", "unstacked"]
+__all__ = ["LayerAxes", "as_layers", "layer_axes", "stacked", "unstacked"]
 
-Layers = tuple[tuple[str, tuple[int, ...]], ...]
+LayerAxes = tuple[tuple[str, tuple[int, ...]], ...]
 """`(path pattern, axes)` pairs: which axes of the leaves that match count layers."""
 
 
-def as_layers(layers: int | tuple[int, ...] | Mapping[str, Any] | None) -> Layers:
+def as_layers(layers: int | tuple[int, ...] | Mapping[str, Any] | None) -> LayerAxes:
     """What a transform was told of stacked layers: an axis or axes of all leaves, or of those of each pattern.
 
     >>> as_layers(0), as_layers({"blocks/**": (0, 1)}), as_layers(None)
@@ -33,7 +33,7 @@ def as_layers(layers: int | tuple[int, ...] | Mapping[str, Any] | None) -> Layer
     return tuple((pattern, axes) for pattern, axes in found if axes)
 
 
-def layer_axes(layers: Layers, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+def layer_axes(layers: LayerAxes, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The axes of a leaf that count layers; the first pattern that matches decides.
 
     Raises:

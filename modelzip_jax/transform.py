@@ -47,6 +47,11 @@ class Encoded(NamedTuple):
       become a small subtree. float32 where weights are half precision.
     offsets: the transform's own trained numbers, as offsets from a base in `state`: zero at first.
     state: everything else: mask bits, bases, thresholds.
+
+    >>> import modelzip_jax as mz
+    >>> encoded = mz.quantize(4, learned=True).init({"w": jnp.array([1.0, -7.0])}, mz.Context())
+    >>> encoded.latents, jax.tree.leaves(encoded.offsets)
+    ({'w': Array([ 1., -7.], dtype=float32)}, [Array([[0.]], dtype=float32)])
     """
 
     latents: PyTree
@@ -55,7 +60,14 @@ class Encoded(NamedTuple):
 
 
 def like_weights() -> Any:
-    """A field of a `Context` that is a tree like the weights, or None: combinators split it as they split weights."""
+    """A field of a `Context` that is a tree like the weights, or None: combinators split it as they split weights.
+
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Curved(Context):
+    ...     curvature: PyTree = like_weights()
+    >>> Curved(curvature={"w": 2.0}).trees()
+    {'curvature': {'w': 2.0}}
+    """
     return dataclasses.field(default=None, metadata={"like_weights": True})
 
 
@@ -69,6 +81,10 @@ class Context:
       error, at least 0. scores: of `mz.scores.given`. support: booleans: which latents reach the weights.
     key: of random choices. frozen: how many parameters there are beside these weights.
     user: whatever else the caller passed, by name; handed on whole.
+
+    >>> context = Context(step=3, grads={"w": 1.0, "b": 2.0}, user={"temperature": 0.1})
+    >>> context.over(lambda tree: tree["w"]).grads, context.lacks(["stats", "temperature"])
+    (1.0, ['stats'])
     """
 
     step: Any = 0
@@ -120,6 +136,9 @@ class Rate(NamedTuple):
 
     elements: float32, the leaf's shape: bits of each element.
     side: float32 scalar: bits of side information.
+
+    >>> Rate(jnp.full((2, 3), 4.0), jnp.float32(32.0)).total()
+    Array(56., dtype=float32)
     """
 
     elements: jax.Array
@@ -137,6 +156,19 @@ class Transform:
     This base has latents of the weights' own shapes: derive from it what hides, rounds or labels weights. What
     trains other arrays instead derives from `Reparametrization`, or from `Linear` if it is a linear map.
     The laws that every transform obeys are in `mz.testing.check_laws`.
+
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Clipped(Transform):
+    ...     limit: float
+    ...
+    ...     def decode(self, encoded):
+    ...         return jax.tree.map(lambda w: jnp.clip(w, -self.limit, self.limit), encoded.latents)
+    ...
+    ...     def pack(self, encoded, inner):
+    ...         return dense(self.decode(encoded))
+    >>> clipped = Clipped(limit=1.0)
+    >>> clipped.decode(clipped.init({"w": jnp.array([0.5, 3.0])}, Context()))
+    {'w': Array([0.5, 1. ], dtype=float32)}
     """
 
     terminal: ClassVar[bool] = False
@@ -209,6 +241,29 @@ class Reparametrization(Transform):
 
     Subclasses define `init`, `relaxed`, `pack` and `resume`, and `encode` where a part before them in a chain moves
     its latents; `decode` gives the relaxed weights, unless overridden, as where weights have another dtype.
+
+    Weights as v |v|, so that small ones learn slowly (Powerpropagation, Schwarz et al. 2021, arXiv:2110.00296, eq. 1):
+
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Powers(Reparametrization):
+    ...     def encode(self, weights, encoded=None):
+    ...         return jax.tree.map(lambda w: jnp.sign(w) * jnp.sqrt(jnp.abs(w)), weights)
+    ...
+    ...     def relaxed(self, encoded):
+    ...         return jax.tree.map(lambda v: v * jnp.abs(v), encoded.latents)
+    ...
+    ...     def init(self, weights, context):
+    ...         return Encoded(self.encode(weights), (), ())
+    ...
+    ...     def pack(self, encoded, inner):
+    ...         return dense(self.decode(encoded))
+    ...
+    ...     def resume(self, packed):
+    ...         weights = jax.tree.map(lambda p: p.unpack(), packed, is_leaf=is_packed)
+    ...         return (), (), dense(self.encode(weights))
+    >>> encoded = Powers().init({"w": jnp.array([4.0, -9.0])}, Context())
+    >>> encoded.latents, Powers().decode(encoded)
+    ({'w': Array([ 2., -3.], dtype=float32)}, {'w': Array([ 4., -9.], dtype=float32)})
     """
 
     def decode(self, encoded: Encoded) -> PyTree:

@@ -18,7 +18,6 @@ from modelzip_jax.errors import LeafError, NonFiniteError, PatternError, TreeErr
 from modelzip_jax.suggestions import similar
 
 __all__ = [
-    "UNSELECTED",
     "Leaf",
     "PyTree",
     "Static",
@@ -83,7 +82,11 @@ class Static:
 
 @static_node
 class Unselected:
-    """Stands where a leaf has no latent, because no transform selected it. It has no leaves."""
+    """Stands where a leaf has no latent, because no transform selected it. It has no leaves.
+
+    >>> jax.tree.map(abs, {"a": -1, "b": Unselected()})
+    {'a': 1, 'b': UNSELECTED}
+    """
 
     __slots__ = ()
 
@@ -122,7 +125,11 @@ def leaf_name(key_path: Sequence[Any]) -> str:
 
 
 class Leaf(NamedTuple):
-    """What selection looks at: a leaf's path, its number of axes, and whether it is floating-point."""
+    """What selection looks at: a leaf's path, its number of axes, and whether it is floating-point.
+
+    >>> Leaf("Dense_0/kernel", ndim=2)
+    Leaf(name='Dense_0/kernel', ndim=2, floating=True)
+    """
 
     name: str
     ndim: int
@@ -184,7 +191,12 @@ def matches(pattern: str, name: str) -> bool:
 
 
 def require_matches(patterns: Iterable[str], names: Sequence[str]) -> None:
-    """Raises `PatternError` for a pattern that matches none of the names; lists them and suggests one that does."""
+    """Raises `PatternError` for a pattern that matches none of the names; lists them and suggests one that does.
+
+    >>> require_matches(["*/kernal"], ["a/kernel", "b/kernel"])
+    Traceback (most recent call last):
+    modelzip_jax.errors.PatternError: pattern '*/kernal' matches no leaf; did you mean 'b/kernel'? ...
+    """
     for pattern in patterns:
         if not any(matches(pattern, name) for name in names):
             shown = ", ".join(names[:12]) + (f", … ({len(names)} paths)" if len(names) > 12 else "")
@@ -196,7 +208,12 @@ def require_matches(patterns: Iterable[str], names: Sequence[str]) -> None:
 
 
 def select(tree: PyTree, keep: Sequence[bool], treedef: Any) -> PyTree:
-    """`tree` with `UNSELECTED` at every position of `treedef` whose `keep` is false."""
+    """`tree` with `UNSELECTED` at every position of `treedef` whose `keep` is false.
+
+    >>> tree = {"a": 1, "b": 2}
+    >>> select(tree, [True, False], jax.tree.structure(tree))
+    {'a': 1, 'b': UNSELECTED}
+    """
     parts = treedef.flatten_up_to(tree)
     return treedef.unflatten([part if k else UNSELECTED for part, k in zip(parts, keep, strict=True)])
 
@@ -254,7 +271,11 @@ def restructured(tree: PyTree, like: PyTree, is_leaf: Callable[[Any], bool] | No
 
 
 def absent(node: Any) -> bool:
-    """Whether a node stands for a leaf that is not there: `UNSELECTED`, or optax's own `MaskedNode`."""
+    """Whether a node stands for a leaf that is not there: `UNSELECTED`, or optax's own `MaskedNode`.
+
+    >>> absent(Unselected()), absent(optax.MaskedNode()), absent(None)
+    (True, True, False)
+    """
     return isinstance(node, Unselected | optax.MaskedNode)
 
 
@@ -282,6 +303,9 @@ def aligned(tree: PyTree, params: PyTree, what: str) -> PyTree:
 
     Raises:
       TreeError: it does not have the params' structure; `what` names it.
+
+    >>> aligned({"a": [1, 2], "b": None}, {"a": 0.5, "b": Unselected()}, "stats")
+    {'a': [1, 2], 'b': UNSELECTED}
     """
     try:
         return jax.tree.map(lambda p, x: p if absent(p) else x, params, plain(tree), is_leaf=absent)
@@ -294,6 +318,10 @@ def plain(tree: PyTree) -> PyTree:
 
     NNX keeps parameters in `Param` and optimizer state in `OptVariable` nodes, so that trees that belong together
     have different structures; their plain forms have the same one. `nnx.State` turns what it holds into states, too.
+
+    >>> from flax import nnx
+    >>> plain({"w": nnx.Param(jnp.zeros(2))})
+    {'w': Array([0., 0.], dtype=float32)}
     """
     nnx = sys.modules.get("flax.nnx")
     if nnx is None:
@@ -308,7 +336,13 @@ def plain(tree: PyTree) -> PyTree:
 
 
 def restored(tree: PyTree, like: PyTree) -> PyTree:
-    """A plain tree in the structure that it was `plain` of."""
+    """A plain tree in the structure that it was `plain` of.
+
+    >>> from flax import nnx
+    >>> params = {"w": nnx.Param(jnp.zeros(2))}
+    >>> restored(jax.tree.map(lambda x: x + 1.0, plain(params)), params)["w"].get_value()
+    Array([1., 1.], dtype=float32)
+    """
     return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(tree))
 
 
@@ -342,7 +376,12 @@ def check_arrays(tree: PyTree) -> None:
 
 
 def check_floating(tree: PyTree, what: str) -> None:
-    """Raises `LeafError` naming the first leaf that is no real floating-point array."""
+    """Raises `LeafError` naming the first leaf that is no real floating-point array.
+
+    >>> check_floating({"w": jnp.zeros(2), "ids": jnp.arange(2)}, "prune")
+    Traceback (most recent call last):
+    modelzip_jax.errors.LeafError: prune cannot encode leaf 'ids' of dtype int32; select ...
+    """
     check_arrays(tree)
     for name, leaf in named_leaves(tree):
         dtype = getattr(leaf, "dtype", None) or jnp.result_type(leaf)
@@ -354,7 +393,12 @@ def check_floating(tree: PyTree, what: str) -> None:
 
 
 def check_finite(tree: PyTree) -> None:
-    """Raises `NonFiniteError` naming the first leaf with NaN or infinity. Tracers pass unread."""
+    """Raises `NonFiniteError` naming the first leaf with NaN or infinity. Tracers pass unread.
+
+    >>> check_finite({"w": jnp.array([1.0, jnp.nan])})
+    Traceback (most recent call last):
+    modelzip_jax.errors.NonFiniteError: leaf 'w' has 1 NaN or infinite values of 2; a network that holds them ...
+    """
     for name, leaf in named_leaves(tree):
         if isinstance(leaf, jax.core.Tracer) or not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             continue

@@ -60,7 +60,7 @@ def main() -> None:
 
     console.print("Reading MiniLM-L6-v2 and collecting docstrings ...")
     model, params, tokenizer = sentence_encoder.load_minilm()
-    _, test = retrieval.split(retrieval.docstring_pairs())
+    _, test = retrieval.split_by_package(retrieval.docstring_pairs())
     pairs = retrieval.thin(test, options.pairs)
     tokens = sentence_encoder.tokenize(
         tokenizer, [p.query for p in pairs] + [p.document for p in pairs], MAX_LENGTH

@@ -87,7 +87,7 @@ def _score(r: random.Random) -> Any:
         mz.scores.magnitude(), mz.scores.magnitude(2), mz.scores.random(1), mz.scores.outlier(),
         mz.scores.geometric_median(), mz.scores.movement(), mz.scores.taylor(), mz.scores.saliency(),
         mz.scores.gradient_magnitude(), mz.scores.fisher(0.9), mz.scores.given(), mz.scores.wanda(),
-        mz.scores.activation_sparsity(),
+        mz.scores.neuron_activity(),
     ])  # fmt: skip
 
 

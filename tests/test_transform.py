@@ -6,7 +6,7 @@ import pytest
 from custom_transforms import LowRank, Rotate
 
 import modelzip_jax as mz
-from modelzip_jax.combinator import choose
+from modelzip_jax.combinator import selected
 from modelzip_jax.transform import Rate, dense
 
 RNG = np.random.default_rng(0)
@@ -44,8 +44,8 @@ def test_rate_of_the_identity_is_the_size():
 
 
 def test_selected_leaves_carry_the_sentinel_elsewhere():
-    chosen = choose(mz.only("**/kernel", mz.identity()), TREE, {}, "a test").weights
-    assert chosen["b"] is mz.tree.UNSELECTED
+    chosen = selected(mz.only("**/kernel", mz.identity()), TREE, {}, "a test").weights
+    assert mz.tree.absent(chosen["b"])
     assert chosen["a"]["kernel"] is TREE["a"]["kernel"]
 
 

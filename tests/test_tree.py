@@ -94,18 +94,18 @@ def test_merge_and_select_are_inverse():
     tree = {"a": 1, "b": [2, 3]}
     treedef = jax.tree.structure(tree)
     chosen = trees.select(tree, [True, False, True], treedef)
-    assert chosen == {"a": 1, "b": [trees.UNSELECTED, 3]}
+    assert chosen == {"a": 1, "b": [trees.Unselected(), 3]}
     assert trees.merge({"a": 0, "b": [9, 0]}, chosen) == {"a": 1, "b": [9, 3]}
     with pytest.raises(errors.TreeError, match="structure"):
         trees.merge({"a": 1}, chosen)
 
 
 def test_sentinel_and_static_have_no_leaves_and_hash():
-    assert jax.tree.leaves([trees.UNSELECTED, trees.Static("x")]) == []
-    assert trees.Unselected() == trees.UNSELECTED
+    assert jax.tree.leaves([trees.Unselected(), trees.Static("x")]) == []
+    assert trees.Unselected() == trees.Unselected() != trees.Static(1)
     assert trees.Static(1) != trees.Static(2)
-    assert len({trees.Static(1), trees.Static(1), trees.UNSELECTED, trees.Unselected()}) == 2
-    assert repr((trees.UNSELECTED, trees.Static("x"))) == "(UNSELECTED, Static('x'))"
+    assert len({trees.Static(1), trees.Static(1), trees.Unselected(), trees.Unselected()}) == 2
+    assert repr((trees.Unselected(), trees.Static("x"))) == "(UNSELECTED, Static('x'))"
 
 
 @pytest.mark.parametrize("leaf", [lambda x: x, "text", jax.ShapeDtypeStruct((1,), jnp.float32)])

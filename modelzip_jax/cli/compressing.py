@@ -61,7 +61,7 @@ def compress(
     """
     import modelzip_jax as mz
     from modelzip_jax import checkpoints
-    from modelzip_jax.cli.leaf_choice import check_arrays, remarks, without_nonfinite
+    from modelzip_jax.cli.leaf_choice import check_only_arrays, remarks, without_nonfinite
 
     if target.suffix != ".mz":
         raise CheckpointError(f"{target} must end in .mz: compress writes that format, decompress reads it")
@@ -74,7 +74,7 @@ def compress(
     started = time.perf_counter()
     with phase(f"reading {source.name}", as_json), named(source):
         contents, others = checkpoints.read_weights(source, key)
-    check_arrays(contents.tree, source)
+    check_only_arrays(contents.tree, source)
     notes = list(contents.notes)
     if recipe is None and not only:
         transform, said = without_nonfinite(transform, contents.tree)

@@ -11,7 +11,7 @@ import typer
 
 from modelzip_jax.cli.application import AsJson, Force, app
 from modelzip_jax.cli.failures import named
-from modelzip_jax.cli.sources import check_compressed, read_weights, refuse_existing
+from modelzip_jax.cli.sources import check_compressed, refuse_existing, weights_at
 from modelzip_jax.cli.terminal import out, phase, print_notes
 
 __all__ = ["decompress"]
@@ -39,7 +39,7 @@ def decompress(
     checkpoints.check_writable(target)
     check_compressed(source)
     started = time.perf_counter()
-    weights = read_weights(source, as_json)
+    weights = weights_at(source, as_json)
     order, metadata = _of_checkpoint(weights.metadata)
     tells = target.suffix.lower() in (".safetensors", ".npz")
     size, count = (nbytes(weights.tree), len(jax.tree.leaves(weights.tree))) if tells else (0, 0)

@@ -13,7 +13,7 @@ from rich.table import Table
 from modelzip_jax.cli.application import AsJson, app
 from modelzip_jax.cli.failures import own_code
 from modelzip_jax.cli.named_objects import named_object
-from modelzip_jax.cli.sources import read_weights
+from modelzip_jax.cli.sources import weights_at
 from modelzip_jax.cli.terminal import out, phase, print_notes
 from modelzip_jax.errors import RecipeError
 
@@ -37,7 +37,7 @@ def evaluate(
     results: dict[str, dict[str, float]] = {}
     notes: list[str] = []
     for path in [source] + ([against] if against else []):
-        weights = read_weights(path, as_json, key if path.suffix != ".mz" else None)
+        weights = weights_at(path, as_json, key if path.suffix != ".mz" else None)
         notes += weights.notes
         with phase(f"evaluating {path.name}", as_json):
             results[str(path)] = _scores(function, weights.tree, f"--task {task}")

@@ -12,10 +12,10 @@ import modelzip_jax as mz
 from modelzip_jax.errors import CheckpointError, NonFiniteError
 from modelzip_jax.tree import is_array, named_leaves, outlines
 
-__all__ = ["check_arrays", "encoded_leaves", "remarks", "without_nonfinite"]
+__all__ = ["check_only_arrays", "encoded_leaves", "remarks", "without_nonfinite"]
 
 
-def check_arrays(tree: Any, path: Path) -> None:
+def check_only_arrays(tree: Any, path: Path) -> None:
     """Raises `CheckpointError` for what msgpack checkpoints may hold beside arrays."""
     for name, leaf in named_leaves(tree):
         if not is_array(leaf):

@@ -10,7 +10,7 @@ from modelzip_jax.cli.failures import named
 from modelzip_jax.cli.terminal import phase
 from modelzip_jax.errors import CheckpointError, FormatError
 
-__all__ = ["Weights", "check_compressed", "read_weights", "refuse_existing"]
+__all__ = ["Weights", "check_compressed", "refuse_existing", "weights_at"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ def check_compressed(path: Path) -> None:
         raise CheckpointError(f"{path} is a {path.suffix} checkpoint; {what}")
 
 
-def read_weights(path: Path, quiet: bool, key: str | None = None) -> Weights:
+def weights_at(path: Path, quiet: bool, key: str | None = None) -> Weights:
     """The unpacked weights of a `.mz` file or a checkpoint.
 
     key: the subtree of a checkpoint to take.

@@ -29,7 +29,7 @@ def train(
     from modelzip_jax.training import config as configs
     from modelzip_jax.training import experiment
 
-    chosen = configs.override(configs.load(config), context.args)
+    chosen = configs.override(configs.load_config(config), context.args)
     transform = recipe_of(chosen.recipe) if chosen.recipe else None
     folder = folder or Path("runs") / config.stem
     result = experiment.run(chosen, folder, transform, quiet=as_json)

@@ -10,6 +10,7 @@ that of the escape plus that of the escaped.
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import UInt8
 
 from modelzip_jax.coding import histograms
 from modelzip_jax.errors import FormatError
@@ -53,12 +54,14 @@ def rare_symbols(counts: np.ndarray) -> np.ndarray:
 
 
 def _bits(counts: np.ndarray) -> float:
-    frequencies = histograms.fit(counts)
+    frequencies = histograms.fit_frequencies(counts)
     table = 8 * len(histograms.encode_table(frequencies))
     return table + histograms.code_length(counts, frequencies)
 
 
-def extract(symbols: np.ndarray, rare: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def extract(
+    symbols: UInt8[np.ndarray, " n"], rare: UInt8[np.ndarray, " k"]
+) -> tuple[UInt8[np.ndarray, " n"], UInt8[np.ndarray, " m"]]:
     """Replaces rare symbols by the escape `rare[0]`.
 
     Args:

@@ -2,7 +2,7 @@
 
 Only integers decide a frequency and what costs less, so the same counts give the same bytes on every
 machine (a logarithm of floats may differ in its last bit between two of them). The stored table is what
-makes small tensors expensive, so `fit` may trade precision for table bytes.
+makes small tensors expensive, so `fit_frequencies` may trade precision for table bytes.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 
 import numpy as np
+from jaxtyping import Int64, Integer, UInt8, UInt32
 
 from modelzip_jax.coding.tables import BITS, decode_table, encode_table
 
@@ -20,8 +21,8 @@ __all__ = [
     "decode_table",
     "encode_table",
     "entropy",
-    "fit",
-    "normalize",
+    "fit_frequencies",
+    "normalize_counts",
 ]
 
 _BLOCK = 1 << 20
@@ -30,7 +31,7 @@ _FRACTION_BITS = 32
 _INDEX_BITS = 12
 
 
-def count(symbols: np.ndarray) -> np.ndarray:
+def count(symbols: UInt8[np.ndarray, " ..."]) -> Int64[np.ndarray, " 256"]:
     """Counts each byte value.
 
     Args:
@@ -72,7 +73,7 @@ def _log_ratios(bits: int) -> np.ndarray:
     return total
 
 
-def normalize(counts: np.ndarray, bits: int = BITS) -> np.ndarray:
+def normalize_counts(counts: Integer[np.ndarray, " 256"], bits: int = BITS) -> UInt32[np.ndarray, " 256"]:
     """Frequencies summing to `2**bits` with the smallest coded size for these counts.
 
     The coded size, sum of `counts * log2(2**bits / frequencies)`, is separable and convex, so
@@ -90,7 +91,7 @@ def normalize(counts: np.ndarray, bits: int = BITS) -> np.ndarray:
     Raises:
         ValueError: wrong shape, a negative count, or more symbols than units.
 
-    >>> normalize(np.bincount([0, 0, 0, 1], minlength=256))[:2].tolist()
+    >>> normalize_counts(np.bincount([0, 0, 0, 1], minlength=256))[:2].tolist()
     [3072, 1024]
     """
     counts = np.asarray(counts)
@@ -185,7 +186,7 @@ def _any_log2(values: np.ndarray) -> np.ndarray:
     return (exponent << _FRACTION_BITS) + table[at] + between
 
 
-def code_length(counts: np.ndarray, frequencies: np.ndarray) -> float:
+def code_length(counts: Integer[np.ndarray, " 256"], frequencies: Integer[np.ndarray, " 256"]) -> float:
     """Bits that an ideal coder spends on `counts` symbols under `frequencies`.
 
     The same on every machine, to the last bit. Infinite if a symbol occurs whose frequency is 0.
@@ -210,7 +211,7 @@ def code_length(counts: np.ndarray, frequencies: np.ndarray) -> float:
     return total / (1 << _FRACTION_BITS)
 
 
-def entropy(counts: np.ndarray) -> float:
+def entropy(counts: Integer[np.ndarray, " 256"]) -> float:
     """Total 0-order entropy of the counted symbols, in bits (not bits a symbol).
 
     >>> entropy(np.bincount([0, 1, 2, 3], minlength=256))
@@ -219,7 +220,7 @@ def entropy(counts: np.ndarray) -> float:
     return code_length(counts, counts) if np.any(counts) else 0.0
 
 
-def fit(counts: np.ndarray) -> np.ndarray:
+def fit_frequencies(counts: Integer[np.ndarray, " 256"]) -> UInt32[np.ndarray, " 256"]:
     """Frequencies with the fewest bytes for symbols *and* table together.
 
     A coarse table (multiples of a power of two) is shorter, which pays for small tensors; from
@@ -230,7 +231,7 @@ def fit(counts: np.ndarray) -> np.ndarray:
 
     >>> tiny = np.zeros(256, np.int64)
     >>> tiny[:8] = [1, 2, 6, 9, 8, 5, 2, 1]
-    >>> len(encode_table(fit(tiny))) < len(encode_table(normalize(tiny)))
+    >>> len(encode_table(fit_frequencies(tiny))) < len(encode_table(normalize_counts(tiny)))
     True
     """
     return _fit(np.asarray(counts, np.int64).tobytes())
@@ -242,7 +243,9 @@ def _fit(counts_bytes: bytes) -> np.ndarray:
     counts = np.frombuffer(counts_bytes, np.int64)
     symbols = max(int(np.count_nonzero(counts)), 1)
     coarsest = BITS if counts.sum() >= 1 << 17 else max((symbols - 1).bit_length(), 1)
-    candidates = [normalize(counts, bits) << np.uint32(BITS - bits) for bits in range(BITS, coarsest - 1, -1)]
+    candidates = [
+        normalize_counts(counts, bits) << np.uint32(BITS - bits) for bits in range(BITS, coarsest - 1, -1)
+    ]
     best = min(candidates, key=lambda f: len(encode_table(f)) * 8 + code_length(counts, f))
     best.setflags(write=False)
     return best

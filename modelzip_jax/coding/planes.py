@@ -16,7 +16,7 @@ import numpy as np
 from modelzip_jax.coding import histograms
 from modelzip_jax.errors import FormatError, LeafError
 
-__all__ = ["gains", "join", "split"]
+__all__ = ["gains", "join_planes", "split_planes"]
 
 _BLOCK = 1 << 16
 
@@ -43,7 +43,7 @@ def _is_custom_float(dtype: np.dtype) -> bool:
     return True
 
 
-def split(array: np.ndarray) -> list[np.ndarray]:
+def split_planes(array: np.ndarray) -> list[np.ndarray]:
     """Splits an array into byte planes, most significant first.
 
     Floats have their sign bit rotated to the bottom first. Bit patterns survive as they are: NaN
@@ -59,7 +59,7 @@ def split(array: np.ndarray) -> list[np.ndarray]:
     Raises:
         LeafError: strings, objects, records.
 
-    >>> split(np.array([1.0, -1.0], np.float32))[0].tolist()
+    >>> split_planes(np.array([1.0, -1.0], np.float32))[0].tolist()
     [127, 127]
     """
     array = np.asarray(array)
@@ -82,8 +82,10 @@ def split(array: np.ndarray) -> list[np.ndarray]:
     return planes
 
 
-def join(planes: Sequence[np.ndarray], dtype: np.typing.DTypeLike, shape: tuple[int, ...]) -> np.ndarray:
-    """Puts the planes of `split` back together, bit for bit.
+def join_planes(
+    planes: Sequence[np.ndarray], dtype: np.typing.DTypeLike, shape: tuple[int, ...]
+) -> np.ndarray:
+    """Puts the planes of `split_planes` back together, bit for bit.
 
     Args:
         planes: uint8 arrays, most significant first.
@@ -98,7 +100,7 @@ def join(planes: Sequence[np.ndarray], dtype: np.typing.DTypeLike, shape: tuple[
         LeafError: a dtype without planes.
 
     >>> weights = np.array([[0.5, -0.0]], ml_dtypes.bfloat16)
-    >>> join(split(weights), weights.dtype, weights.shape)
+    >>> join_planes(split_planes(weights), weights.dtype, weights.shape)
     array([[0.5, -0]], dtype=bfloat16)
     """
     dtype = np.dtype(dtype)
@@ -140,7 +142,7 @@ def gains(plane_counts: np.ndarray, least: float = 1 / 64) -> bool:
     raw = int(np.sum(plane_counts))
     if histograms.entropy(plane_counts) / 8 >= raw * (1 - least):
         return False  # Without the search for a table.
-    frequencies = histograms.fit(plane_counts)
+    frequencies = histograms.fit_frequencies(plane_counts)
     table = len(histograms.encode_table(frequencies))
     coded = table + histograms.code_length(plane_counts, frequencies) / 8
     return coded < raw * (1 - least)

@@ -181,7 +181,7 @@ def encode(
     Args:
         segments: uint8[n] each, `n` may be 0.
         table_ids: which table codes each segment.
-        tables: int[K, 256], each row from `histograms.normalize`.
+        tables: int[K, 256], each row from `histograms.normalize_counts`.
         lanes: power of two from 1 to 4,096, see `choose_lanes`.
         capacity: static sizes; chosen for this chunk alone if absent.
 
@@ -194,7 +194,7 @@ def encode(
 
     >>> from modelzip_jax.coding import histograms
     >>> symbols = np.frombuffer(b"abracadabra" * 100, np.uint8)
-    >>> tables = histograms.normalize(histograms.count(symbols))[None]
+    >>> tables = histograms.normalize_counts(histograms.count(symbols))[None]
     >>> data = encode([symbols], [0], tables, lanes=1)
     >>> len(data), bytes(decode(data, [1100], [0], tables, lanes=1)[0][:5])
     (284, b'abrac')

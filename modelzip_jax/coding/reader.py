@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import jax
 import numpy as np
@@ -21,10 +21,9 @@ from modelzip_jax.errors import FormatError, PatternError
 from modelzip_jax.packed import PackedArray, is_packed
 from modelzip_jax.packing import Packed
 from modelzip_jax.recipe import recorded
+from modelzip_jax.tree import PyTree
 
 __all__ = ["Archive", "load", "load_tensor"]
-
-PyTree = Any
 
 
 class Archive:
@@ -201,7 +200,7 @@ class Archive:
     @property
     def names(self) -> list[str]:
         """The path of every leaf: those of the params begin "params/", of the variables "variables/"."""
-        return skeleton.names(self.header.outline)
+        return skeleton.outline_names(self.header.outline)
 
     def leaves(self) -> Iterator[PackedArray]:
         """All packed arrays, in order; each chunk is decoded once."""
@@ -249,6 +248,13 @@ def load(path: str | os.PathLike[str], like: PyTree = None, *, progress: Progres
       FormatError: the file is foreign, newer, truncated or damaged; the message names the place.
       RecipeError: what stands for the recipe is none.
       TreeError: `like` has other leaves.
+
+    >>> import tempfile, modelzip_jax as mz
+    >>> packed = mz.compress({"w": np.float32([1.0, -2.0])}, mz.prune(sparsity=0.5))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     sizes = mz.save(folder + "/model.mz", packed)
+    ...     mz.unpack(load(folder + "/model.mz"))
+    {'w': Array([ 0., -2.], dtype=float32)}
     """
     with Archive(path) as archive:
         header, paths = archive.header, archive.names
@@ -256,7 +262,7 @@ def load(path: str | os.PathLike[str], like: PyTree = None, *, progress: Progres
             found = str(header.outline)[:80]
             raise FormatError(f"{path}: it holds {found} instead of params and variables")
         leaves = list(_told(archive, progress))
-    tree = skeleton.fill(header.outline, iter(leaves))
+    tree = skeleton.unflatten_outline(header.outline, iter(leaves))
     variables = jax.tree.map(lambda p: np.asarray(p.unpack()), tree["variables"], is_leaf=is_packed)
     params = tree["params"]
     if like is not None:  # By the names of the file: a tree of dicts has lost which node was a box.
@@ -288,6 +294,13 @@ def load_tensor(path: str | os.PathLike[str], name: str) -> PackedArray:
 
     Raises:
       PatternError: there is no such leaf; the message lists the paths.
+
+    >>> import tempfile, modelzip_jax as mz
+    >>> packed = mz.compress({"Dense_0": {"kernel": np.float32([1.0, -2.0])}}, mz.prune(sparsity=0.5))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     sizes = mz.save(folder + "/model.mz", packed)
+    ...     load_tensor(folder + "/model.mz", "Dense_0/kernel").unpack()
+    Array([ 0., -2.], dtype=float32)
     """
     with Archive(path) as archive:
         names = archive.names

@@ -8,11 +8,10 @@ from typing import Any
 import jax
 
 from modelzip_jax.errors import FormatError, TreeError
-from modelzip_jax.tree import segment
+from modelzip_jax.tree import PyTree, segment
 
-__all__ = ["count_leaves", "fill", "names", "outline"]
+__all__ = ["count_leaves", "outline", "outline_names", "unflatten_outline"]
 
-PyTree = Any
 LEAF = None
 NOTHING = False
 BOX = "value"
@@ -84,17 +83,17 @@ def _children(data: Any) -> list[Any]:
     raise FormatError(f"not an outline of a tree: {str(data)[:80]}")
 
 
-def fill(data: Any, leaves: Iterator[Any]) -> PyTree:
+def unflatten_outline(data: Any, leaves: Iterator[Any]) -> PyTree:
     """The tree with an outline's containers and the given leaves; boxes are opened, other nodes become dicts.
 
-    >>> fill({"a": None, "b": [1, None, False]}, iter("xy"))
+    >>> unflatten_outline({"a": None, "b": [1, None, False]}, iter("xy"))
     {'a': 'x', 'b': ('y', None)}
     """
     if data is LEAF:
         return next(leaves)
     if _is_box(data):
         return next(leaves)
-    children = [fill(child, leaves) for child in _children(data)]
+    children = [unflatten_outline(child, leaves) for child in _children(data)]
     if data is NOTHING:
         return None
     if isinstance(data, dict):
@@ -104,10 +103,10 @@ def fill(data: Any, leaves: Iterator[Any]) -> PyTree:
     return children if data[0] == _LIST else tuple(children)
 
 
-def names(data: Any, prefix: str = "") -> list[str]:
+def outline_names(data: Any, prefix: str = "") -> list[str]:
     """The path of each leaf of an outline.
 
-    >>> names({"a": None, "b": [1, None, False], "c": [2, "Partitioned", {"value": None}]})
+    >>> outline_names({"a": None, "b": [1, None, False], "c": [2, "Partitioned", {"value": None}]})
     ['a', 'b/0', 'c']
     """
     if data is LEAF:
@@ -123,5 +122,5 @@ def names(data: Any, prefix: str = "") -> list[str]:
         if boxes and key == BOX and child is LEAF:
             found.append(prefix)
             continue
-        found += names(child, f"{prefix}/{key}" if prefix else str(key))
+        found += outline_names(child, f"{prefix}/{key}" if prefix else str(key))
     return found

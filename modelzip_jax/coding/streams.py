@@ -82,12 +82,12 @@ def plan(stream: np.ndarray) -> Plan:
         return Plan(RAW, stream.size)
     rare = escapes.rare_symbols(counts)
     if rare.size == 0:
-        table = histograms.fit(counts)
+        table = histograms.fit_frequencies(counts)
         return Plan(CODED, stream.size, (table,), (stream.size,), (histograms.code_length(counts, table),))
     escaped = np.zeros_like(counts)
     escaped[rare] = counts[rare]
     common = counts - escaped
     common[rare[0]] = escaped.sum()
-    tables = histograms.fit(common), histograms.fit(escaped)
+    tables = histograms.fit_frequencies(common), histograms.fit_frequencies(escaped)
     bits = tuple(histograms.code_length(c, t) for c, t in zip((common, escaped), tables, strict=True))
     return Plan(ESCAPED, stream.size, tables, (stream.size, int(escaped.sum())), bits, rare)

@@ -19,17 +19,17 @@ from modelzip_jax.coding import planes
 from modelzip_jax.errors import FormatError
 from modelzip_jax.packed import Bits, PackedArray, kinds
 
-__all__ = ["Spec", "describe", "rebuild", "stream_lengths", "streams"]
+__all__ = ["Spec", "packed_spec", "rebuild", "stream_lengths", "streams"]
 
 Spec = list[Any]
 MAX_SIZE = 1 << 40
 
 
-def describe(packed: PackedArray) -> Spec:
+def packed_spec(packed: PackedArray) -> Spec:
     """`[tag, field, …]`: a static field is its value, a packed array its own spec, any other array
     `[0, dtype, *shape]`, and the words of `Bits` are left out.
 
-    >>> describe(Bits.pack([1, 0, 3], bits=2))
+    >>> packed_spec(Bits.pack([1, 0, 3], bits=2))
     ['bits', 2, 3]
     """
     spec: Spec = [packed.tag]
@@ -38,7 +38,7 @@ def describe(packed: PackedArray) -> Spec:
         if field.metadata.get("static") or value is None:
             spec.append(list(value) if isinstance(value, tuple) else value)
         elif isinstance(value, PackedArray):
-            spec.append(describe(value))
+            spec.append(packed_spec(value))
         elif not isinstance(packed, Bits):
             spec.append([0, str(np.asarray(value).dtype), *np.shape(value)])
     return spec
@@ -58,7 +58,7 @@ def streams(packed: PackedArray) -> Iterator[np.ndarray]:
         if isinstance(value, PackedArray):
             yield from streams(value)
         elif value is not None and not field.metadata.get("static"):
-            yield from planes.split(np.asarray(value))
+            yield from planes.split_planes(np.asarray(value))
 
 
 def _mask_bytes(mask: Bits) -> np.ndarray:
@@ -97,7 +97,7 @@ def stream_lengths(spec: Spec) -> list[int]:
 
 
 def rebuild(spec: Spec, parts: Iterator[np.ndarray]) -> PackedArray:
-    """The packed array that `describe` and `streams` came from.
+    """The packed array that `packed_spec` and `streams` came from.
 
     Raises:
       FormatError: the spec and the streams do not make one.
@@ -114,7 +114,7 @@ def rebuild(spec: Spec, parts: Iterator[np.ndarray]) -> PackedArray:
         elif _is_array(item):
             dtype, shape = _array(item)
             found = [next(parts) for _ in range(dtype.itemsize // _parts(dtype))]
-            values.append(planes.join(found, dtype, shape))
+            values.append(planes.join_planes(found, dtype, shape))
         else:
             values.append(rebuild(item, parts))
     return kind(*values)
@@ -172,7 +172,7 @@ def _array(item: Spec) -> tuple[np.dtype, tuple[int, ...]]:
     shape = _shape(item[2:])
     try:
         dtype = np.dtype(jnp.dtype(item[1]))
-        planes.split(np.empty(0, dtype))  # No planes would hold any number of elements.
+        planes.split_planes(np.empty(0, dtype))  # No planes would hold any number of elements.
     except TypeError as error:
         raise FormatError(f"unknown dtype {item[1]!r}") from error
     if str(dtype) != item[1]:

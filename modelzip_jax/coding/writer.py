@@ -13,7 +13,7 @@ import numpy as np
 from modelzip_jax.atomic import atomic_file
 from modelzip_jax.coding import rans, sparse, symbols
 from modelzip_jax.coding.header import CHECKSUM, Header, checksum
-from modelzip_jax.coding.skeleton import names, outline
+from modelzip_jax.coding.skeleton import outline, outline_names
 from modelzip_jax.coding.streams import RAW, Plan, plan_all
 from modelzip_jax.metadata import Metadata
 from modelzip_jax.packed import PackedArray, is_packed
@@ -24,7 +24,6 @@ from modelzip_jax.tree import check_arrays, plain
 
 __all__ = ["FileSizes", "Progress", "encoded", "file_sizes", "save"]
 
-PyTree = Any
 Progress = Callable[[str, int], None]
 MAX_CHUNK = 4 << 20
 MAX_SYMBOLS = 1 << 23
@@ -135,14 +134,14 @@ class _File:
         )
         leaves = jax.tree.leaves(tree, is_leaf=is_packed)
         halves = [_halves(leaf.nbytes) for leaf in leaves]
-        tell = [_telling(progress, names(structure), [half[i] for half in halves]) for i in (0, 1)]
+        tell = [_telling(progress, outline_names(structure), [half[i] for half in halves]) for i in (0, 1)]
         stored = [sparse.stored(leaf) for leaf in leaves]
         plans = plan_all(_streams(stored, tell[0]))
         lanes, target = _layout(plans)
         cut = _cut((n for p in plans for n in p.lengths), target)
         chunks = _code(_segments(stored, plans, tell[1]), cut, lanes)
         header = Header(
-            structure, [symbols.describe(leaf) for leaf in stored], plans, lanes,
+            structure, [symbols.packed_spec(leaf) for leaf in stored], plans, lanes,
             [(count, len(data)) for count, data in chunks], to_plain(packed.transform), packed.step, told,
         )  # fmt: skip
         head, parts = header.to_bytes()

@@ -15,10 +15,9 @@ from numpy.typing import ArrayLike
 from modelzip_jax.errors import EvaluationError, TreeError
 from modelzip_jax.evaluation import recalibration
 from modelzip_jax.evaluation.estimate import Estimate, proportion
+from modelzip_jax.tree import PyTree
 
 __all__ = ["Ranking", "rank_candidates"]
-
-PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -13,12 +13,12 @@ import numpy as np
 
 from modelzip_jax.errors import EvaluationError
 
-__all__ = ["Cost", "measure"]
+__all__ = ["Latency", "measure_latency"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Cost:
-    """What `measure` found.
+class Latency:
+    """What `measure_latency` found.
 
     Attributes:
       device: the kind of device it ran on, as JAX names it.
@@ -56,9 +56,9 @@ class Cost:
         return {name: value for name, value in fields.items() if isinstance(value, int | float)}
 
 
-def measure(
+def measure_latency(
     function: Callable[..., Any], *args: Any, repeats: int = 20, warmup: int = 3, donate: Sequence[int] = ()
-) -> Cost:
+) -> Latency:
     """Compiles a function ahead of time for these arguments and measures calls of it.
 
     Args:
@@ -72,7 +72,7 @@ def measure(
     Raises:
       EvaluationError: `repeats` below 1 or `warmup` below 0.
 
-    >>> cost = measure(lambda a, b: a @ b, jnp.ones((64, 64)), jnp.ones((64, 64)), repeats=3)
+    >>> cost = measure_latency(lambda a, b: a @ b, jnp.ones((64, 64)), jnp.ones((64, 64)), repeats=3)
     >>> cost.flops, cost.peak_bytes, cost.peak_source
     (524288.0, 49152, 'memory_analysis')
     """
@@ -87,7 +87,7 @@ def measure(
     seconds = [_call(compiled, args, donate) for _ in range(warmup + repeats)][warmup:]
     lower, median, upper = (float(q) for q in np.quantile(seconds, (0.25, 0.5, 0.75)))
     peak_bytes, peak_source = _peak(before, _high_water_mark(device), compiled)
-    return Cost(
+    return Latency(
         device.device_kind, compile_seconds, median, lower, upper, repeats,
         _flops(compiled), peak_bytes, peak_source,
     )  # fmt: skip

@@ -15,13 +15,13 @@ from numpy.typing import ArrayLike
 
 from modelzip_jax.errors import EvaluationError, NonFiniteError
 
-__all__ = ["Block", "average_precisions", "first_relevant_ranks", "relevance_blocks"]
+__all__ = ["QueryBlock", "average_precisions", "first_relevant_ranks", "relevance_blocks"]
 
 # Scores at a time: 8 MiB of float32, and some 60 MiB with what sorting them and averaging precision need.
 BLOCK_SCORES = 2**21
 
 
-class Block(NamedTuple):
+class QueryBlock(NamedTuple):
     """Some queries against every document.
 
     scores: float32 (b, n), dot products; −inf where a query meets itself.
@@ -38,7 +38,7 @@ def relevance_blocks(
     documents: ArrayLike | None = None,
     document_labels: ArrayLike | None = None,
     block_scores: int = BLOCK_SCORES,
-) -> Iterator[Block]:
+) -> Iterator[QueryBlock]:
     """Blocks of scores, and which documents are relevant: those with the query's label.
 
     Args:
@@ -77,26 +77,26 @@ def relevance_blocks(
             raise EvaluationError(
                 f"query {row} (label {query_labels[row]}) has no relevant document: leave such queries out"
             )
-        yield Block(scores, relevant)
+        yield QueryBlock(scores, relevant)
 
 
-def first_relevant_ranks(blocks: Iterable[Block]) -> np.ndarray:
+def first_relevant_ranks(blocks: Iterable[QueryBlock]) -> np.ndarray:
     """Rank of each query's best relevant document, int (m,), 1 the best.
 
-    >>> first_relevant_ranks([Block(np.array([[0.3, 0.9, 0.5]]), np.array([[True, False, True]]))])
+    >>> first_relevant_ranks([QueryBlock(np.array([[0.3, 0.9, 0.5]]), np.array([[True, False, True]]))])
     array([2])
     """
     return np.concatenate([_first_rank(block) for block in blocks])
 
 
-def average_precisions(blocks: Iterable[Block]) -> tuple[np.ndarray, np.ndarray]:
+def average_precisions(blocks: Iterable[QueryBlock]) -> tuple[np.ndarray, np.ndarray]:
     """Rank of the best relevant document, and average precision, of each query: int and float64 (m,).
 
     The average precision is the mean, over a query's relevant documents, of the share of relevant ones
     among the documents down to it (Manning, Raghavan and Schütze 2008, "Introduction to Information
     Retrieval", §8.4), without interpolation.
 
-    >>> block = Block(np.array([[0.3, 0.9, 0.5]]), np.array([[True, False, True]]))
+    >>> block = QueryBlock(np.array([[0.3, 0.9, 0.5]]), np.array([[True, False, True]]))
     >>> average_precisions([block])  # (1/2 + 2/3) / 2
     (array([2]), array([0.58333333]))
     """
@@ -105,20 +105,20 @@ def average_precisions(blocks: Iterable[Block]) -> tuple[np.ndarray, np.ndarray]
     return np.concatenate(ranks), np.concatenate(precisions)
 
 
-def _first_rank(block: Block) -> np.ndarray:
+def _first_rank(block: QueryBlock) -> np.ndarray:
     scores, relevant = block
     best = np.max(scores, axis=1, where=relevant, initial=-np.inf, keepdims=True)
     return 1 + np.sum((scores >= best) & ~relevant, axis=1)
 
 
-def _ranked(block: Block) -> tuple[np.ndarray, np.ndarray]:
+def _ranked(block: QueryBlock) -> tuple[np.ndarray, np.ndarray]:
     hits = _sorted_relevance(block)
     ranks = np.arange(1, hits.shape[1] + 1)
     precision = np.cumsum(hits, axis=1) / ranks
     return 1 + np.argmax(hits, axis=1), np.sum(precision, axis=1, where=hits) / np.sum(hits, axis=1)
 
 
-def _sorted_relevance(block: Block) -> np.ndarray:
+def _sorted_relevance(block: QueryBlock) -> np.ndarray:
     """Relevance in falling order of score, bool (b, n), what is relevant last among equal scores."""
     # Integers of the score with the relevance as lowest bit sort so, ties included, as fast as argsort
     # sorts the scores alone (10,000 of them in 0.3 ms). Adding zero turns -0.0 into 0.0: equal to it,

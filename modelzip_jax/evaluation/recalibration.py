@@ -12,10 +12,10 @@ import numpy as np
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import EvaluationError
+from modelzip_jax.tree import PyTree
 
 __all__ = ["adapt_batch_norm", "adapted"]
 
-PyTree = Any
 
 # A power of two, so that multiplying by it rounds nothing, and far above any batch's mean or variance.
 PROBE = 2.0**60

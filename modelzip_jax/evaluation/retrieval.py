@@ -30,7 +30,7 @@ __all__ = [
     "mean_cosine",
     "mrr_at",
     "recall_at",
-    "split",
+    "split_by_package",
     "thin",
 ]
 
@@ -97,7 +97,9 @@ def docstring_pairs(modules: Sequence[str] = DEFAULT_MODULES) -> list[Pair]:
     return pairs
 
 
-def split(pairs: Sequence[Pair], validation_fraction: float = 0.25) -> tuple[list[Pair], list[Pair]]:
+def split_by_package(
+    pairs: Sequence[Pair], validation_fraction: float = 0.25
+) -> tuple[list[Pair], list[Pair]]:
     """(validation, test), with no package in both.
 
     A package is `email` for `email.message`, `scipy.stats` for `scipy.stats._stats_py` and

@@ -18,6 +18,10 @@ class AverageState(NamedTuple):
     """count: int32 scalar, steps averaged. mean: float32, the structure of what `inner` trains.
 
     inner: the state of the optimizer inside.
+
+    >>> state = with_average(optax.sgd(1.0), decay=0.5).init({"w": jnp.ones(2, jnp.bfloat16)})
+    >>> state.count, state.mean
+    (Array(0, dtype=int32), {'w': Array([1., 1.], dtype=float32)})
     """
 
     count: jax.Array
@@ -71,6 +75,10 @@ def mean_of(opt_state: optax.OptState, params: PyTree) -> PyTree:
 
     Raises:
       WrapError: there is none.
+
+    >>> tx, params = with_average(optax.sgd(1.0), decay=0.5), jnp.float32(4.0)
+    >>> mean_of(tx.init(params), params)
+    Array(4., dtype=float32)
     """
     is_average = lambda x: isinstance(x, AverageState)  # noqa: E731
     found = [x for x in jax.tree.leaves(opt_state, is_leaf=is_average) if is_average(x)]

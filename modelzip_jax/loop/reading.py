@@ -53,6 +53,12 @@ def params(opt_state: PyTree, params: PyTree) -> PyTree:
 
     Raises:
       WrapError: the state holds no `mz.wrap`. TreeError: it belongs to params of another structure.
+
+    >>> import jax.numpy as jnp, modelzip_jax as mz
+    >>> tx = mz.wrap(optax.sgd(0.1), mz.prune(sparsity=0.5))
+    >>> dense = {"w": jnp.array([1.0, -2.0])}
+    >>> mz.params(tx.init(dense), dense)
+    {'w': Array([ 0., -2.], dtype=float32)}
     """
     return _decoded(opt_state, params)
 
@@ -70,6 +76,12 @@ def metrics(opt_state: PyTree) -> dict[str, jax.Array]:
     Always: "bits_per_weight", the estimated stored bits over the number of weights. From `prune`:
     "sparsity" and "mask_churn" (the share of mask bits that the last refresh changed). Of several `mz.wrap` in one
     optimizer, names begin with "0/", "1/" and so on, in the order in which the state holds them.
+
+    >>> import jax.numpy as jnp, modelzip_jax as mz
+    >>> tx = mz.wrap(optax.sgd(0.1), mz.prune(sparsity=0.75))
+    >>> found = metrics(tx.init({"w": jnp.arange(1.0, 9.0)}))
+    >>> sorted(found), float(found["sparsity"])
+    (['bits_per_weight', 'mask_churn', 'sparsity'], 0.75)
     """
     states = wrap_states(opt_state)
     found = [_metrics(state) for state in states]

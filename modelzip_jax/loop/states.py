@@ -33,6 +33,11 @@ class WrapState(NamedTuple):
     step: int32 scalar, steps taken. latents: `UNSELECTED` where the transform leaves the leaf alone. offsets,
     state: as in `mz.Encoded`. inner: the wrapped optimizer's state, for the tree of latents and unselected params.
     offsets_inner: the state of the offsets' optimizer, `()` where there are none. transform: static.
+
+    >>> import jax.numpy as jnp, modelzip_jax as mz
+    >>> state = mz.wrap(optax.sgd(0.1), mz.prune(sparsity=0.5)).init({"w": jnp.array([1.0, -2.0])})
+    >>> state.latents, state.decoded()
+    ({'w': Array([ 1., -2.], dtype=float32)}, {'w': Array([ 0., -2.], dtype=float32)})
     """
 
     step: jax.Array
@@ -58,6 +63,11 @@ def wrap_states(opt_state: PyTree) -> list[WrapState]:
 
     Raises:
       WrapError: there is none, or something around one changes updates or params after it.
+
+    >>> import jax.numpy as jnp, modelzip_jax as mz
+    >>> tx = optax.chain(optax.clip(1.0), mz.wrap(optax.sgd(0.1), mz.quantize(4)))
+    >>> [int(state.step) for state in wrap_states(tx.init({"w": jnp.ones(2)}))]
+    [0]
     """
     found = list(_walk(trees.plain(opt_state), ""))
     if not found:

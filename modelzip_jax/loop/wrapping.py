@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from modelzip_jax import tree as trees
-from modelzip_jax.combinator import check_transform, choose, support_of, told
+from modelzip_jax.combinator import check_transform, selected, support_of, told
 from modelzip_jax.errors import TreeError, WrapError
 from modelzip_jax.loop.callables import at_weights
 from modelzip_jax.loop.moments import hold_hidden, renew_hidden
@@ -181,7 +181,7 @@ def _begun(
     # Trees without leaves are placeholders, by which optax.tree_map_params asks where the params are.
     if not jax.tree.leaves(params):
         return transform.init(params, Context()), 0
-    weights, context, _ = choose(transform, params, given, "wrap()")
+    weights, context, _ = selected(transform, params, given, "wrap()")
     trees.check_floating(weights, "wrap()")
     return transform.init(weights, context), 0
 

@@ -15,12 +15,11 @@ from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, NonFiniteError, TransformError
 from modelzip_jax.masking.allocation import Allocation, Part, resolve
 from modelzip_jax.masking.structures import NOfM, Structure, unstructured
-from modelzip_jax.masking.surgeon_steps import Plan, prune_stack
+from modelzip_jax.masking.surgeon_steps import Padding, prune_stack
 from modelzip_jax.masking.threshold import count_kept
+from modelzip_jax.tree import PyTree
 
 __all__ = ["Surgery", "surgeon"]
-
-PyTree = Any
 
 
 class Surgery(NamedTuple):
@@ -188,15 +187,15 @@ def _operate(
 ) -> tuple[jax.Array, jax.Array]:
     """The leaf's updated weights, and which of them stay."""
     layers, outputs, count = layer.sizes
-    plan = Plan.of(count, layer.inner, structure, block)
+    padding = Padding.of(count, layer.inner, structure, block)
     stack = jnp.transpose(w, layer.order).reshape(layers, outputs, count).astype(jnp.float32)
     # What goes of each block, so that running totals over all layers and blocks are rounded, not each.
-    inputs = np.cumsum(np.bincount(plan.place // plan.block, minlength=plan.blocks))
+    inputs = np.cumsum(np.bincount(padding.place // padding.block, minlength=padding.blocks))
     done = [k * count + int(n) for k in range(layers) for n in inputs]
     quota = np.diff([gone * d // max(layers * count, 1) for d in done], prepend=0).reshape(
-        layers, plan.blocks
+        layers, padding.blocks
     )
-    new, kept = prune_stack(stack, layer.gram, jnp.asarray(quota, jnp.int32), jnp.float32(damping), plan)
+    new, kept = prune_stack(stack, layer.gram, jnp.asarray(quota, jnp.int32), jnp.float32(damping), padding)
     if not bool(jnp.all(jnp.isfinite(new))):
         raise NonFiniteError(
             f"the update of leaf {layer.name!r} is not finite: its Gram matrix is not, or is too near to singular "

@@ -18,13 +18,13 @@ from modelzip_jax.masking.threshold import DIGITS, TOP, order_keys
 
 __all__ = ["choose_on_host", "count_kept_exactly"]
 
-Score = Callable[[jax.Array], jax.Array]
+BlockScore = Callable[[jax.Array], jax.Array]
 _BLOCKS = (1 << 12, 1 << 16, 1 << 20)
 _HALF = 1 << 16
 
 
 def choose_on_host(
-    arrays: Sequence[jax.Array | np.ndarray], sparsity: jax.Array | float, score: Score
+    arrays: Sequence[jax.Array | np.ndarray], sparsity: jax.Array | float, score: BlockScore
 ) -> tuple[list[jax.Array], jax.Array] | None:
     """Masks that keep the largest scores over all of the arrays together, those of `threshold.keep_largest`.
 
@@ -61,7 +61,7 @@ def count_kept_exactly(size: int, sparsity: float) -> int:
     return size - (size * parts + DIGITS // 2) // DIGITS
 
 
-def _threshold(arrays: Sequence[np.ndarray], keep: int, score: Score) -> tuple[int, int]:
+def _threshold(arrays: Sequence[np.ndarray], keep: int, score: BlockScore) -> tuple[int, int]:
     """The least key that is kept for certain, and how many of the next smaller one are kept, too."""
     if keep == 0:
         return TOP, 0
@@ -88,7 +88,7 @@ def _reaching(counts: np.ndarray, keep: int) -> tuple[int, int]:
     return number, int(reach[number] - counts[number])
 
 
-def _mask(x: np.ndarray, above: int, tied: int, score: Score) -> tuple[np.ndarray, int]:
+def _mask(x: np.ndarray, above: int, tied: int, score: BlockScore) -> tuple[np.ndarray, int]:
     """The mask of one array, and how many ties are left for those behind it."""
     mask, at = np.empty(x.size, bool), 0
     for keys in _keys(x, score):
@@ -102,7 +102,7 @@ def _mask(x: np.ndarray, above: int, tied: int, score: Score) -> tuple[np.ndarra
     return mask.reshape(x.shape), tied
 
 
-def _keys(x: np.ndarray, score: Score) -> Iterator[np.ndarray]:
+def _keys(x: np.ndarray, score: BlockScore) -> Iterator[np.ndarray]:
     """Keys in C order, uint32, in blocks."""
     flat = np.ascontiguousarray(x).reshape(-1)
     for start in range(0, flat.size, _BLOCKS[-1]):
@@ -113,5 +113,5 @@ def _keys(x: np.ndarray, score: Score) -> Iterator[np.ndarray]:
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _block_keys(block: jax.Array, score: Score) -> jax.Array:
+def _block_keys(block: jax.Array, score: BlockScore) -> jax.Array:
     return order_keys(score(block))

@@ -20,7 +20,7 @@ from modelzip_jax.masking.scores import Score
 from modelzip_jax.masking.structures import Structure, unstructured
 from modelzip_jax.meshes import sharded_as
 from modelzip_jax.packed import is_packed, narrowed, widened
-from modelzip_jax.stacking import Layers, layer_axes, stacked, unstacked
+from modelzip_jax.stacking import LayerAxes, layer_axes, stacked, unstacked
 from modelzip_jax.transform import Context, Encoded, Rate, Transform
 from modelzip_jax.tree import PyTree, Static
 
@@ -56,7 +56,7 @@ class Masking(Transform, abc.ABC):
     every: int
     structure: Structure = unstructured()
     remember: bool = True
-    layers: Layers = ()
+    layers: LayerAxes = ()
 
     @abc.abstractmethod
     def start(self, weights: PyTree) -> PyTree:

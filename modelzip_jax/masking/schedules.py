@@ -31,7 +31,18 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Schedule(abc.ABC):
-    """Base of schedules: the sparsity as a function of the optimizer step, and the steps at which masks change."""
+    """Base of schedules: the sparsity as a function of the optimizer step, and the steps at which masks change.
+
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Late(Schedule):
+    ...     begin: int
+    ...
+    ...     def __call__(self, step):
+    ...         return jnp.where(step < self.begin, 0.0, 0.5)
+    >>> late = Late(begin=100)
+    >>> float(late(99)), float(late(100)), bool(late.refreshes(100, every=25))
+    (0.0, 0.5, True)
+    """
 
     @abc.abstractmethod
     def __call__(self, step: Any) -> jax.Array:
@@ -49,7 +60,11 @@ class Schedule(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Constant(Schedule):
-    """The same sparsity at every step."""
+    """The same sparsity at every step.
+
+    >>> Constant(0.5)(7), Constant(0.5).last
+    (Array(0.5, dtype=float32), 0.5)
+    """
 
     sparsity: float
 
@@ -63,7 +78,11 @@ class Constant(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class Followed(Schedule):
-    """A function of the step that is no `Schedule`, such as those of optax; values are clipped to [0, 1]."""
+    """A function of the step that is no `Schedule`, such as those of optax; values are clipped to [0, 1].
+
+    >>> [round(float(Followed(lambda step: 0.4 * step)(step)), 3) for step in range(4)]
+    [0.0, 0.4, 0.8, 1.0]
+    """
 
     function: Callable[[Any], Any]
 
@@ -83,7 +102,12 @@ def as_schedule(sparsity: Any) -> Schedule:
 
 
 def check_sparsity(sparsity: Any) -> None:
-    """Raises `TransformError` unless a number is in [0, 1), or a function begins in [0, 1]; later ones are clipped."""
+    """Raises `TransformError` unless a number is in [0, 1), or a function begins in [0, 1]; later ones are clipped.
+
+    >>> check_sparsity(80)
+    Traceback (most recent call last):
+    modelzip_jax.errors.TransformError: sparsity must be in [0, 1), not 80; 80 % is 0.8
+    """
     if not callable(sparsity):
         _check_sparsity("sparsity", sparsity)
         return

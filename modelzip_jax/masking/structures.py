@@ -36,6 +36,16 @@ class Structure:
 
     Most turn a leaf's scores into one score for each group, and a choice of groups into a mask: `group`, `spread`,
     and for budgets `largest`. One that itself says how many weights go sets `fixes_sparsity` and defines `choose`.
+
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Pairs(Structure):
+    ...     def group(self, scores):
+    ...         return jnp.mean(scores.reshape(-1, 2), axis=1)
+    ...
+    ...     def spread(self, kept, shape):
+    ...         return jnp.repeat(kept, 2).reshape(shape)
+    >>> Pairs().group(jnp.array([1.0, 3.0, 5.0, 7.0])), Pairs().spread(jnp.array([True, False]), (4,))
+    (Array([2., 6.], dtype=float32), Array([ True,  True, False, False], dtype=bool))
     """
 
     fixes_sparsity: ClassVar[bool] = False

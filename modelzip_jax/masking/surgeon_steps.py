@@ -13,11 +13,11 @@ import numpy as np
 from modelzip_jax.masking.structures import NOfM, Structure
 from modelzip_jax.masking.threshold import keep_largest
 
-__all__ = ["Plan", "prune_stack"]
+__all__ = ["Padding", "prune_stack"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Plan:
+class Padding:
     """Where inputs stand once they are padded to whole groups of m and whole blocks.
 
     place: each input's column. real: bool `(blocks * block,)`. group: m, or 0 for single weights. keep: how
@@ -38,10 +38,10 @@ class Plan:
         return hash(self._key())
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Plan) and self._key() == other._key()
+        return isinstance(other, Padding) and self._key() == other._key()
 
     @staticmethod
-    def of(count: int, inner: int, structure: Structure, block: int) -> Plan:
+    def of(count: int, inner: int, structure: Structure, block: int) -> Padding:
         """For `count` inputs whose last axis has the length `inner`."""
         n, m = (structure.n, structure.m) if isinstance(structure, NOfM) else (0, 1)
         padded = -(-inner // m) * m
@@ -52,12 +52,12 @@ class Plan:
         real = np.zeros(blocks * block, bool)
         real[place] = True
         keep = -(-n * real.reshape(-1, m).sum(1) // m)
-        return Plan(place, real, block, blocks, m if n else 0, keep.astype(np.int32))
+        return Padding(place, real, block, blocks, m if n else 0, keep.astype(np.int32))
 
 
-@functools.partial(jax.jit, static_argnames="plan")
+@functools.partial(jax.jit, static_argnames="padding")
 def prune_stack(
-    stack: jax.Array, grams: jax.Array, quota: jax.Array, damping: jax.Array, plan: Plan
+    stack: jax.Array, grams: jax.Array, quota: jax.Array, damping: jax.Array, padding: Padding
 ) -> tuple[jax.Array, jax.Array]:
     """`_prune` of each layer in turn, so that only one layer's factor is in memory.
 
@@ -72,32 +72,36 @@ def prune_stack(
 
     def prune(layer: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         w, gram, gone = layer
-        return _prune(w, gram, gone, damping, plan)
+        return _prune(w, gram, gone, damping, padding)
 
     return jax.lax.map(prune, (stack, grams, quota))
 
 
-def _factor(gram: jax.Array, damping: jax.Array, plan: Plan) -> jax.Array:
+def _factor(gram: jax.Array, damping: jax.Array, padding: Padding) -> jax.Array:
     """U, upper triangular, with H⁻¹ = UᵀU; columns that are padding stand apart.
 
     Row c of U is that of the inverse of H without the inputs before c, over the root of its first element.
     """
     mean = jnp.mean(jnp.diagonal(gram))
     ridge = damping * jnp.where(mean > 0, mean, 1.0)  # Inputs that were all zero: H is λI.
-    h = jnp.eye(plan.real.size).at[np.ix_(plan.place, plan.place)].set(gram + ridge * jnp.eye(len(gram)))
+    h = (
+        jnp.eye(padding.real.size)
+        .at[np.ix_(padding.place, padding.place)]
+        .set(gram + ridge * jnp.eye(len(gram)))
+    )
     # H = R Rᵀ with R upper triangular, by Cholesky backwards; U = R⁻¹. H⁻¹ itself is never formed.
     upper = jnp.linalg.cholesky(h[::-1, ::-1])[::-1, ::-1]
     return jax.scipy.linalg.solve_triangular(upper, jnp.eye(len(h)), lower=False)
 
 
 def _prune(
-    w: jax.Array, gram: jax.Array, quota: jax.Array, damping: jax.Array, plan: Plan
+    w: jax.Array, gram: jax.Array, quota: jax.Array, damping: jax.Array, padding: Padding
 ) -> tuple[jax.Array, jax.Array]:
     """Algorithm 1 on one matrix `(outputs, inputs)`: updated weights, and which stay."""
-    u = _factor(gram, damping, plan)
-    width, block = plan.real.size, plan.block
-    w = jnp.zeros((w.shape[0], width)).at[:, plan.place].set(w)
-    real = jnp.asarray(plan.real)
+    u = _factor(gram, damping, padding)
+    width, block = padding.real.size, padding.block
+    w = jnp.zeros((w.shape[0], width)).at[:, padding.place].set(w)
+    real = jnp.asarray(padding.real)
 
     def over_block(b: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         w, kept = carry
@@ -106,7 +110,7 @@ def _prune(
         here = jax.lax.dynamic_slice_in_dim(real, start, block)
         rows = jax.lax.dynamic_slice_in_dim(u, start, block)
         square = jax.lax.dynamic_slice_in_dim(rows, start, block, axis=1)
-        own, stays, errors = _block(own, square, here, quota[b], b, plan)
+        own, stays, errors = _block(own, square, here, quota[b], b, padding)
         # Later blocks take all of this block's updates in one product.
         later = jnp.where(jnp.arange(width) >= start + block, rows, 0.0)
         w = jax.lax.dynamic_update_slice_in_dim(w, own, start, axis=1)
@@ -114,17 +118,17 @@ def _prune(
         return w, jax.lax.dynamic_update_slice_in_dim(kept, stays, start, axis=1)
 
     start = (w, jnp.ones(w.shape, bool))
-    w, kept = jax.lax.fori_loop(0, plan.blocks, over_block, start)
-    w, kept = w[:, plan.place], kept[:, plan.place]
+    w, kept = jax.lax.fori_loop(0, padding.blocks, over_block, start)
+    w, kept = w[:, padding.place], kept[:, padding.place]
     return jnp.where(kept, w, 0.0), kept
 
 
 def _block(
-    w: jax.Array, u: jax.Array, real: jax.Array, quota: jax.Array, index: jax.Array, plan: Plan
+    w: jax.Array, u: jax.Array, real: jax.Array, quota: jax.Array, index: jax.Array, padding: Padding
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """One block's weights, which of them stay, and the errors (w - ŵ) / U_qq that later blocks make up for."""
     saliency = jnp.diagonal(u) ** 2
-    if plan.group:
+    if padding.group:
         kept = jnp.ones(w.shape, bool)
     else:
         scores = jnp.where(real, w**2 / saliency, jnp.inf)
@@ -132,22 +136,22 @@ def _block(
 
     def group(w: jax.Array, kept: jax.Array, column: jax.Array) -> jax.Array:
         """n of m: chosen when the first of them is reached, as those before have changed them by then."""
-        m = plan.group
+        m = padding.group
         of = lambda x: jax.lax.dynamic_slice_in_dim(x, column, m, axis=-1)  # noqa: E731
         scores = jnp.where(of(real), of(w) ** 2 / of(saliency), -jnp.inf)
         mine, theirs = scores[:, :, None], scores[:, None, :]
         earlier = jnp.arange(m)[:, None] > jnp.arange(m)
         rank = jnp.sum((theirs > mine) | ((theirs == mine) & earlier), axis=-1)
-        keep = jnp.asarray(plan.keep)[(index * plan.block + column) // m]
+        keep = jnp.asarray(padding.keep)[(index * padding.block + column) // m]
         return jax.lax.dynamic_update_slice_in_dim(kept, rank < keep, column, axis=1)
 
     def over_column(
         c: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         w, kept, errors = carry
-        if plan.group:
-            kept = jax.lax.cond(c % plan.group == 0, group, lambda w, kept, c: kept, w, kept, c)
+        if padding.group:
+            kept = jax.lax.cond(c % padding.group == 0, group, lambda w, kept, c: kept, w, kept, c)
         error = jnp.where(kept[:, c], 0.0, w[:, c]) / u[c, c]
         return w - error[:, None] * u[c], kept, errors.at[:, c].set(error)
 
-    return jax.lax.fori_loop(0, plan.block, over_column, (w, kept, jnp.zeros(w.shape)))
+    return jax.lax.fori_loop(0, padding.block, over_column, (w, kept, jnp.zeros(w.shape)))

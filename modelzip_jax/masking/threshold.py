@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Num, UInt32
 
 from modelzip_jax.errors import TransformError
 from modelzip_jax.meshes import is_sharded_in_type
@@ -58,7 +59,7 @@ def count_kept(size: int, sparsity: jax.Array | float) -> jax.Array:
     return jnp.int32(size) - pruned.astype(jnp.int32)
 
 
-def order_keys(scores: jax.Array) -> jax.Array:
+def order_keys(scores: Num[jax.Array, "*shape"]) -> UInt32[jax.Array, "*shape"]:
     """uint32 keys in the order of the scores as float32; -0.0 and 0.0 are equal, NaN is largest.
 
     >>> order_keys(jnp.array([1.0, -1.0, 0.0])).argsort()

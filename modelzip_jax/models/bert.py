@@ -73,7 +73,7 @@ class SelfAttention(nn.Module):
         return _layer_norm(self, "layer_norm")(x + dense(name="output")(mixed))
 
 
-class Layer(nn.Module):
+class BertLayer(nn.Module):
     """One transformer layer: attention, then the GELU (exact, by erf) feed-forward block."""
 
     config: SentenceEncoderConfig
@@ -98,7 +98,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         for i in range(self.config.num_layers):
-            x = Layer(self.config, self.dtype, name=f"layer_{i}")(x, mask)
+            x = BertLayer(self.config, self.dtype, name=f"layer_{i}")(x, mask)
         return x
 
 

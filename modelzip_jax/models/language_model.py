@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from modelzip_jax.errors import ModelError
-from modelzip_jax.models.inputs import check_tokens
+from modelzip_jax.models.input_checks import check_tokens
 
-__all__ = ["Block", "CausalSelfAttention", "LanguageModel", "generate", "rotary"]
+__all__ = ["CausalSelfAttention", "LanguageModel", "TransformerBlock", "generate", "rotary"]
 
 
 def rotary(x: jax.Array, base: float = 10_000.0) -> jax.Array:
@@ -77,13 +77,13 @@ class CausalSelfAttention(nn.Module):
         return dense(x.shape[-1], stddev=self.residual_stddev, name="output")(mixed)
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """One pre-norm layer: attention, then an MLP with GELU, each added to its input.
 
     (n, length, embed_dim) to the same; fields as in `LanguageModel`. `residual_stddev` is the initial
     standard deviation of the two kernels that write into the residual stream.
 
-    >>> block, x = Block(num_heads=2), jnp.ones((1, 3, 8))
+    >>> block, x = TransformerBlock(num_heads=2), jnp.ones((1, 3, 8))
     >>> sorted(jax.eval_shape(block.init, jax.random.key(0), x)["params"])
     ['attention', 'attention_norm', 'mlp_in', 'mlp_norm', 'mlp_out']
     """
@@ -191,7 +191,7 @@ class LanguageModel(nn.Module):
 
     def _layers(self, h: jax.Array) -> jax.Array:
         # Inside a scan, XLA cannot merge the two computations, and the barrier against it would cost time.
-        block = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
+        block = nn.remat(TransformerBlock, prevent_cse=not self.scan) if self.remat else TransformerBlock
         block = functools.partial(
             block, self.num_heads, self.mlp_ratio, self.positions == "rope",
             0.02 * (2 * self.num_layers) ** -0.5, self.dtype, self.param_dtype, self.head_dim, self.mlp_dim,

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from modelzip_jax.models.inputs import check_images
+from modelzip_jax.models.input_checks import check_images
 from modelzip_jax.models.mlp import MLP
 
 __all__ = ["LeNet5", "lenet_300_100"]

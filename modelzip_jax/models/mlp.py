@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from modelzip_jax.models.inputs import check_floating
+from modelzip_jax.models.input_checks import check_float_input
 
 __all__ = ["MLP"]
 
@@ -46,7 +46,7 @@ class MLP(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Logits float32 (n, num_classes) of floats (n, ...); `train` changes nothing."""
         del train
-        check_floating(x, "MLP")
+        check_float_input(x, "MLP")
         dense = functools.partial(nn.Dense, dtype=self.dtype, param_dtype=self.param_dtype)
         x = x.reshape(x.shape[0], -1)
         for width in self.widths:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from modelzip_jax.models.inputs import check_floating
+from modelzip_jax.models.input_checks import check_float_input
 
 __all__ = ["MLP", "lenet_300_100"]
 
@@ -58,7 +58,7 @@ class MLP(nnx.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Logits float32 (n, num_classes) of floats (n, ...); `train` changes nothing."""
         del train
-        check_floating(x, "MLP")
+        check_float_input(x, "MLP")
         x = x.reshape(x.shape[0], -1)
         for i in range(self.depth):
             x = nnx.relu(getattr(self, f"Dense_{i}")(x))

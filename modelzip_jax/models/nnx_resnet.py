@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from modelzip_jax.models.inputs import check_images
+from modelzip_jax.models.input_checks import check_images
 from modelzip_jax.models.resnet import check_shortcut, pad_shortcut
 
 __all__ = ["BasicBlock", "CifarResNet", "resnet20"]

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from modelzip_jax.errors import ModelError
-from modelzip_jax.naming import nearest
+from modelzip_jax.naming import nearest_name
 
-__all__ = ["create", "names"]
+__all__ = ["create", "model_names"]
 
 _CONSTRUCTORS: dict[str, dict[str, str]] = {
     "linen": {
@@ -34,13 +34,13 @@ _CONSTRUCTORS: dict[str, dict[str, str]] = {
 _NOT_OPTIONS = frozenset({"self", "parent", "name", "input_shape", "rngs"})
 
 
-def names(framework: str = "linen") -> tuple[str, ...]:
+def model_names(framework: str = "linen") -> tuple[str, ...]:
     """The names that `create` knows, sorted.
 
     Raises:
       ModelError: the framework is neither "linen" nor "nnx".
 
-    >>> names("nnx")
+    >>> model_names("nnx")
     ('lenet_300_100', 'mlp', 'resnet20')
     """
     return tuple(sorted(_known("framework", framework, _CONSTRUCTORS)))
@@ -50,7 +50,7 @@ def create(name: str, *, framework: str = "linen", **options: Any) -> Any:
     """A model by its name.
 
     Args:
-      name: one of `names(framework)`.
+      name: one of `model_names(framework)`.
       framework: "linen" or "nnx".
       **options: fields of the model, such as `num_classes`, `dtype` and `param_dtype` (dtypes may be
         names, "bfloat16").
@@ -91,4 +91,4 @@ def _known(kind: str, name: str, known: dict[str, Any]) -> Any:
     """`known[name]`, or an error that names the nearest neighbour."""
     if name in known:
         return known[name]
-    raise ModelError(f"no {kind} is called {name!r}; {nearest(name, known)}")
+    raise ModelError(f"no {kind} is called {name!r}; {nearest_name(name, known)}")

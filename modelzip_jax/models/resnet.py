@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax.errors import ModelError
-from modelzip_jax.models.inputs import check_images
+from modelzip_jax.models.input_checks import check_images
 
 __all__ = ["BasicBlock", "Bottleneck", "CifarResNet", "ResNet", "pad_shortcut", "resnet20", "resnet50"]
 

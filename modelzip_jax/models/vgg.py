@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax.errors import ModelError
-from modelzip_jax.models.inputs import check_images
+from modelzip_jax.models.input_checks import check_images
 
 __all__ = ["VGG", "vgg16", "vgg19"]
 

@@ -13,11 +13,10 @@ import numpy as np
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, TransformError
-from modelzip_jax.naming import nearest
+from modelzip_jax.naming import nearest_name
+from modelzip_jax.tree import PyTree
 
 __all__ = ["Blocks", "Branch", "block_effects", "drop_blocks", "remove_layers", "stacked_blocks"]
-
-PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +26,9 @@ class Branch:
     patterns: of their paths, such as the last scale and bias of a block, or an output kernel and its bias; they may
     match in several places, as in attention and MLP. layer: which index of their first axis, where all layers are
     stacked along it for a `scan`; None for whole leaves.
+
+    >>> Branch(("blocks/mlp_out/*", "blocks/attention/out/*"), layer=3)
+    Branch(patterns=('blocks/mlp_out/*', 'blocks/attention/out/*'), layer=3)
     """
 
     patterns: tuple[str, ...]
@@ -117,7 +119,7 @@ def drop_blocks(params: PyTree, blocks: Blocks, names: Iterable[str]) -> PyTree:
     """
     for name in names:
         if name not in blocks:
-            raise TransformError(f"no block is called {name!r}; {nearest(name, blocks)}")
+            raise TransformError(f"no block is called {name!r}; {nearest_name(name, blocks)}")
         params = _without(params, _gone(params, _branch(blocks[name])))
     return params
 

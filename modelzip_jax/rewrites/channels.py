@@ -10,10 +10,10 @@ import numpy as np
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, TransformError
 from modelzip_jax.trace.coupling.groups import Group, Member
+from modelzip_jax.tree import PyTree
 
 __all__ = ["batch_norm_scale", "unit_scores"]
 
-PyTree = Any
 UnitScores = dict[Group, np.ndarray]
 
 

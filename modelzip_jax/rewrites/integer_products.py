@@ -17,17 +17,17 @@ from jax import lax
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import TraceError, TransformError
-from modelzip_jax.naming import nearest
+from modelzip_jax.naming import nearest_name
 from modelzip_jax.packed import is_packed
 from modelzip_jax.packing import unpack
 from modelzip_jax.trace.jaxpr.evaluator import Evaluator, Visitor, bind
 from modelzip_jax.trace.jaxpr.programs import Equation, program
 from modelzip_jax.trace.measures.input_statistics import scans_around
 from modelzip_jax.trace.usage.use import Use, uses_of
+from modelzip_jax.tree import PyTree
 
 __all__ = ["ARITHMETIC", "RANGES", "quantize_activations"]
 
-PyTree = Any
 ARITHMETIC = ("fake", "integer")
 RANGES = ("tensor", "row", "static")
 
@@ -118,7 +118,7 @@ def _check(bits: int, arithmetic: str, ranges: str, stats: PyTree) -> None:
         raise TransformError(f"bits must be an integer from 2 to 8, not {bits!r}")
     for field, value, known in (("arithmetic", arithmetic, ARITHMETIC), ("ranges", ranges, RANGES)):
         if value not in known:
-            raise TransformError(f"{field} is {value!r}; {nearest(str(value), known)}")
+            raise TransformError(f"{field} is {value!r}; {nearest_name(str(value), known)}")
     if (ranges == "static") != (stats is not None):
         raise TransformError("ranges='static' and stats go together: trace.statistics(..., kinds=('range',))")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +10,9 @@ import numpy as np
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, TransformError
+from modelzip_jax.tree import PyTree
 
 __all__ = ["merge_neurons"]
-
-PyTree = Any
 
 
 def merge_neurons(params: PyTree, incoming: str, outgoing: str, keep: int, bias: str | None = None) -> PyTree:

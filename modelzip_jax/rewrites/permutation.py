@@ -11,11 +11,11 @@ import numpy as np
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, NonFiniteError, TransformError
 from modelzip_jax.trace.coupling.groups import Group
+from modelzip_jax.tree import PyTree
 from modelzip_jax.wavelets.path import short_path
 
 __all__ = ["Orders", "permute", "similarity_order"]
 
-PyTree = Any
 Orders = Mapping[Group, Any]
 """For each group, int `(units,)`: which unit comes to each place."""
 

@@ -13,10 +13,10 @@ import numpy as np
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, TransformError
 from modelzip_jax.trace.coupling.groups import Group
+from modelzip_jax.tree import PyTree
 
 __all__ = ["Removals", "shrink", "shrink_nnx", "shrunk_shapes", "silence"]
 
-PyTree = Any
 Removals = Mapping[Group, Any] | Iterable[tuple[Group, Any]]
 """Which units of each group go: a boolean mask `(units,)`, or their indices."""
 
@@ -99,6 +99,15 @@ def shrink_nnx(module: Any, removals: Removals) -> None:
 
     Raises:
       As `shrink`.
+
+    >>> from flax import nnx
+    >>> from modelzip_jax import trace
+    >>> model = nnx.Sequential(nnx.Linear(3, 8, rngs=nnx.Rngs(0)), jax.nn.relu, nnx.Linear(8, 2, rngs=nnx.Rngs(1)))
+    >>> graph, state = nnx.split(model)
+    >>> group = trace.couplings(lambda s, x: nnx.merge(graph, s)(x), state, jnp.ones((1, 3))).groups[0]
+    >>> shrink_nnx(model, {group: [0, 1, 5]})
+    >>> model.layers[0].kernel.shape, model.layers[2].kernel.shape
+    ((3, 5), (5, 2))
     """
     from flax import nnx
 

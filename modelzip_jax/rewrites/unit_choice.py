@@ -15,10 +15,10 @@ from modelzip_jax.errors import NonFiniteError, TransformError
 from modelzip_jax.rewrites.shrinking import shrunk_shapes
 from modelzip_jax.trace.coupling.groups import Group
 from modelzip_jax.trace.measures.costs import cost
+from modelzip_jax.tree import PyTree
 
 __all__ = ["choose_units"]
 
-PyTree = Any
 Chosen = dict[Group, np.ndarray]
 _Step = tuple[int, tuple[int, ...]]
 """Number of the group, and the units in it that go together."""

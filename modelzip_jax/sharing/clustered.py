@@ -83,7 +83,10 @@ class VectorClustered(PackedArray):
     def check(self) -> None:
         super().check()
         _check(self.codes, self.codebook, self.codebook.shape[1:2])
-        if self.codebook.ndim != 2 or vectors.count(self.shape, self.codebook.shape[1]) != self.codes.count:
+        if (
+            self.codebook.ndim != 2
+            or vectors.count_blocks(self.shape, self.codebook.shape[1]) != self.codes.count
+        ):
             raise ValueError(f"{self.codes.count} blocks of {self.codebook.shape[1:]} for {self.shape}")
 
     def unpack(self) -> jax.Array:
@@ -146,7 +149,7 @@ class LayerVectors(PackedArray):
         super().check()
         _check_layers(self.codebook, self.axes, self.shape, 3)
         _check(self.codes, self.codebook[0], self.codebook.shape[2:])
-        blocks = len(self.codebook) * vectors.count(self._tensor(), self.codebook.shape[2])
+        blocks = len(self.codebook) * vectors.count_blocks(self._tensor(), self.codebook.shape[2])
         if blocks != self.codes.count:
             raise ValueError(f"{self.codes.count} blocks of {self.codebook.shape[2:]} for {self.shape}")
 

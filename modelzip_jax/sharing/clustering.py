@@ -29,8 +29,8 @@ from modelzip_jax.sharing.clustered import (
     index_bits,
 )
 from modelzip_jax.sharing.codebook import Book
-from modelzip_jax.sharing.lookup import read, soft_read
-from modelzip_jax.stacking import Layers, as_layers, layer_axes, stacked, unstacked
+from modelzip_jax.sharing.lookup import look_up, soft_read
+from modelzip_jax.stacking import LayerAxes, as_layers, layer_axes, stacked, unstacked
 from modelzip_jax.transform import Context, Encoded, Rate, Transform
 from modelzip_jax.tree import PyTree
 
@@ -79,7 +79,7 @@ class Cluster(Transform):
     every: int
     temperature: float | None
     zero: bool | None
-    layers: Layers = ()
+    layers: LayerAxes = ()
 
     terminal: ClassVar[bool] = True
 
@@ -147,7 +147,9 @@ class Cluster(Transform):
         zero = zero and self.block == 1
 
         def fit(rows: list[jax.Array], masses: list[jax.Array | None]) -> Book:
-            return books.of_entries(books.fit(rows, masses, self.k, zero, self.init_by, context.key), zero)
+            return books.of_entries(
+                books.fit_codebook(rows, masses, self.k, zero, self.init_by, context.key), zero
+            )
 
         def of_leaf(w: jax.Array, leaf: Outline, mass: jax.Array | None) -> Book:
             one = lambda w, m: fit([w], [m])  # noqa: E731
@@ -219,7 +221,7 @@ class Cluster(Transform):
     def _decoded(self, encoded: Encoded) -> PyTree:
         def weights(w: jax.Array, entries: jax.Array, codes: jax.Array) -> jax.Array:
             if self.temperature is None:
-                return read(w, entries, codes, self.every > 0)
+                return look_up(w, entries, codes, self.every > 0)
             columns = w.reshape(-1, self.block), entries.reshape(-1, self.block)
             return soft_read(*columns, codes, books.softness(entries, self.temperature)).reshape(w.shape)
 
@@ -312,7 +314,7 @@ class Cluster(Transform):
         elif leaves:
             found = book(leaves[0])
         else:
-            found = books.of_entries(books.fit([], [], self.k, False, "", None), False)
+            found = books.of_entries(books.fit_codebook([], [], self.k, False, "", None), False)
         if self.fixed:
             inner = over(lambda p: Dense(jnp.zeros((), jnp.float32), ()))
         else:

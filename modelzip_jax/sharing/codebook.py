@@ -17,7 +17,7 @@ from modelzip_jax.sharing.parting import means, parted
 from modelzip_jax.sharing.scaling import exponent, power, root_mean_square, scaled, unit
 from modelzip_jax.tree import Static
 
-__all__ = ["Book", "current", "fit", "nearest", "of_entries", "respread", "softness", "step"]
+__all__ = ["Book", "current", "fit_codebook", "nearest", "of_entries", "respread", "softness", "step"]
 
 _BLOCKS = 1 << 18
 """Blocks that vector codebooks are fitted to, evenly taken from all: a thousand for each of 256 entries."""
@@ -68,7 +68,7 @@ def current(offset: jax.Array | None, book: Book) -> jax.Array:
     return (book.base + offset) * book.scale
 
 
-def fit(
+def fit_codebook(
     parts: list[jax.Array],
     weights: list[jax.Array | None],
     k: int,
@@ -139,7 +139,7 @@ def respread(
     weights, and the others never any. The offsets, which are trained, stay: it is the base that moves.
 
     Args:
-      offset: of `current`, or None. parts, weights: as in `fit`.
+      offset: of `current`, or None. parts, weights: as in `fit_codebook`.
     """
     return _updated(book, offset, parts, weights, lambda rows, entries, mass: entries)
 

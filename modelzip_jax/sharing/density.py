@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax.sharing.bins import BINS, FAR, Binning
-from modelzip_jax.sharing.prefix import Pair, halves_outward, outward_sums
+from modelzip_jax.sharing.prefix import TwoFloats, halves_outward, outward_sums
 from modelzip_jax.sharing.scaling import scaled
-from modelzip_jax.sharing.sums import sums
+from modelzip_jax.sharing.sums import segment_sums
 
 __all__ = ["Density", "Points", "binning", "histogram", "sort"]
 
@@ -39,9 +39,9 @@ class Density(NamedTuple):
 
     points: jax.Array
     mass: jax.Array
-    masses: Pair
-    firsts: Pair
-    seconds: Pair
+    masses: TwoFloats
+    firsts: TwoFloats
+    seconds: TwoFloats
 
     @staticmethod
     def of(points: jax.Array, mass: jax.Array, first: jax.Array, exact: bool) -> Density:
@@ -127,7 +127,7 @@ def histogram(
         if w is None:
             mass = mass.at[place].add(1, mode="promise_in_bounds")
         else:
-            mass += sums(place, w.reshape(-1, 1), BINS)[:, 0]
+            mass += segment_sums(place, w.reshape(-1, 1), BINS)[:, 0]
 
     def means(stride: int) -> jax.Array:
         # Sums of values instead of offsets would be off by a part in 10,000 after 20,000 equal ones.
@@ -152,7 +152,7 @@ def _offsets(x: jax.Array, w: jax.Array | None, bins: Binning, stride: int) -> j
     place = bins(x)
     offset = bins.offset(x) - bins.middle(place)
     w = jnp.ones_like(x) if w is None else w.reshape(-1)[::stride]
-    return sums(place, jnp.stack([w, offset * w], axis=1), BINS)
+    return segment_sums(place, jnp.stack([w, offset * w], axis=1), BINS)
 
 
 def sort(arrays: Sequence[jax.Array], weights: Sequence[jax.Array | None], bins: Binning) -> Points:

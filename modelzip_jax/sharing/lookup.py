@@ -6,15 +6,16 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
 from modelzip_jax.sharing.scaling import scaled, unit
 from modelzip_jax.sharing.sums import matmul
 
-__all__ = ["attention", "read", "soft_means", "soft_read", "twins"]
+__all__ = ["attention", "look_up", "soft_means", "soft_read", "twins"]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def read(w: jax.Array, codebook: jax.Array, codes: jax.Array, through: bool) -> jax.Array:
+def look_up(w: jax.Array, codebook: jax.Array, codes: jax.Array, through: bool) -> jax.Array:
     """`codebook[codes]`, in place of the latents `w` that were assigned those codes.
 
     The gradient of an entry is the sum over the weights that share it (Han et al. 2016, eq. 3). That of the
@@ -25,7 +26,7 @@ def read(w: jax.Array, codebook: jax.Array, codes: jax.Array, through: bool) -> 
         has the shape of `w`.
 
     >>> w, codes = jnp.zeros(3), jnp.array([0, 1, 1])
-    >>> jax.grad(lambda book: read(w, book, codes, False).sum())(jnp.array([2.0, 4.0]))
+    >>> jax.grad(lambda book: look_up(w, book, codes, False).sum())(jnp.array([2.0, 4.0]))
     Array([1., 2.], dtype=float32)
     """
     return codebook[codes]
@@ -43,10 +44,12 @@ def _read_backward(through, saved, g):  # type: ignore[no-untyped-def]
     return (g if through else None), summed, None  # None: a zero that nothing is computed with.
 
 
-read.defvjp(_read_forward, _read_backward)
+look_up.defvjp(_read_forward, _read_backward)
 
 
-def attention(w: jax.Array, codebook: jax.Array, temperature: jax.Array) -> jax.Array:
+def attention(
+    w: Float[jax.Array, "n block"], codebook: Float[jax.Array, "k block"], temperature: jax.Array
+) -> Float[jax.Array, "n k"]:
     """DKM's soft assignment, softmax(-distance / temperature): `(n, k)` for `(n, block)` and `(k, block)`.
 
     Cho et al. 2022, arXiv:2108.12659, section 3.2. Takes n · k floats. A temperature of 0 counts as the lowest above.
@@ -80,8 +83,11 @@ def soft_read(w: jax.Array, codebook: jax.Array, codes: jax.Array, temperature: 
 
 
 def soft_means(
-    w: jax.Array, a: jax.Array, codebook: jax.Array, weights: jax.Array | None = None
-) -> jax.Array:
+    w: Float[jax.Array, "n block"],
+    a: Float[jax.Array, "n k"],
+    codebook: Float[jax.Array, "k block"],
+    weights: Float[jax.Array, "n block"] | None = None,
+) -> Float[jax.Array, "k block"]:
     """Means of the latents under an assignment `(n, k)`; an entry that nothing is assigned to stays.
 
     weights: as `w`, the largest near 1, or None.
@@ -91,7 +97,7 @@ def soft_means(
     return jnp.where(mass > 1e-6, first / jnp.maximum(mass, 1e-6), codebook)
 
 
-def twins(codebook: jax.Array) -> jax.Array:
+def twins(codebook: Float[jax.Array, "k block"]) -> Bool[jax.Array, " k"]:
     """Whether each entry of `(k, block)` has an equal one before it: bools `(k,)`."""
     equal = jnp.all(codebook[:, None] == codebook[None], axis=-1)
     return jnp.any(jnp.tril(equal, -1), axis=1)

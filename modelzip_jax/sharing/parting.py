@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax.sharing.lookup import twins
-from modelzip_jax.sharing.sums import sums
+from modelzip_jax.sharing.sums import segment_sums
 from modelzip_jax.sharing.vectors import assign_blocks
 
 __all__ = ["means", "parted"]
@@ -51,6 +51,6 @@ def means(
     rows: jax.Array, codes: jax.Array, entries: jax.Array, mass: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Of the rows with each code, and their mass, both `(k, block)`; an entry that none has stays."""
-    found = sums(codes, jnp.concatenate([mass, mass * rows], axis=1), len(entries))
+    found = segment_sums(codes, jnp.concatenate([mass, mass * rows], axis=1), len(entries))
     total, first = found[:, : rows.shape[1]], found[:, rows.shape[1] :]
     return jnp.where(total > 0, first / jnp.where(total > 0, total, 1.0), entries), total

@@ -5,13 +5,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-__all__ = ["Pair", "between", "halves_outward", "outward_sums", "prefix_sums"]
+__all__ = ["TwoFloats", "between", "halves_outward", "outward_sums", "prefix_sums"]
 
-Pair = tuple[jax.Array, jax.Array]
+TwoFloats = tuple[jax.Array, jax.Array]
 """A number as the sum of a high and a low float."""
 
 
-def prefix_sums(x: jax.Array) -> Pair:
+def prefix_sums(x: jax.Array) -> TwoFloats:
     """Sums of the first 0, 1, …, n values of each row of `(rows, n)`: pairs `(rows, n + 1)`.
 
     In blocks of about the square root of n, all of them at once: 512 short steps for a histogram.
@@ -28,7 +28,7 @@ def prefix_sums(x: jax.Array) -> Pair:
     return high, low
 
 
-def outward_sums(x: jax.Array, below: jax.Array) -> Pair:
+def outward_sums(x: jax.Array, below: jax.Array) -> TwoFloats:
     """Running sums from the middle of each row outward, less what is between: pairs `(rows, n + 1)`.
 
     Differences of them are those of prefix sums. But a sum has only met values that are no further out, so that
@@ -43,7 +43,7 @@ def outward_sums(x: jax.Array, below: jax.Array) -> Pair:
     return high, low
 
 
-def halves_outward(x: jax.Array) -> Pair:
+def halves_outward(x: jax.Array) -> TwoFloats:
     """`outward_sums` from between the halves of rows of even length, in half the time."""
     middle = x.shape[1] // 2
     high, low = prefix_sums(jnp.concatenate([x[:, middle:], x[:, :middle][:, ::-1]]))
@@ -51,17 +51,17 @@ def halves_outward(x: jax.Array) -> Pair:
     return high, low
 
 
-def _running(pairs: Pair) -> Pair:
+def _running(pairs: TwoFloats) -> TwoFloats:
     """Running sums along the first axis."""
 
-    def add(total: Pair, pair: Pair) -> tuple[Pair, Pair]:
+    def add(total: TwoFloats, pair: TwoFloats) -> tuple[TwoFloats, TwoFloats]:
         total = _add(total, pair)
         return total, total
 
     return jax.lax.scan(add, tuple(jnp.zeros_like(p[0]) for p in pairs), pairs)[1]
 
 
-def _add(a: Pair, b: Pair) -> Pair:
+def _add(a: TwoFloats, b: TwoFloats) -> TwoFloats:
     """The sum of two pairs (Knuth's two-sum, then renormalised)."""
     total = a[0] + b[0]
     part = total - a[0]
@@ -70,7 +70,7 @@ def _add(a: Pair, b: Pair) -> Pair:
     return high, rest - (high - total)
 
 
-def between(prefix: Pair, edges: jax.Array) -> jax.Array:
+def between(prefix: TwoFloats, edges: jax.Array) -> jax.Array:
     """Sums over the intervals from each edge to the next: `(edges - 1,)`.
 
     Args:

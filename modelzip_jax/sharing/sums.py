@@ -8,27 +8,32 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Integer
 
 from modelzip_jax.sharing.prefix import between, prefix_sums
 
-__all__ = ["matmul", "sums"]
+__all__ = ["matmul", "segment_sums"]
 
 _FEW = 256
 _ROWS = 4096
 
 
-def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+def matmul(
+    a: Float[jax.Array, "rows inner"], b: Float[jax.Array, "inner columns"]
+) -> Float[jax.Array, "rows columns"]:
     """The product in full precision, on TPUs, too, and not in TF32."""
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
-def sums(index: jax.Array, values: jax.Array, count: int) -> jax.Array:
+def segment_sums(
+    index: Integer[jax.Array, " n"], values: Float[jax.Array, "n columns"], count: int
+) -> Float[jax.Array, "count columns"]:
     """The sum of the values at each index: `(count, columns)`.
 
     Args:
       index: integers from 0 to `count` - 1, `(n,)`. values: floats `(n, columns)`.
 
-    >>> sums(jnp.array([1, 0, 1]), jnp.array([[1.0], [2.0], [4.0]]), 3)
+    >>> segment_sums(jnp.array([1, 0, 1]), jnp.array([[1.0], [2.0], [4.0]]), 3)
     Array([[2.],
            [5.],
            [0.]], dtype=float32)

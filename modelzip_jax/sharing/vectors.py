@@ -7,22 +7,23 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, UInt8
 
 from modelzip_jax.sharing.scaling import exponent, largest, scaled, unit
 from modelzip_jax.sharing.sums import matmul
 
-__all__ = ["assign_blocks", "count", "from_blocks", "to_blocks", "vector_kmeans"]
+__all__ = ["assign_blocks", "count_blocks", "from_blocks", "to_blocks", "vector_kmeans"]
 
 _ROWS = 4096
 """Blocks whose distances to all centroids are in memory at once."""
 
 
-def count(shape: tuple[int, ...], block: int) -> int:
+def count_blocks(shape: tuple[int, ...], block: int) -> int:
     """Blocks of a leaf."""
     return -(-math.prod(shape) // max(block, 1))
 
 
-def to_blocks(w: jax.Array, block: int, axis: int) -> jax.Array:
+def to_blocks(w: Float[jax.Array, "*shape"], block: int, axis: int) -> Float[jax.Array, "blocks block"]:
     """The leaf as `(blocks, block)`: weights that follow each other along `axis`, the last block padded by 0.
 
     >>> to_blocks(jnp.arange(6.0).reshape(2, 3), 2, axis=0)
@@ -70,7 +71,11 @@ def _in_units(
 
 
 @jax.jit
-def assign_blocks(x: jax.Array, centroids: jax.Array, weights: jax.Array | None = None) -> jax.Array:
+def assign_blocks(
+    x: Float[jax.Array, "n block"],
+    centroids: Float[jax.Array, "k block"],
+    weights: Float[jax.Array, "n block"] | None = None,
+) -> UInt8[jax.Array, " n"]:
     """The nearest centroid of each block.
 
     Args:
@@ -90,8 +95,12 @@ def assign_blocks(x: jax.Array, centroids: jax.Array, weights: jax.Array | None 
 
 @functools.partial(jax.jit, static_argnums=(1, 3))
 def vector_kmeans(
-    x: jax.Array, k: int, weights: jax.Array | None = None, iterations: int = 20, key: jax.Array | None = None
-) -> jax.Array:
+    x: Float[jax.Array, "n block"],
+    k: int,
+    weights: Float[jax.Array, "n block"] | None = None,
+    iterations: int = 20,
+    key: jax.Array | None = None,
+) -> Float[jax.Array, "k block"]:
     """Centroids of blocks of weights, `(k, block)`, by Lloyd's iteration from randomly drawn blocks.
 
     A centroid without blocks moves beside one of largest error. Weights (importance of each value, or a 0/1

@@ -13,10 +13,10 @@ from modelzip_jax import packing
 from modelzip_jax import tree as trees
 from modelzip_jax.packed import is_packed
 from modelzip_jax.transform import Encoded, Transform, dense
+from modelzip_jax.tree import PyTree
 
 __all__ = ["Case", "host", "spacing"]
 
-PyTree = Any
 
 _NAMES = {
     0: "pure, finite, of the params' shapes and dtypes",

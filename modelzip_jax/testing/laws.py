@@ -16,7 +16,7 @@ import optax
 from modelzip_jax import packing
 from modelzip_jax import tree as trees
 from modelzip_jax.chaining import chain
-from modelzip_jax.combinator import Chosen, Combinator, choose, ends, selects
+from modelzip_jax.combinator import Combinator, Selected, ends, selected, selects
 from modelzip_jax.loop.reading import start
 from modelzip_jax.loop.states import wrap_states
 from modelzip_jax.loop.wrapping import wrap
@@ -25,10 +25,9 @@ from modelzip_jax.partitioning import only, partition
 from modelzip_jax.recipe import from_plain, opaque_fields, to_plain
 from modelzip_jax.testing.comparison import Case, host, spacing
 from modelzip_jax.transform import Encoded, Transform, identity, rate
+from modelzip_jax.tree import PyTree
 
 __all__ = ["check_laws"]
-
-PyTree = Any
 
 
 def check_laws(
@@ -106,8 +105,8 @@ def _init(transform: Transform, params: PyTree, given: Mapping[str, Any]) -> Enc
     return transform.init(weights, context)
 
 
-def _chosen(transform: Transform, params: PyTree, given: Mapping[str, Any]) -> Chosen:
-    return choose(transform, jax.tree.map(jnp.asarray, params), given, "check_laws()")
+def _chosen(transform: Transform, params: PyTree, given: Mapping[str, Any]) -> Selected:
+    return selected(transform, jax.tree.map(jnp.asarray, params), given, "check_laws()")
 
 
 def _check_encoding(case: Case) -> None:

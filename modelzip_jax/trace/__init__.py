@@ -6,14 +6,14 @@ trace.uses(apply_fn, params, x)          # which activation each parameter meets
 trace.cost(apply_fn, params, x)          # FLOPs and bytes
 trace.statistics(apply_fn, params, batches)
 trace.couplings(apply_fn, params, x)     # what must be removed together
-trace.fisher(apply_fn, params, batches)
+trace.fisher_information(apply_fn, params, batches)
 """
 
 from modelzip_jax.trace.coupling.groups import Couplings, Frozen, Group, Member, Reason, couplings
 from modelzip_jax.trace.measures.activity import LayerSparsity, Sparsity, activation_sparsity
 from modelzip_jax.trace.measures.channel_moments import KINDS, Channels
 from modelzip_jax.trace.measures.costs import Cost, EquationCost, cost
-from modelzip_jax.trace.measures.fisher_information import Fisher, fisher
+from modelzip_jax.trace.measures.curvature import FisherInformation, fisher_information
 from modelzip_jax.trace.measures.input_statistics import Measured, UseStatistics, statistics
 from modelzip_jax.trace.measures.kronecker import Factors
 from modelzip_jax.trace.measures.taps import PLACES, Place
@@ -27,7 +27,7 @@ __all__ = [
     "Couplings",
     "EquationCost",
     "Factors",
-    "Fisher",
+    "FisherInformation",
     "Frozen",
     "Group",
     "LayerSparsity",
@@ -41,7 +41,7 @@ __all__ = [
     "activation_sparsity",
     "cost",
     "couplings",
-    "fisher",
+    "fisher_information",
     "statistics",
     "uses",
 ]

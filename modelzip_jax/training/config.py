@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from modelzip_jax.errors import ConfigError, MissingExtraError
-from modelzip_jax.naming import nearest
+from modelzip_jax.naming import nearest_name
 
-__all__ = ["base", "load", "override"]
+__all__ = ["base", "load_config", "override"]
 
 PREFIX = "--config."
 
@@ -29,7 +29,7 @@ def base() -> Any:
 
     seed: of everything random. epochs: over the training set; or steps: batches, if not 0.
     model: name, framework ("linen" or "nnx") and options of `models.create`.
-    data: name and options of `training.data.load`; batch_size: global; subset: share of the training set;
+    data: name and options of `training.data.load_split`; batch_size: global; subset: share of the training set;
     augment: "none", "crop" (random shifts) or "crop+flip"; final: train on the validation split, too.
     optimizer: see `training.optimizers`; clip: of the global gradient norm; average: decay of the moving
     average of the weights, which is then what is evaluated and shipped; accumulate: batches a step.
@@ -78,7 +78,7 @@ def base() -> Any:
     )  # fmt: skip
 
 
-def load(path: str | Path) -> Any:
+def load_config(path: str | Path) -> Any:
     """The config that a file's `get_config()` returns.
 
     Raises:
@@ -87,7 +87,7 @@ def load(path: str | Path) -> Any:
     path = Path(path)
     if not path.is_file():
         there = sorted(p.stem for p in path.parent.glob("*.py") if p.stem != "__init__")
-        hint = f"; {nearest(path.stem, there)}" if there else ""
+        hint = f"; {nearest_name(path.stem, there)}" if there else ""
         raise ConfigError(f"there is no config {path}{hint}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
@@ -138,7 +138,9 @@ def _set(config: Any, path: str, text: str) -> None:
 
 def _unknown(path: str, group: str, name: str, node: Any) -> ConfigError:
     where = f"config.{group}" if group else "config"
-    return ConfigError(f"there is no field {path!r}: {where} has no {name!r}; {nearest(name, node.keys())}")
+    return ConfigError(
+        f"there is no field {path!r}: {where} has no {name!r}; {nearest_name(name, node.keys())}"
+    )
 
 
 def _parse(path: str, text: str, old: Any) -> Any:

@@ -9,10 +9,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from modelzip_jax.errors import ConfigError
+from modelzip_jax.tree import PyTree
 
 __all__ = ["Placement", "initialize"]
-
-PyTree = Any
 
 
 def initialize(coordinator: str, processes: int, process: int) -> None:

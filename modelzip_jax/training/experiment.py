@@ -23,20 +23,19 @@ from modelzip_jax.atomic import atomic_file
 from modelzip_jax.coding.reader import load
 from modelzip_jax.coding.writer import save
 from modelzip_jax.errors import ConfigError
-from modelzip_jax.loop.reading import averaged, pack
-from modelzip_jax.loop.reading import start as start_loop
+from modelzip_jax.loop.reading import averaged, pack, start
 from modelzip_jax.loop.wrapping import wrap
-from modelzip_jax.naming import choose
+from modelzip_jax.naming import require_known
 from modelzip_jax.training import data, frameworks, objectives, optimizers, records, train_loop
 from modelzip_jax.training.distributed import Placement, initialize
 from modelzip_jax.training.measuring import make_evaluate
 from modelzip_jax.training.snapshots import Checkpoints
 from modelzip_jax.training.state import TrainState, begin
 from modelzip_jax.transform import Transform, identity
+from modelzip_jax.tree import PyTree
 
 __all__ = ["Experiment", "build", "run"]
 
-PyTree = Any
 Arrays = dict[str, np.ndarray]
 AUGMENTATIONS = ("none", "crop", "crop+flip")
 
@@ -69,7 +68,7 @@ def build(config: Any, transform: Transform | None = None) -> Experiment:
     """
     chosen = config.data
     options = {**chosen.options, "data_dir": chosen.dir or None}
-    load_split = lambda split: data.load(chosen.name, split, **options)  # noqa: E731
+    load_split = lambda split: data.load_split(chosen.name, split, **options)  # noqa: E731
     train = load_split("train+validation" if chosen.final else "train")
     if chosen.subset < 1.0:
         train = data.subset(train, chosen.subset, seed=config.seed)
@@ -107,7 +106,7 @@ def _network(config: Any, train: Arrays) -> frameworks.Network:
 
 def _preparation(spec: data.DataSpec, augment: str) -> Callable[[PyTree, jax.Array | None], PyTree]:
     """Standardises images by the training set's mean and deviation in each channel; tokens pass."""
-    choose("data.augment", augment, AUGMENTATIONS)
+    require_known("data.augment", augment, AUGMENTATIONS)
     if spec.kind != "images":
         return lambda batch, key: batch
 
@@ -124,7 +123,7 @@ def _preparation(spec: data.DataSpec, augment: str) -> Callable[[PyTree, jax.Arr
     return prepare
 
 
-def start(experiment: Experiment) -> TrainState:
+def initial_state(experiment: Experiment) -> TrainState:
     """The state before the first step, on the devices."""
     config, network = experiment.config, experiment.network
     key = jax.random.key(config.seed)
@@ -136,7 +135,7 @@ def start(experiment: Experiment) -> TrainState:
         params, variables, packed = _read(config.start, params, variables)
     if experiment.transform is not None:
         tx = _optimizer(config, experiment.transform, experiment.steps, packed)
-        params, opt_state = start_loop(tx, params)
+        params, opt_state = start(tx, params)
     else:
         opt_state = experiment.tx.init(params)
     return experiment.place.replicate(begin(params, variables, opt_state, key))
@@ -188,7 +187,7 @@ def run(
 def _train(experiment: Experiment, folder: Path, stack: ExitStack, quiet: bool) -> TrainState:
     """Runs the loop from the last checkpoint on; gives the state that is to be kept."""
     config, place = experiment.config, experiment.place
-    state, batches = start(experiment), _batches(experiment)
+    state, batches = initial_state(experiment), _batches(experiment)
     stopper = EarlyStopping(config.min_delta, config.patience)
     keep = stack.enter_context(Checkpoints(folder / "checkpoints", best="validation_loss", mode="min"))
     if keep.steps():
@@ -223,12 +222,12 @@ def _train(experiment: Experiment, folder: Path, stack: ExitStack, quiet: bool) 
     )  # fmt: skip
     if not (config.patience and stopper.should_stop):
         step = train_loop.make_step(
-            experiment.network, objectives.cross_entropy(config.label_smoothing), experiment.tx,
+            experiment.network, objectives.softmax_cross_entropy(config.label_smoothing), experiment.tx,
             experiment.prepare,
         )  # fmt: skip
         run = train_loop.Run(place.split, record, evaluate, stop, store)
         arrays = place.replicate(experiment.train)
-        state = train_loop.fit(state, train_loop.make_block(step), arrays, batches, cadence, run)
+        state = train_loop.train_until(state, train_loop.make_block(step), arrays, batches, cadence, run)
     best = keep.best_step() if config.patience else None
     return state if best is None else keep.restore(state, best)[0]
 

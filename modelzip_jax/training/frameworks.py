@@ -12,10 +12,9 @@ import jax.numpy as jnp
 from flax import linen, nnx
 
 from modelzip_jax import tree as trees
+from modelzip_jax.tree import PyTree
 
 __all__ = ["Network", "from_linen", "from_nnx"]
-
-PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,10 +13,9 @@ import optax
 
 from modelzip_jax.training.distributed import Placement
 from modelzip_jax.training.frameworks import Network
+from modelzip_jax.tree import PyTree
 
 __all__ = ["make_evaluate"]
-
-PyTree = Any
 
 
 def make_evaluate(

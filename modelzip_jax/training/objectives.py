@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-__all__ = ["Objective", "cross_entropy"]
+__all__ = ["Objective", "softmax_cross_entropy"]
 
 Objective = Callable[[jax.Array, Any], tuple[jax.Array, dict[str, jax.Array]]]
 """`(outputs, batch) -> (loss, metrics)`: float32 scalars, means over the batch."""
 
 
-def cross_entropy(label_smoothing: float = 0.0) -> Objective:
+def softmax_cross_entropy(label_smoothing: float = 0.0) -> Objective:
     """Mean softmax cross-entropy in nats of `batch["labels"]`, an integer for each row of logits.
 
     Logits may have any leading axes: `(batch, classes)`, or `(batch, length, vocabulary)` for a language
@@ -24,7 +24,7 @@ def cross_entropy(label_smoothing: float = 0.0) -> Objective:
     Args:
       label_smoothing: probability spread evenly over all classes (Szegedy et al. 2016, arXiv:1512.00567, §7).
 
-    >>> loss, metrics = cross_entropy()(jnp.array([[0.0, 9.0]]), {"labels": jnp.array([1])})
+    >>> loss, metrics = softmax_cross_entropy()(jnp.array([[0.0, 9.0]]), {"labels": jnp.array([1])})
     >>> round(float(loss), 4), float(metrics["accuracy"])
     (0.0001, 1.0)
     """

@@ -10,11 +10,10 @@ import optax
 
 from modelzip_jax.errors import ConfigError
 from modelzip_jax.loop.averaging import with_average
-from modelzip_jax.naming import choose
+from modelzip_jax.naming import require_known
+from modelzip_jax.tree import PyTree
 
 __all__ = ["learning_rate", "optimizer", "sgdr"]
-
-PyTree = Any
 
 
 def sgdr(peak: float, first: int, steps: int, *, mult: float = 2.0, floor: float = 0.0) -> optax.Schedule:
@@ -47,7 +46,7 @@ def learning_rate(config: Any, steps: int) -> optax.Schedule:
     Raises:
       ConfigError: an unknown name.
     """
-    name = choose("schedule.name", config.name, ("constant", "cosine", "sgdr", "step"))
+    name = require_known("schedule.name", config.name, ("constant", "cosine", "sgdr", "step"))
     peak, warmup = float(config.peak), int(config.warmup)
     rest = max(steps - warmup, 1)
     if name == "constant":
@@ -76,7 +75,7 @@ def optimizer(config: Any, steps: int) -> optax.GradientTransformation:
     Raises:
       ConfigError: an unknown name.
     """
-    name = choose("optimizer.name", config.name, ("sgd", "adamw", "lamb"))
+    name = require_known("optimizer.name", config.name, ("sgd", "adamw", "lamb"))
     rate, decay = learning_rate(config.schedule, steps), float(config.weight_decay)
     if name == "sgd":
         # The papers' L2 term, which goes through the momentum, unlike adamw's decoupled decay.

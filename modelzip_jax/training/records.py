@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from modelzip_jax.errors import MissingExtraError
 
-__all__ = ["JsonLines", "TensorBoard", "progress", "read"]
+__all__ = ["JsonLines", "TensorBoard", "progress", "read_records"]
 
 Record = Mapping[str, float]
 
@@ -32,13 +32,13 @@ class JsonLines:
     ...     with JsonLines(path, begin) as log:
     ...         log({"step": begin + 1, "loss": 0.5})
     ...         log({"step": begin + 2, "loss": 0.25})
-    >>> [record["step"] for record in read(path)]
+    >>> [record["step"] for record in read_records(path)]
     [1, 2, 3]
     """
 
     def __init__(self, path: str | Path, step: int = 0):
         self.path = Path(path)
-        kept = [line for line in read(self.path) if line["step"] <= step] if step else []
+        kept = [line for line in read_records(self.path) if line["step"] <= step] if step else []
         temporary = self.path.with_name(self.path.name + ".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(temporary, self.path)
@@ -58,7 +58,7 @@ class JsonLines:
         self._file.close()
 
 
-def read(path: str | Path) -> list[dict[str, Any]]:
+def read_records(path: str | Path) -> list[dict[str, Any]]:
     """The records of a file that `JsonLines` wrote, without a last line that was cut short."""
     if not Path(path).exists():
         return []

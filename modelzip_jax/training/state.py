@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-__all__ = ["TrainState", "begin"]
+from modelzip_jax.tree import PyTree
 
-PyTree = Any
+__all__ = ["TrainState", "begin"]
 
 
 class TrainState(NamedTuple):

@@ -21,13 +21,13 @@ from modelzip_jax.errors import NonFiniteError
 from modelzip_jax.training.frameworks import Network
 from modelzip_jax.training.objectives import Objective
 from modelzip_jax.training.state import TrainState
+from modelzip_jax.tree import PyTree
 
-__all__ = ["Batches", "Cadence", "Run", "Step", "fit", "make_block", "make_step"]
+__all__ = ["BatchSource", "Cadence", "Run", "Step", "make_block", "make_step", "train_until"]
 
-PyTree = Any
 Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, PyTree], tuple[TrainState, Metrics]]
-Block = Callable[[TrainState, PyTree, PyTree], tuple[TrainState, Metrics]]
+CompiledBlock = Callable[[TrainState, PyTree, PyTree], tuple[TrainState, Metrics]]
 
 
 def make_step(
@@ -59,7 +59,7 @@ def make_step(
     return step
 
 
-def make_block(step: Step) -> Block:
+def make_block(step: Step) -> CompiledBlock:
     """Many steps in one compiled call: `(state, data, items) -> (state, metrics of each step)`.
 
     items: indices into `data`, int32 `(steps, batch)`, which gathers each batch on the device; or, where
@@ -79,7 +79,7 @@ def make_block(step: Step) -> Block:
     return jax.jit(block, donate_argnums=0)
 
 
-class Batches(Protocol):
+class BatchSource(Protocol):
     """Where the loop takes its batches from; `training.data.Batches` is one."""
 
     def take(self, count: int) -> PyTree:
@@ -106,7 +106,7 @@ class Cadence(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What `fit` calls in between; each may be left out.
+    """What `train_until` calls in between; each may be left out.
 
     put: places a block's items on the devices. record: takes one flat dict of numbers.
     evaluate: numbers about a state. stop: whether to stop early, from them.
@@ -123,8 +123,13 @@ class Run(NamedTuple):
 _ALONE = Run()
 
 
-def fit(
-    state: TrainState, block: Block, data: PyTree, batches: Batches, cadence: Cadence, run: Run = _ALONE
+def train_until(
+    state: TrainState,
+    block: CompiledBlock,
+    data: PyTree,
+    batches: BatchSource,
+    cadence: Cadence,
+    run: Run = _ALONE,
 ) -> TrainState:
     """Trains until `cadence.steps`, or until `run.stop` says so.
 

@@ -26,6 +26,11 @@ class Band(NamedTuple):
 
     frequency: 0 for the coarsest approximation, growing with frequency; what a survey of wavelet coding
     calls k. start, stop: the box, an index an axis.
+
+    >>> import jax.numpy as jnp
+    >>> low, high = Basis("wavelet", "haar", 1, (0,)).bands((6,))
+    >>> high, jnp.arange(6)[high.slices]
+    (Band(frequency=1, start=(3,), stop=(6,)), Array([3, 4, 5], dtype=int32))
     """
 
     frequency: int

@@ -7,6 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float64
 
 from modelzip_jax.errors import TransformError
 from modelzip_jax.wavelets.multilevel import check_axes
@@ -15,7 +16,7 @@ __all__ = ["dct", "dct_matrix", "idct"]
 
 
 @functools.cache
-def dct_matrix(size: int) -> np.ndarray:
+def dct_matrix(size: int) -> Float64[np.ndarray, "size size"]:
     """Orthonormal DCT-II, float64 (size, size): row k is frequency k."""
     k, i = np.arange(size)[:, None], np.arange(size)[None]
     rows = np.cos(np.pi * (2 * i + 1) * k / (2 * size)) * np.sqrt(2.0 / size)
@@ -24,7 +25,9 @@ def dct_matrix(size: int) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnames=("block", "axes"))
-def dct(x: jax.Array, block: int, axes: int | tuple[int, ...] = -1) -> jax.Array:
+def dct(
+    x: Float[jax.Array, "*shape"], block: int, axes: int | tuple[int, ...] = -1
+) -> Float[jax.Array, "*shape"]:
     """Orthonormal DCT-II of blocks of `block` samples, of the array's shape; linear, differentiable.
 
     Coefficients of one frequency of all blocks lie together, from the lowest frequency on. A last block
@@ -45,7 +48,9 @@ def dct(x: jax.Array, block: int, axes: int | tuple[int, ...] = -1) -> jax.Array
 
 
 @functools.partial(jax.jit, static_argnames=("block", "axes"))
-def idct(y: jax.Array, block: int, axes: int | tuple[int, ...] = -1) -> jax.Array:
+def idct(
+    y: Float[jax.Array, "*shape"], block: int, axes: int | tuple[int, ...] = -1
+) -> Float[jax.Array, "*shape"]:
     """The inverse of `dct`, with the same arguments.
 
     >>> bool(jnp.allclose(idct(dct(jnp.arange(5.0), 2), 2), jnp.arange(5.0), atol=1e-5))

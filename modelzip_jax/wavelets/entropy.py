@@ -18,15 +18,15 @@ _GOLOMB = np.array(
 )
 """Bits of a change of bit length, from the largest fall on."""
 _MANY = 1 << 17
-"""From so many symbols on only the finest table is tried, as in `histograms.fit`."""
+"""From so many symbols on only the finest table is tried, as in `histograms.fit_frequencies`."""
 
 
 def coded_bits(counts: np.ndarray) -> np.ndarray:
     """Bits that symbols of these counts take in a file: their code, table and description.
 
-    What `histograms.fit` would find, to a thousandth: frequencies are shares rounded, without the exchanges that make
-    them sum up, and a table's size is counted without writing it. A hundredth of the time, and a choice of
-    bases asks for it a thousand times.
+    What `histograms.fit_frequencies` would find, to a thousandth: frequencies are shares rounded, without the
+    exchanges that make them sum up, and a table's size is counted without writing it. A hundredth of the time, and
+    a choice of bases asks for it a thousand times.
 
     Args:
       counts: int64 `(..., 256)`, each symbol's occurrences.
@@ -35,7 +35,7 @@ def coded_bits(counts: np.ndarray) -> np.ndarray:
       float64 `(...)`.
 
     >>> counts = np.bincount(np.random.default_rng(0).binomial(40, 0.5, 9000), minlength=256)
-    >>> table = histograms.fit(counts)
+    >>> table = histograms.fit_frequencies(counts)
     >>> exact = histograms.code_length(counts, table) + 8 * len(histograms.encode_table(table)) + _PART_BITS
     >>> bool(abs(coded_bits(counts) / exact - 1) < 1e-3)
     True
@@ -46,7 +46,7 @@ def coded_bits(counts: np.ndarray) -> np.ndarray:
     total = np.maximum(counts.sum(-1, keepdims=True), 1.0)
     used = counts > 0
     symbols = np.maximum(used.sum(-1, keepdims=True), 1)
-    # As in `histograms.fit`: one unit a symbol at least.
+    # As in `histograms.fit_frequencies`: one unit a symbol at least.
     coarsest = np.where(total < _MANY, np.maximum(np.frexp(symbols - 1.0)[1], 1), BITS)
     bits = np.arange(int(coarsest.min(initial=BITS)), BITS + 1, dtype=np.float64)[:, None]
     # A coarser table, of multiples of a power of two, is shorter.

@@ -11,9 +11,10 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float64
 
 from modelzip_jax.errors import TransformError
-from modelzip_jax.naming import nearest
+from modelzip_jax.naming import nearest_name
 from modelzip_jax.wavelets.coiflets import COIFLETS
 
 __all__ = ["FILTERS", "LIFTING", "Lifting", "check_filter", "highpass", "lowpass"]
@@ -68,12 +69,12 @@ def check_filter(name: str) -> str:
       TransformError: it is not; the message names the nearest.
     """
     if name not in FILTERS:
-        raise TransformError(f"there is no wavelet filter {name!r}; {nearest(str(name), FILTERS)}")
+        raise TransformError(f"there is no wavelet filter {name!r}; {nearest_name(str(name), FILTERS)}")
     return name
 
 
 @functools.cache
-def lowpass(name: str) -> np.ndarray:
+def lowpass(name: str) -> Float64[np.ndarray, " taps"]:
     """The low-pass synthesis filter of an orthonormal wavelet: float64 (F,), read-only.
 
     The analysis filter is its reverse. Daubechies 1988 (https://doi.org/10.1002/cpa.3160410705) and 1992,
@@ -100,7 +101,7 @@ def lowpass(name: str) -> np.ndarray:
     return h
 
 
-def highpass(name: str) -> np.ndarray:
+def highpass(name: str) -> Float64[np.ndarray, " taps"]:
     """The high-pass synthesis filter of an orthonormal wavelet: float64 (F,).
 
     >>> np.round(highpass("haar"), 4).tolist()

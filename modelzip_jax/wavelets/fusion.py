@@ -20,10 +20,10 @@ import jax.numpy as jnp
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError
+from modelzip_jax.tree import PyTree
 
 __all__ = ["Fused", "fuse", "unfuse"]
 
-PyTree = Any
 Fused = dict[str, jax.Array]
 
 

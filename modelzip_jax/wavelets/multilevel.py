@@ -15,6 +15,7 @@ import operator
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from modelzip_jax.errors import LeafError, TransformError
 from modelzip_jax.wavelets.banks import interleave, join, merge_bands, phases, split, split_bands
@@ -53,9 +54,9 @@ def _check(x: jax.Array, filter: str, levels: int, axes: int | tuple[int, ...]) 
 
 @functools.partial(jax.jit, static_argnames=("filter", "levels", "axes", "packets"))
 def dwt(
-    x: jax.Array, filter: str = "haar", levels: int = 1, axes: int | tuple[int, ...] = -1,
+    x: Float[jax.Array, "*shape"], filter: str = "haar", levels: int = 1, axes: int | tuple[int, ...] = -1,
     packets: bool = False,
-) -> jax.Array:  # fmt: skip
+) -> Float[jax.Array, "*shape"]:  # fmt: skip
     """Wavelet coefficients of an array, of its shape and dtype; linear and differentiable.
 
     Orthonormal filters (haar, dbN, symN, coifN) keep squared errors: ‖dwt(x)‖ = ‖x‖. On even lengths they
@@ -87,9 +88,9 @@ def dwt(
 
 @functools.partial(jax.jit, static_argnames=("filter", "levels", "axes", "packets"))
 def idwt(
-    y: jax.Array, filter: str = "haar", levels: int = 1, axes: int | tuple[int, ...] = -1,
+    y: Float[jax.Array, "*shape"], filter: str = "haar", levels: int = 1, axes: int | tuple[int, ...] = -1,
     packets: bool = False,
-) -> jax.Array:  # fmt: skip
+) -> Float[jax.Array, "*shape"]:  # fmt: skip
     """The inverse of `dwt`, with the same arguments.
 
     >>> bool(jnp.allclose(idwt(dwt(jnp.arange(5.0), "db2", 2), "db2", 2), jnp.arange(5.0), atol=1e-5))

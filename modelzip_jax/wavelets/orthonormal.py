@@ -18,10 +18,10 @@ from jax.interpreters import ad, batching, mlir
 
 __all__ = ["orthonormal_pair"]
 
-Transform = Callable[..., jax.Array]
+ArrayMap = Callable[..., jax.Array]
 
 
-def orthonormal_pair(analysis: Transform, synthesis: Transform, name: str) -> tuple[Transform, Transform]:
+def orthonormal_pair(analysis: ArrayMap, synthesis: ArrayMap, name: str) -> tuple[ArrayMap, ArrayMap]:
     """Both functions, each with the other as its transpose.
 
     Args:

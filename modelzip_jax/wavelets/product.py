@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from modelzip_jax.errors import LeafError
 from modelzip_jax.wavelets.bases import Basis
@@ -11,7 +12,9 @@ from modelzip_jax.wavelets.bases import Basis
 __all__ = ["coefficient_dot", "input_coefficients"]
 
 
-def input_coefficients(x: jax.Array, basis: Basis, keep: int | None = None) -> jax.Array:
+def input_coefficients(
+    x: Float[jax.Array, "*rows n"], basis: Basis, keep: int | None = None
+) -> Float[jax.Array, "*rows m"]:
     """Inputs by the adjoint of the synthesis: what a row of coefficients is to be multiplied by.
 
     For an orthonormal basis these are the input's own wavelet coefficients.
@@ -39,7 +42,9 @@ def input_coefficients(x: jax.Array, basis: Basis, keep: int | None = None) -> j
     return rows[:, :m].reshape(*x.shape[:-1], m)
 
 
-def coefficient_dot(x: jax.Array, coefficients: jax.Array, basis: Basis) -> jax.Array:
+def coefficient_dot(
+    x: Float[jax.Array, "*rows n"], coefficients: Float[jax.Array, "m outputs"], basis: Basis
+) -> Float[jax.Array, "*rows outputs"]:
     """y = (W 𝒲ᵀ)(𝒲 x): a layer's product, with its weights as coefficients along the input axis.
 
     Equal to `x @ basis.synthesis(coefficients)`. With fewer coefficients than inputs (`wavelet(keep=...)`) the

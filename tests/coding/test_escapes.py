@@ -10,7 +10,7 @@ from modelzip_jax.errors import FormatError
 
 
 def size(counts):
-    frequencies = histograms.fit(counts)
+    frequencies = histograms.fit_frequencies(counts)
     table = 8 * len(histograms.encode_table(frequencies))
     return table + histograms.code_length(counts, frequencies)
 

@@ -1,4 +1,8 @@
-"""Files and recipes that an older writer made are read bit for bit."""
+"""Files and recipes that an older writer made are read bit for bit.
+
+What is stored is compared by its bits everywhere. So is what it decodes to, but for sums of wavelets and cosines, which
+XLA rounds as it likes: they are compared with values recorded, within a few units in the last place.
+"""
 
 import hashlib
 import json
@@ -13,6 +17,7 @@ from modelzip_jax.tree import named_leaves
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
+SUMS = np.load(GOLDEN / "sums.npz")
 RECIPES = json.loads((GOLDEN / "recipes.json").read_text())
 
 
@@ -33,7 +38,13 @@ def test_every_file_has_its_expectation():
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_golden_file(name):
     packed = mz.load(GOLDEN / f"{name}.mz")
-    assert digests(mz.unpack(packed)) == EXPECTED[name]["params"]
+    assert digests(packed.params) == EXPECTED[name]["stored"]
+    unpacked = mz.unpack(packed)
+    if name in SUMS:
+        allowed = 8 * np.spacing(np.abs(SUMS[name]).max())
+        np.testing.assert_allclose(unpacked["kernel"], SUMS[name], rtol=0, atol=allowed)
+    else:
+        assert digests(unpacked) == EXPECTED[name]["params"]
     assert digests(packed.variables) == EXPECTED[name]["variables"]
     assert packed.step == EXPECTED[name]["step"]
 

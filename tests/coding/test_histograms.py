@@ -46,7 +46,7 @@ def test_count_of_many_symbols_and_shapes():
 @quick
 @given(st.one_of(counts(), bells()), st.integers(8, 12))
 def test_normalized_frequencies_cover_what_occurs(occurrences, bits):
-    frequencies = histograms.normalize(occurrences, bits)
+    frequencies = histograms.normalize_counts(occurrences, bits)
     assert frequencies.dtype == np.uint32
     assert frequencies.sum() == 2**bits
     np.testing.assert_array_equal(frequencies > 0, occurrences > 0)
@@ -64,12 +64,12 @@ def test_normalize_is_optimal_on_small_cases(occurrences):
     every = (
         split for split in itertools.product(range(1, total), repeat=len(occurrences)) if sum(split) == total
     )
-    found = histograms.normalize(padded, 4)[: len(occurrences)]
+    found = histograms.normalize_counts(padded, 4)[: len(occurrences)]
     assert cost(found) == pytest.approx(min(map(cost, every)), abs=1e-6)
 
 
 def test_nothing_counted_still_gives_a_table():
-    frequencies = histograms.normalize(np.zeros(256, int))
+    frequencies = histograms.normalize_counts(np.zeros(256, int))
     assert frequencies[0] == 4096
     assert histograms.entropy(np.zeros(256, int)) == 0
 
@@ -77,16 +77,16 @@ def test_nothing_counted_still_gives_a_table():
 def test_normalize_refuses_what_is_not_a_histogram():
     for wrong in (np.zeros(255, int), np.full(256, -1)):
         with pytest.raises(ValueError, match="256 non-negative"):
-            histograms.normalize(wrong)
+            histograms.normalize_counts(wrong)
     with pytest.raises(ValueError, match="do not fit"):
-        histograms.normalize(np.ones(256, int), bits=7)
+        histograms.normalize_counts(np.ones(256, int), bits=7)
 
 
 def test_code_length_against_entropy():
     occurrences = np.bincount(np.random.default_rng(0).binomial(60, 0.5, 200_000), minlength=256)
     entropy = histograms.entropy(occurrences)
-    assert entropy <= histograms.code_length(occurrences, histograms.normalize(occurrences))
-    assert histograms.code_length(occurrences, histograms.normalize(occurrences)) < 1.001 * entropy
+    assert entropy <= histograms.code_length(occurrences, histograms.normalize_counts(occurrences))
+    assert histograms.code_length(occurrences, histograms.normalize_counts(occurrences)) < 1.001 * entropy
     never = np.eye(256, dtype=np.uint32)[255] * 4096
     assert histograms.code_length(occurrences, never) == np.inf
 
@@ -94,7 +94,7 @@ def test_code_length_against_entropy():
 @quick
 @given(st.one_of(counts(), bells()), st.booleans(), st.binary(max_size=5), st.binary(max_size=5))
 def test_tables_survive_storage(occurrences, coarse, before, after):
-    find = histograms.fit if coarse else histograms.normalize
+    find = histograms.fit_frequencies if coarse else histograms.normalize_counts
     frequencies = find(occurrences)
     stored = histograms.encode_table(frequencies)
     found, end = histograms.decode_table(before + stored + after, len(before))
@@ -123,7 +123,7 @@ def test_fit_never_costs_more_than_the_finest_table(occurrences):
         table = 8 * len(histograms.encode_table(frequencies))
         return table + histograms.code_length(occurrences, frequencies)
 
-    assert size(histograms.fit(occurrences)) <= size(histograms.normalize(occurrences))
+    assert size(histograms.fit_frequencies(occurrences)) <= size(histograms.normalize_counts(occurrences))
 
 
 def test_tables_are_compact():
@@ -133,17 +133,17 @@ def test_tables_are_compact():
         occurrences = np.bincount(values.astype(int), minlength=256)
         used = np.count_nonzero(occurrences)
         assert used >= symbols
-        assert len(histograms.encode_table(histograms.normalize(occurrences))) <= used
+        assert len(histograms.encode_table(histograms.normalize_counts(occurrences))) <= used
     pair = np.zeros(256, np.int64)
     pair[[7, 8]] = 999, 1
-    assert len(histograms.encode_table(histograms.normalize(pair))) <= 4
-    assert len(histograms.encode_table(histograms.normalize(np.eye(256, dtype=int)[9]))) == 3
+    assert len(histograms.encode_table(histograms.normalize_counts(pair))) <= 4
+    assert len(histograms.encode_table(histograms.normalize_counts(np.eye(256, dtype=int)[9]))) == 3
 
 
 def test_the_stored_form_does_not_change():
     occurrences = np.zeros(256, np.int64)
     occurrences[[254, 255, 0, 1, 2, 5]] = 3, 20, 90, 22, 2, 1
-    stored = histograms.encode_table(histograms.normalize(occurrences))
+    stored = histograms.encode_table(histograms.normalize_counts(occurrences))
     assert stored.hex() == "fe073b27291537911a236320"
     with pytest.raises(ValueError, match="summing to 4096"):
         histograms.encode_table(occurrences)
@@ -164,7 +164,7 @@ def test_logarithms_of_powers_are_exact_and_logarithms_grow():
 @quick
 @given(counts(), counts())
 def test_code_length_is_what_its_formula_says(occurrences, other):
-    frequencies = histograms.normalize(occurrences + other)
+    frequencies = histograms.normalize_counts(occurrences + other)
     used = occurrences > 0
     expected = (occurrences[used] * (12 - np.log2(frequencies[used].astype(float)))).sum()
     assert histograms.code_length(occurrences, frequencies) == pytest.approx(
@@ -174,11 +174,11 @@ def test_code_length_is_what_its_formula_says(occurrences, other):
 
 def test_code_length_does_not_depend_on_the_machines_logarithm(monkeypatch):
     occurrences = np.random.default_rng(0).integers(0, 2**40, 256)
-    before = histograms.code_length(occurrences, histograms.normalize(occurrences))
+    before = histograms.code_length(occurrences, histograms.normalize_counts(occurrences))
     for name in ("log2", "log", "log1p", "log10"):
         monkeypatch.delattr(np, name)
     histograms._log2_table.cache_clear()
     histograms._small_logs.cache_clear()
     histograms._fit.cache_clear()
-    assert histograms.code_length(occurrences, histograms.normalize(occurrences)) == before
+    assert histograms.code_length(occurrences, histograms.normalize_counts(occurrences)) == before
     assert histograms.entropy(occurrences) > 0

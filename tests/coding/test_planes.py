@@ -27,9 +27,9 @@ def test_every_bit_pattern_comes_back(dtype, data):
     if dtype.kind == "b":
         raw = raw & 1
     array = raw.view(dtype).reshape(1, size)
-    parts = planes.split(array)
+    parts = planes.split_planes(array)
     assert all(part.dtype == np.uint8 and part.ndim == 1 for part in parts)
-    found = planes.join(parts, dtype, array.shape)
+    found = planes.join_planes(parts, dtype, array.shape)
     assert found.shape == array.shape
     assert found.dtype.isnative
     assert found.astype(dtype).tobytes() == array.tobytes()
@@ -38,39 +38,39 @@ def test_every_bit_pattern_comes_back(dtype, data):
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float64, np.int32])
 def test_long_strided_and_empty_arrays(dtype):
     array = np.random.default_rng(0).normal(size=(300, 1001)).astype(dtype)[:, ::2]
-    found = planes.join(planes.split(array), dtype, array.shape)
+    found = planes.join_planes(planes.split_planes(array), dtype, array.shape)
     assert found.tobytes() == array.tobytes()
     for shape in ((), (0,), (3, 0)):
         empty = np.zeros(shape, dtype)
-        assert planes.join(planes.split(empty), dtype, shape).shape == shape
+        assert planes.join_planes(planes.split_planes(empty), dtype, shape).shape == shape
 
 
 def test_special_values_keep_their_bits():
     bits = np.array([0x7FC00001, 0xFFC12345, 0x80000000, 0x7F800001, 1, 0xFF800000], np.uint32)
-    found = planes.join(planes.split(bits.view(np.float32)), np.float32, (6,))
+    found = planes.join_planes(planes.split_planes(bits.view(np.float32)), np.float32, (6,))
     np.testing.assert_array_equal(found.view(np.uint32), bits)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
 def test_the_top_plane_is_the_exponent(dtype):
     values = np.array([1.0, -1.0, 1.5, -1.75, 2.0, -0.25], dtype)
-    assert planes.split(values)[0].tolist() == [127, 127, 127, 127, 128, 125]
+    assert planes.split_planes(values)[0].tolist() == [127, 127, 127, 127, 128, 125]
 
 
 def test_only_the_exponent_plane_of_weights_is_worth_coding():
     weights = np.random.default_rng(0).normal(0, 0.05, 100_000).astype(np.float32)
-    worth = [planes.gains(histograms.count(plane)) for plane in planes.split(weights)]
+    worth = [planes.gains(histograms.count(plane)) for plane in planes.split_planes(weights)]
     assert worth == [True, False, False, False]
     # So short that the table costs more than it saves.
     assert not planes.gains(histograms.count(np.array([1, 9, 200], np.uint8)))
 
 
 def test_what_does_not_fit_is_refused():
-    parts = planes.split(np.zeros(4, np.float32))
+    parts = planes.split_planes(np.zeros(4, np.float32))
     with pytest.raises(FormatError, match="4 planes of 5 bytes"):
-        planes.join(parts, np.float32, (5,))
+        planes.join_planes(parts, np.float32, (5,))
     with pytest.raises(FormatError, match="2 planes"):
-        planes.join(parts, np.float16, (4,))
+        planes.join_planes(parts, np.float16, (4,))
     for array in (np.array(["a"]), np.array([None]), np.zeros(2, "i4,f4")):
         with pytest.raises(LeafError, match="byte planes"):
-            planes.split(array)
+            planes.split_planes(array)

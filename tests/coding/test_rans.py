@@ -49,7 +49,7 @@ def tables_for(parts, ids):
     totals = np.zeros((CAPACITY.tables, 256), np.int64)
     for part, index in zip(parts, ids, strict=True):
         totals[index] += histograms.count(part)
-    return np.stack([histograms.normalize(total) for total in totals])
+    return np.stack([histograms.normalize_counts(total) for total in totals])
 
 
 def round_trip(parts, ids, tables, lanes, capacity=CAPACITY):
@@ -92,7 +92,7 @@ def test_size_is_the_code_length():
 
 def test_a_single_symbol_costs_nothing():
     parts = [np.full(5000, 7, np.uint8)]
-    tables = histograms.normalize(histograms.count(parts[0]))[None]
+    tables = histograms.normalize_counts(histograms.count(parts[0]))[None]
     assert len(round_trip(parts, [0], tables, 32)) == 4 * 32
 
 
@@ -206,7 +206,7 @@ def test_lanes_follow_the_size():
 
 def test_the_stored_form_does_not_change():
     parts = [np.frombuffer(b"abracadabra", np.uint8), np.frombuffer(b"aaaabbb", np.uint8)]
-    tables = np.stack([histograms.normalize(histograms.count(part)) for part in parts])
+    tables = np.stack([histograms.normalize_counts(histograms.count(part)) for part in parts])
     data = rans.encode(parts, [0, 1], tables, 2)
     assert data.hex() == "88a30400b219ff0858ea"
     wide = rans.encode(parts * 30, [0, 1] * 30, tables, 64, CAPACITY)

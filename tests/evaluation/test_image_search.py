@@ -59,7 +59,7 @@ def test_blocks_change_nothing_and_are_bounded():
 def test_ties_and_signed_zeros_count_against_the_encoder():
     scores = np.array([[0.0, -0.0, 0.0, -1.0], [-0.0, 0.0, -2.0, -3.0]], np.float32)
     relevant = np.array([[False, True, False, True], [True, True, False, False]])
-    block = ranking.Block(scores, relevant)
+    block = ranking.QueryBlock(scores, relevant)
     ranks, precisions = ranking.average_precisions([block])
     assert ranks.tolist() == ranking.first_relevant_ranks([block]).tolist() == [3, 1]
     np.testing.assert_allclose(precisions, [(1 / 3 + 2 / 4) / 2, 1.0])

@@ -80,7 +80,7 @@ def test_unknown_module_is_named():
 @pytest.mark.slow
 def test_the_default_task_is_large_deterministic_and_disjoint():
     pairs = r.docstring_pairs()
-    validation, test = r.split(pairs)
+    validation, test = r.split_by_package(pairs)
     assert len(test) >= 2000
     assert len(validation) >= 500
     assert sorted(validation + test) == sorted(pairs)
@@ -98,11 +98,11 @@ def test_the_order_is_the_same_every_time():
 
 def test_a_package_stays_on_its_side():
     pairs = [r.Pair("q", "d", f"{m}.x") for m in ("email", "scipy.stats", "jax._src.nn", "json")]
-    validation, _ = r.split(pairs, 0.5)
+    validation, _ = r.split_by_package(pairs, 0.5)
     for pair in pairs:
-        assert (pair in validation) == bool(r.split([pair], 0.5)[0])
-    assert r.split(pairs, 0.0) == ([], pairs)
-    assert r.split(pairs, 1.0) == (pairs, [])
+        assert (pair in validation) == bool(r.split_by_package([pair], 0.5)[0])
+    assert r.split_by_package(pairs, 0.0) == ([], pairs)
+    assert r.split_by_package(pairs, 1.0) == (pairs, [])
     assert r._package("jax._src.numpy.linalg") == "jax._src.numpy"
     assert r._package("scipy.stats._stats_py") == "scipy.stats"
     assert r._package("email.mime.base") == "email"

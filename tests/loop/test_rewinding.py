@@ -8,7 +8,6 @@ import pytest
 
 import modelzip_jax as mz
 from modelzip_jax.combinator import support_of
-from modelzip_jax.loop.states import wrap_states
 
 W = {"w": jax.random.normal(jax.random.key(0), (16, 10)), "bias": jnp.zeros(10)}
 X = jax.random.normal(jax.random.key(1), (64, 16))
@@ -37,7 +36,7 @@ def test_rounds_of_iterative_pruning(quantized):
     for sparsity in (0.2, 0.36, 0.488):
         late = train(tx, *now, 12)
         now = mz.rewind(early, late, sparsity)
-        before, after = wrap_states(early[1])[0], wrap_states(now[1])[0]
+        before, after = mz.loop.wrap_states(early[1])[0], mz.loop.wrap_states(now[1])[0]
         mask = np.asarray(now[0]["w"]) != 0
         # Quantized weights may round to zero.
         left = round(160 * (1 - sparsity))
@@ -58,7 +57,7 @@ def test_rounds_of_iterative_pruning(quantized):
     trained, state = train(tx, *now, 5)
     assert not (np.asarray(trained["w"]) != 0)[~kept].any()
     # Whatever the optimizer remembers of them, hidden latents stay where they were.
-    then, held = (np.asarray(wrap_states(s)[0].latents["w"]) for s in (state, early[1]))
+    then, held = (np.asarray(mz.loop.wrap_states(s)[0].latents["w"]) for s in (state, early[1]))
     np.testing.assert_array_equal(then[~kept], held[~kept])
     assert (then[kept] != held[kept]).all()
 

@@ -9,7 +9,6 @@ from flax.training.train_state import TrainState
 
 import modelzip_jax as mz
 from modelzip_jax.errors import LeafError
-from modelzip_jax.loop.states import wrap_states
 
 RNG = np.random.default_rng(0)
 HALF = mz.prune(sparsity=0.5)
@@ -252,12 +251,12 @@ def test_training_goes_on_from_a_packed_model():
     tx = mz.wrap(optax.sgd(0.05), packed, offsets_tx=optax.sgd(0.05))
     again, resumed = mz.start(tx, mz.unpack(packed))
     equal(again, mz.params(state, params))
-    assert int(wrap_states(resumed)[0].step) == 4
-    assert wrap_states(resumed)[0].transform.value == t
+    assert int(mz.loop.wrap_states(resumed)[0].step) == 4
+    assert mz.loop.wrap_states(resumed)[0].transform.value == t
     zeros = np.asarray(again["a"]["kernel"]) == 0
     again, resumed = train(tx, again, 3, resumed)
     on_the_grid(again, resumed)
-    assert int(wrap_states(resumed)[0].step) == 7
+    assert int(mz.loop.wrap_states(resumed)[0].step) == 7
     assert np.all(np.asarray(again["a"]["kernel"])[zeros & _masked(packed)] == 0)
     assert mz.metrics(resumed)["sparsity"] == mz.metrics(state)["sparsity"]
 

@@ -5,7 +5,7 @@ import pytest
 
 import modelzip_jax as mz
 from modelzip_jax.errors import LeafError
-from modelzip_jax.masking.scores.filters import geometric_median
+from modelzip_jax.masking.scores.distances import geometric_median
 
 
 def sums(w, axis):

@@ -131,7 +131,7 @@ def test_activation_sparsity(kind):
     _, params, x, stats = measured()
     hidden = np.maximum(nn.Conv(4, (3, 3), use_bias=False).apply({"params": params["Conv_0"]}, x), 0)
     expected = hidden.mean((0, 1, 2)) if kind == "mean_abs" else (hidden > 0).mean((0, 1, 2))
-    got = scores.activation_sparsity(kind)(params, mz.Context(stats=stats))["Conv_0"]["kernel"]
+    got = scores.neuron_activity(kind)(params, mz.Context(stats=stats))["Conv_0"]["kernel"]
     np.testing.assert_allclose(got, np.broadcast_to(expected, got.shape), rtol=1e-5)
 
 
@@ -210,7 +210,7 @@ def test_missing_needs_are_named():
     _, params, x, _ = measured()
     inputs = trace.statistics(lambda p, x: Net().apply({"params": p}, x), params, [x])
     with pytest.raises(LeafError, match=r"expected one.*zeros"):
-        mz.compress(params, mz.prune(scores.activation_sparsity("zeros"), sparsity=0.5), stats=inputs)
+        mz.compress(params, mz.prune(scores.neuron_activity("zeros"), sparsity=0.5), stats=inputs)
     # From sparsity 0 training supplies the gradients.
     schedule = mz.schedules.cubic(0.5, 2, 4)
     begin = mz.wrap(optax.sgd(0.1), mz.prune(scores.saliency(), sparsity=schedule)).init

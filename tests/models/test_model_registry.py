@@ -12,7 +12,7 @@ from modelzip_jax.errors import ModelError
 from modelzip_jax.models.mlp import MLP
 
 
-@pytest.mark.parametrize("name", models.names("linen"))
+@pytest.mark.parametrize("name", models.model_names("linen"))
 def test_every_linen_name_makes_a_hashable_module(name):
     assert hash(models.create(name)) == hash(models.create(name))
 

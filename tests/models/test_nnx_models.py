@@ -67,7 +67,7 @@ def statistics(model):
     return nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
 
-@pytest.mark.parametrize("name", models.names("nnx"))
+@pytest.mark.parametrize("name", models.model_names("nnx"))
 def test_names_give_one_architecture_in_both_frameworks(name):
     x = jnp.zeros((1, 32, 32, 3))
     linen = jax.eval_shape(models.create(name).init, jax.random.key(0), x)["params"]

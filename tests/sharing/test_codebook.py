@@ -9,7 +9,7 @@ import pytest
 import modelzip_jax as mz
 from modelzip_jax.sharing import codebook as books
 from modelzip_jax.sharing import sums as module
-from modelzip_jax.sharing.lookup import read, soft_read, twins
+from modelzip_jax.sharing.lookup import look_up, soft_read, twins
 from modelzip_jax.sharing.parting import parted
 from modelzip_jax.sharing.vectors import vector_kmeans
 
@@ -125,7 +125,7 @@ def test_a_book_a_layer_by_vmap(init, zero):
     layers = normal(3, 40)
 
     def fit(w):
-        entries = books.fit([w], [None], 5, zero, init, None)
+        entries = books.fit_codebook([w], [None], 5, zero, init, None)
         return entries, books.nearest(w, entries)
 
     found, codes = jax.vmap(fit)(layers)
@@ -137,7 +137,7 @@ def test_a_book_a_layer_by_vmap(init, zero):
 @pytest.mark.slow
 def test_histograms_by_vmap():
     layers = normal(2, 70_000)
-    fit = lambda w: books.fit([w], [None], 8, False, "companding", None)  # noqa: E731
+    fit = lambda w: books.fit_codebook([w], [None], 8, False, "companding", None)  # noqa: E731
     found, codes = jax.vmap(fit)(layers), jax.vmap(lambda w: books.nearest(w, fit(w)))(layers)
     for i, w in enumerate(layers):
         np.testing.assert_array_max_ulp(np.asarray(found[i]), np.asarray(fit(w)), 1)
@@ -150,7 +150,7 @@ def test_steps_of_layers_by_vmap(temperature, block):
     layers = normal(3, 40, block) if block > 1 else normal(3, 40)
 
     def after(w):
-        book = books.of_entries(books.fit([w], [None], 5, False, "linear", None), False)
+        book = books.of_entries(books.fit_codebook([w], [None], 5, False, "linear", None), False)
         book = books.step(book, [w + 0.1], [jnp.ones_like(w)], temperature)
         book = books.respread(book, jnp.zeros_like(book.base), [w], [None])
         return books.current(None, book), books.nearest(w, books.current(None, book))
@@ -187,13 +187,13 @@ def test_choices_have_no_gradient(temperature, block):
 
     def after(w):
         rows = w.reshape(-1, block) if block > 1 else w
-        entries = books.fit([rows], [None], 4, False, "companding", None)
+        entries = books.fit_codebook([rows], [None], 4, False, "companding", None)
         book = books.step(books.of_entries(entries, False), [rows], [None], temperature)
         entries = books.current(None, book)
         codes = books.nearest(rows, entries)
         t = books.softness(entries, 0.1)
         back = soft_read(rows.reshape(-1, block), entries.reshape(4, block), codes, t)
-        return jnp.sum(back * read(rows, entries, codes, True).reshape(back.shape)), codes
+        return jnp.sum(back * look_up(rows, entries, codes, True).reshape(back.shape)), codes
 
     def two(w):
         g = jax.grad(after, has_aux=True)(w)[0]
@@ -207,7 +207,7 @@ def test_choices_have_no_gradient(temperature, block):
 @pytest.mark.parametrize("count", [16, 5000])
 def test_sums_in_one_order_are_those_of_a_scatter(count):
     index, values = jnp.asarray(RNG.integers(0, count, 9000)), normal(9000, 2)
-    scattered = module.sums(index, values, count)
+    scattered = module.segment_sums(index, values, count)
     ordered = (module._multiplied if count <= 256 else module._sorted)(index, values, count)
     np.testing.assert_allclose(ordered, scattered, rtol=1e-5, atol=1e-5)
 

@@ -8,7 +8,7 @@ from jax import lax
 from trace_models import normal
 
 from modelzip_jax.errors import TraceError
-from modelzip_jax.trace import fisher
+from modelzip_jax.trace import fisher_information
 
 BOTH = ("diagonal", "kronecker")
 
@@ -28,7 +28,7 @@ def log_loss(p, x, label):
 
 def test_the_diagonal_and_the_factors_are_second_moments_of_gradients():
     batches = [(X[:3], LABELS[:3]), (X[3:], LABELS[3:])]
-    found = fisher(mlp, PARAMS, batches, BOTH, labels="given", examples_at_once=2)
+    found = fisher_information(mlp, PARAMS, batches, BOTH, labels="given", examples_at_once=2)
     gradients = jax.vmap(jax.grad(log_loss), (None, 0, 0))(PARAMS, X, LABELS)
     for name, g in gradients.items():
         np.testing.assert_allclose(found[name].diagonal, (g**2).mean(0), rtol=1e-4, atol=1e-7)
@@ -43,7 +43,7 @@ def test_the_diagonal_and_the_factors_are_second_moments_of_gradients():
 
 
 def test_of_one_example_the_factors_are_exact():
-    found = fisher(mlp, PARAMS, [(X[:1], LABELS[:1])], ("kronecker",), labels="given")
+    found = fisher_information(mlp, PARAMS, [(X[:1], LABELS[:1])], ("kronecker",), labels="given")
     g = jax.grad(log_loss)(PARAMS, X[0], LABELS[0])["a"].reshape(-1)
     (factors,) = found["a"].factors
     np.testing.assert_allclose(np.kron(factors.inputs, factors.outputs), np.outer(g, g), rtol=1e-3, atol=1e-7)
@@ -51,7 +51,7 @@ def test_of_one_example_the_factors_are_exact():
 
 def test_sampled_labels_give_the_expectation_over_the_model():
     w, x = normal(2, 3), normal(1, 2, seed=2)
-    found = fisher(lambda p, x: x @ p, w, [jnp.tile(x, (4000, 1))], examples_at_once=4000)
+    found = fisher_information(lambda p, x: x @ p, w, [jnp.tile(x, (4000, 1))], examples_at_once=4000)
     probability = jax.nn.softmax(x @ w)[0]
     want = sum(
         probability[c] * jax.grad(lambda w, c=c: -jax.nn.log_softmax(x @ w)[0, c])(w) ** 2 for c in range(3)
@@ -61,7 +61,7 @@ def test_sampled_labels_give_the_expectation_over_the_model():
 
 def test_the_gaussian_pseudo_loss_gives_gauss_newton():
     w, x = normal(2, 3), normal(1, 2, seed=2)
-    found = fisher(
+    found = fisher_information(
         lambda p, x: x @ p, w, [jnp.tile(x, (4000, 1))], likelihood="gaussian", examples_at_once=4000
     )
     np.testing.assert_allclose(found.diagonal, jnp.broadcast_to(x.T**2, (2, 3)), rtol=0.1, atol=0.01)
@@ -79,8 +79,8 @@ def test_scanned_layers_have_their_own_factors_with_remat():
         return x
 
     batches = [(X, LABELS)]
-    found = fisher(scanned, layers, batches, BOTH, labels="given")
-    want = fisher(plain, list(layers), batches, BOTH, labels="given")
+    found = fisher_information(scanned, layers, batches, BOTH, labels="given")
+    want = fisher_information(plain, list(layers), batches, BOTH, labels="given")
     for i in range(3):
         np.testing.assert_allclose(found.diagonal[i], want[i].diagonal, rtol=1e-4, atol=1e-8)
         for side in ("inputs", "outputs"):
@@ -96,7 +96,7 @@ def test_positions_are_summed_for_outputs_and_averaged_for_inputs():
         return (x @ p).sum(1)
 
     labels = jnp.array([0, 1, 1, 0])
-    found = fisher(model, w, [(x, labels)], ("kronecker",), labels="given")
+    found = fisher_information(model, w, [(x, labels)], ("kronecker",), labels="given")
     delta = np.asarray(jax.nn.softmax(model(w, x)) - jax.nn.one_hot(labels, 2))
     rows = np.asarray(x).reshape(-1, 3)
     np.testing.assert_allclose(found.factors[0].inputs, rows.T @ rows / 20, rtol=1e-5)
@@ -105,7 +105,7 @@ def test_positions_are_summed_for_outputs_and_averaged_for_inputs():
     def recurrent(p, x):
         return lax.scan(lambda c, x: (c + x @ p, None), jnp.zeros((4, 2)), x.swapaxes(0, 1))[0]
 
-    again = fisher(recurrent, w, [(x, labels)], ("kronecker",), labels="given")
+    again = fisher_information(recurrent, w, [(x, labels)], ("kronecker",), labels="given")
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
@@ -120,7 +120,7 @@ def test_convolutions_have_factors_of_patches(groups):
         )
         return y.reshape(x.shape[0], -1)
 
-    found = fisher(model, w, [(x, jnp.array([1]))], ("kronecker",), labels="given")
+    found = fisher_information(model, w, [(x, jnp.array([1]))], ("kronecker",), labels="given")
     (factors,) = found.factors
     gradient = jax.grad(lambda p: -jax.nn.log_softmax(model(p, x))[0, 1])(w)
     per = 4 // groups
@@ -133,7 +133,7 @@ def test_convolutions_have_factors_of_patches(groups):
 
 def test_a_likelihood_of_ones_own_and_integer_leaves():
     params = {"w": normal(4, 2), "steps": jnp.int32(3)}
-    found = fisher(
+    found = fisher_information(
         lambda p, x: {"y": x @ p["w"]}, params, [(X, jnp.ones(6))],
         likelihood=lambda out, t: t * out["y"][:, 0], labels="given",
     )  # fmt: skip
@@ -148,16 +148,16 @@ def test_errors():
 
     product.defjvp(lambda p, t: (product(*p), t[0] @ p[1] + p[0] @ t[1]))
     with pytest.raises(TraceError, match="custom derivatives"):
-        fisher(lambda p, x: product(x, p), normal(4, 3), [X], ("kronecker",))
+        fisher_information(lambda p, x: product(x, p), normal(4, 3), [X], ("kronecker",))
     with pytest.raises(TraceError, match="at least one batch"):
-        fisher(mlp, PARAMS, [])
+        fisher_information(mlp, PARAMS, [])
     with pytest.raises(TraceError, match="'diag'"):
-        fisher(mlp, PARAMS, [X], ("diag",))
+        fisher_information(mlp, PARAMS, [X], ("diag",))
     with pytest.raises(TraceError, match="labels='given'"):
-        fisher(mlp, PARAMS, [X], likelihood=lambda y, t: y)
+        fisher_information(mlp, PARAMS, [X], likelihood=lambda y, t: y)
     with pytest.raises(TraceError, match="returns 2 arrays"):
-        fisher(lambda p, x: (x, x), PARAMS, [X])
+        fisher_information(lambda p, x: (x, x), PARAMS, [X])
     with pytest.raises(TraceError, match="'poisson'"):
-        fisher(mlp, PARAMS, [X], likelihood="poisson")
+        fisher_information(mlp, PARAMS, [X], likelihood="poisson")
     with pytest.raises(TraceError, match="first axis"):
-        fisher(lambda p, x, y: x, PARAMS, [(X, jnp.ones(2))])
+        fisher_information(lambda p, x, y: x, PARAMS, [(X, jnp.ones(2))])

@@ -14,7 +14,7 @@ from modelzip_jax.training import experiment
 
 
 def main() -> None:
-    config = configs.load(Path(__file__).parents[2] / "configs" / "digits_mlp.py")
+    config = configs.load_config(Path(__file__).parents[2] / "configs" / "digits_mlp.py")
     config.model.options = {"widths": (32,)}
     config.data.batch_size = 64
     config.steps = 40

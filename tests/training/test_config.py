@@ -10,7 +10,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda p: p.stem)
 def test_every_config_loads_and_has_only_the_fields_of_base(path):
-    config = configs.load(path)
+    config = configs.load_config(path)
     assert set(config.keys()) == set(configs.base().keys())
     assert set(config.optimizer.keys()) == set(configs.base().optimizer.keys())
 
@@ -55,10 +55,10 @@ def test_a_mistake_is_named(argument, message):
 
 def test_a_missing_file_names_its_neighbour():
     with pytest.raises(ConfigError, match="did you mean 'digits_mlp'"):
-        configs.load(CONFIGS / "digits_mpl.py")
+        configs.load_config(CONFIGS / "digits_mpl.py")
 
 
 def test_a_file_without_get_config(tmp_path):
     (tmp_path / "x.py").write_text("a = 1\n")
     with pytest.raises(ConfigError, match="get_config"):
-        configs.load(tmp_path / "x.py")
+        configs.load_config(tmp_path / "x.py")

@@ -58,7 +58,7 @@ def test_keys_decide():
 
 def test_standardised_training_images_have_mean_0_and_deviation_1():
     spec = data.spec("digits")
-    x = jax.jit(data.normalize)(data.load("digits", "train")["inputs"], spec.mean, spec.std)
+    x = jax.jit(data.normalize)(data.load_split("digits", "train")["inputs"], spec.mean, spec.std)
     assert x.dtype == jnp.float32
     np.testing.assert_allclose([x.mean(), x.std()], [0, 1], atol=1e-3)
 
@@ -82,7 +82,7 @@ def test_subsets_keep_the_shares_of_the_classes(labels, part, seed):
 
 
 def test_subsets_differ_by_seed():
-    arrays = data.load("digits", "train")
+    arrays = data.load_split("digits", "train")
     first, same, other = (data.subset(arrays, 100, seed=seed)["inputs"] for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, same)
     assert (first != other).any()

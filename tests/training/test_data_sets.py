@@ -16,7 +16,7 @@ LINES = b"".join(b"line %d of the text\n" % i for i in range(4_000))
 
 
 def test_digits_are_split_once_and_for_all():
-    parts = {split: data.load("digits", split) for split in SPLITS}
+    parts = {split: data.load_split("digits", split) for split in SPLITS}
     for split, part in parts.items():
         assert part["inputs"].dtype == np.uint8
         assert part["labels"].dtype == np.int32
@@ -30,7 +30,7 @@ def test_digits_are_split_once_and_for_all():
 
 
 def test_recorded_means_are_those_of_the_training_split():
-    images = data.load("digits", "train")["inputs"]
+    images = data.load_split("digits", "train")["inputs"]
     np.testing.assert_allclose(data.spec("digits").mean, images.mean(), rtol=1e-3)
     np.testing.assert_allclose(data.spec("digits").std, images.std(), rtol=1e-3)
 
@@ -38,7 +38,7 @@ def test_recorded_means_are_those_of_the_training_split():
 @pytest.mark.parametrize("name", ["tiny_gray", "tiny_color"])
 def test_what_tfds_wrote_is_read_back(tiny, name):
     root, images = tiny
-    arrays = prepared.read(name, "train[:15]", root)
+    arrays = prepared.read_images(name, "train[:15]", root)
     np.testing.assert_array_equal(arrays["inputs"], images[name][:15])
     assert arrays["labels"].tolist() == list(range(15))
     assert arrays["labels"].dtype == np.int32
@@ -47,7 +47,7 @@ def test_what_tfds_wrote_is_read_back(tiny, name):
 @pytest.mark.parametrize("split", ["train[20:]", "dev"])
 def test_a_split_that_is_not_there(tiny, split):
     with pytest.raises(DataError, match=rf"tiny_gray has no examples in the split '{re.escape(split)}'"):
-        prepared.read("tiny_gray", split, tiny[0])
+        prepared.read_images("tiny_gray", split, tiny[0])
 
 
 def test_validation_is_the_end_of_training():
@@ -60,7 +60,7 @@ def test_validation_is_the_end_of_training():
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])
 def test_prepared_sets(name):
     try:
-        part = data.load(name, "validation")
+        part = data.load_split(name, "validation")
     except DataError as error:
         pytest.skip(str(error))
     assert part["inputs"].shape == (data.spec(name).sizes.validation, *data.spec(name).shape)
@@ -89,7 +89,7 @@ def test_windows_of_text():
 def test_kjv_is_read_from_the_data_directory(tmp_path):
     (tmp_path / "kjv").mkdir()
     (tmp_path / "kjv" / "kjv.txt").write_bytes(LINES)
-    part = data.load("kjv", "test", data_dir=tmp_path, sequence_length=16)
+    part = data.load_split("kjv", "test", data_dir=tmp_path, sequence_length=16)
     assert bytes(part["inputs"][0].tolist()) == b"line 1900 of the"
 
 
@@ -101,9 +101,9 @@ def test_windows_longer_than_the_text(length):
 
 def test_unknown_names_and_splits():
     with pytest.raises(DataError, match="no data set 'mnsit': choose among digits, mnist"):
-        data.load("mnsit", "train")
+        data.load_split("mnsit", "train")
     with pytest.raises(DataError, match="digits has no split 'training': choose among train"):
-        data.load("digits", "training")
+        data.load_split("digits", "training")
 
 
 @pytest.mark.parametrize("name", ["mnist", "kjv"])
@@ -111,12 +111,12 @@ def test_a_set_that_is_not_there_names_the_command(tmp_path, monkeypatch, name):
     hide(monkeypatch, "tensorflow")
     command = f"`python scripts/offline_datasets.py {name} --data-dir {tmp_path}`"
     with pytest.raises(DataError) as error:
-        data.load(name, "train", data_dir=tmp_path)
+        data.load_split(name, "train", data_dir=tmp_path)
     assert command in str(error.value)
     assert "\n" not in str(error.value)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     with pytest.raises(DataError, match=f"is not prepared in {tmp_path}.*datasets.py {name}`$"):
-        data.load(name, "train")
+        data.load_split(name, "train")
 
 
 def test_a_failed_download_says_why(tmp_path, monkeypatch):
@@ -136,13 +136,13 @@ def test_a_failed_download_says_why(tmp_path, monkeypatch):
 def test_missing_packages_name_the_extra(tmp_path, monkeypatch, package):
     hide(monkeypatch, package)
     with pytest.raises(MissingExtraError, match=rf"{package}: pip install 'modelzip_jax\[data\]'"):
-        data.load("mnist", "train", data_dir=tmp_path)
+        data.load_split("mnist", "train", data_dir=tmp_path)
 
 
 @pytest.mark.parametrize(
     ("module", "call"),
     [
-        ("sklearn.datasets", lambda: data.load("digits", "train")),
+        ("sklearn.datasets", lambda: data.load_split("digits", "train")),
         ("PIL", lambda: prepared.decode_image(b"")),
         ("grain", lambda: data.stream("digits", "train", 4)),
     ],
@@ -159,7 +159,7 @@ import sys
 from modelzip_jax.training.data import prepared
 heavy = {{"tensorflow", "tensorflow_datasets", "grain", "sklearn", "PIL"}}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
-assert len(prepared.read("tiny_color", "train", {str(tiny[0])!r})["labels"]) == 20
+assert len(prepared.read_images("tiny_color", "train", {str(tiny[0])!r})["labels"]) == 20
 assert "tensorflow" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Streams: what `load` holds, in grain's order, over threads, processes and restarts."""
+"""Streams: what `load_split` holds, in grain's order, over threads, processes and restarts."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def test_an_epoch_is_the_split():
     batches = list(data.stream("digits", "test", 36, epochs=1))
     assert len(batches) == 10
     joined = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-    loaded = data.load("digits", "test")
+    loaded = data.load_split("digits", "test")
     assert rows(joined) == rows(loaded)
     assert {name: array.dtype for name, array in joined.items()} == {
         name: array.dtype for name, array in loaded.items()
@@ -31,7 +31,7 @@ def test_an_epoch_is_the_split():
 
 def test_unshuffled_is_the_order_of_load():
     batch = next(data.stream("digits", "train", 8, shuffle=False))
-    np.testing.assert_array_equal(batch["inputs"], data.load("digits", "train")["inputs"][:8])
+    np.testing.assert_array_equal(batch["inputs"], data.load_split("digits", "train")["inputs"][:8])
 
 
 def test_epochs_and_seeds_differ():

@@ -52,7 +52,7 @@ def parts(framework="linen", tx=None, seed=0):
     network = NETWORKS[framework]
     params, variables = network.init(jax.random.key(seed), jnp.asarray(ARRAYS["inputs"][:1]))
     tx = tx or SGD
-    step = loop.make_step(network, objectives.cross_entropy(), tx, plain)
+    step = loop.make_step(network, objectives.softmax_cross_entropy(), tx, plain)
     return step, begin(params, variables, tx.init(params), jax.random.key(seed))
 
 
@@ -66,7 +66,7 @@ def test_it_learns_and_batch_statistics_move(framework):
     before = jax.tree.map(np.asarray, state.variables)
     records = []
     cadence = loop.Cadence(60, block=5, record=20)
-    state = loop.fit(
+    state = loop.train_until(
         state,
         loop.make_block(step),
         ARRAYS,
@@ -86,7 +86,9 @@ def test_it_learns_and_batch_statistics_move(framework):
 def test_a_run_is_the_same_in_any_blocks(block):
     def train(block):
         step, state = parts()
-        return loop.fit(state, loop.make_block(step), ARRAYS, Batches(ARRAYS, 32), loop.Cadence(21, block))
+        return loop.train_until(
+            state, loop.make_block(step), ARRAYS, Batches(ARRAYS, 32), loop.Cadence(21, block)
+        )
 
     ours, reference = train(block), train(21)
     for a, b in zip(jax.tree.leaves(ours.params), jax.tree.leaves(reference.params), strict=True):
@@ -111,7 +113,7 @@ def test_it_is_the_loop_one_would_write_by_hand():
         grads, variables = jax.grad(loss_of, has_aux=True)(params)
         updates, opt_state = tx.update(grads, opt_state, params)
         params = optax.apply_updates(params, updates)
-    state = loop.fit(state, loop.make_block(step), ARRAYS, Batches(ARRAYS, 32), loop.Cadence(5))
+    state = loop.train_until(state, loop.make_block(step), ARRAYS, Batches(ARRAYS, 32), loop.Cadence(5))
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
 
@@ -129,9 +131,11 @@ def test_it_takes_ready_batches_too():
             return self.batches.get_state()
 
     step, state = parts()
-    ours = loop.fit(state, loop.make_block(step), None, Stream(), loop.Cadence(6, 2))
+    ours = loop.train_until(state, loop.make_block(step), None, Stream(), loop.Cadence(6, 2))
     step, state = parts()
-    reference = loop.fit(state, loop.make_block(step), ARRAYS, Batches(ARRAYS, 32), loop.Cadence(6, 2))
+    reference = loop.train_until(
+        state, loop.make_block(step), ARRAYS, Batches(ARRAYS, 32), loop.Cadence(6, 2)
+    )
     for a, b in zip(jax.tree.leaves(ours.params), jax.tree.leaves(reference.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
 
@@ -141,10 +145,10 @@ def test_compression_comes_in_through_the_optimizer_alone():
     network = NETWORKS["linen"]
     params, variables = network.init(jax.random.key(0), jnp.asarray(ARRAYS["inputs"][:1]))
     params, opt_state = mz.start(tx, params)
-    step = loop.make_step(network, objectives.cross_entropy(), tx, plain)
+    step = loop.make_step(network, objectives.softmax_cross_entropy(), tx, plain)
     state = begin(params, variables, opt_state, jax.random.key(0))
     traced = chex.assert_max_traces(step, 1)
-    state = loop.fit(state, loop.make_block(traced), ARRAYS, Batches(ARRAYS, 32), loop.Cadence(24, 6))
+    state = loop.train_until(state, loop.make_block(traced), ARRAYS, Batches(ARRAYS, 32), loop.Cadence(24, 6))
     chex.clear_trace_counter()
     packed = mz.pack(state.opt_state, state.params)
     exact = mz.params(state.opt_state, state.params)
@@ -164,7 +168,7 @@ def test_stopping_early_and_what_is_saved():
         save=save, record=seen.append,
     )  # fmt: skip
     cadence = loop.Cadence(100, block=2, record=0, evaluate=10, save=4)
-    state = loop.fit(state, loop.make_block(step), ARRAYS, Batches(ARRAYS, 32), cadence, run)
+    state = loop.train_until(state, loop.make_block(step), ARRAYS, Batches(ARRAYS, 32), cadence, run)
     assert int(state.step) == 20
     assert [s for s, _, _ in saved] == [4, 8, 12, 16, 20]
     assert all(s == p for s, p, _ in saved)
@@ -175,7 +179,7 @@ def test_stopping_early_and_what_is_saved():
 def test_divergence_is_an_error():
     step, state = parts(tx=optax.sgd(1e38))
     with pytest.raises(NonFiniteError, match="diverged"):
-        loop.fit(
+        loop.train_until(
             state,
             loop.make_block(step),
             ARRAYS,
@@ -215,7 +219,7 @@ def test_label_smoothing_and_token_logits():
     logits = jnp.asarray(RNG.normal(size=(4, 6, 3)), jnp.float32)
     labels = RNG.integers(0, 3, (4, 6))
     for smoothing in (0.0, 0.1):
-        loss, metrics = objectives.cross_entropy(smoothing)(logits, {"labels": labels})
+        loss, metrics = objectives.softmax_cross_entropy(smoothing)(logits, {"labels": labels})
         targets = np.eye(3)[labels] * (1 - smoothing) + smoothing / 3
         logp = np.float64(logits) - np.log(np.exp(np.float64(logits)).sum(-1, keepdims=True))
         np.testing.assert_allclose(loss, -(targets * logp).sum(-1).mean(), rtol=1e-5)

@@ -52,7 +52,7 @@ def finish(folder, *arguments, devices=""):
 
 
 def losses(folder):
-    return [r["loss"] for r in records.read(folder / "log.jsonl") if "loss" in r]
+    return [r["loss"] for r in records.read_records(folder / "log.jsonl") if "loss" in r]
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +64,10 @@ def kill_once(folder, moment, rng):
     """Starts the run and kills it at a random time, or as soon as a checkpoint is being written."""
     process = subprocess.Popen(command(folder, "--config.save_every=4"), stderr=subprocess.DEVNULL)
     log = folder / "log.jsonl"
-    begun = len(records.read(log))
+    begun = len(records.read_records(log))
     while process.poll() is None:
         writing = any("tmp" in path.name for path in (folder / "checkpoints").glob("*"))
-        if (moment == "writing" and writing) or (moment == "any" and len(records.read(log)) > begun):
+        if (moment == "writing" and writing) or (moment == "any" and len(records.read_records(log)) > begun):
             break
         time.sleep(0.005)
     time.sleep(rng.random() * 0.05)
@@ -100,7 +100,11 @@ def test_what_a_run_leaves(uninterrupted):
     assert result["gap"] == result["train"]["accuracy"] - result["test"]["accuracy"]
     kernel = np.asarray(mz.unpack(packed)["Dense_0"]["kernel"])
     assert np.mean(kernel == 0) >= 0.6
-    assert [r["step"] for r in records.read(uninterrupted / "log.jsonl") if "loss" in r][:3] == [4, 8, 12]
+    assert [r["step"] for r in records.read_records(uninterrupted / "log.jsonl") if "loss" in r][:3] == [
+        4,
+        8,
+        12,
+    ]
 
 
 @pytest.mark.slow
@@ -151,7 +155,7 @@ def test_early_stopping_keeps_the_best(tmp_path):
     result = experiment.run(config, tmp_path, quiet=True)
     evaluations = {
         r["step"]: r["validation_loss"]
-        for r in records.read(tmp_path / "log.jsonl")
+        for r in records.read_records(tmp_path / "log.jsonl")
         if "validation_loss" in r
     }
     assert max(evaluations) < 40 * 9

@@ -44,6 +44,6 @@ def test_costs_are_those_of_tables_as_they_are_written():
         for scale in (0.2, 2.0, 30.0):
             codes = np.clip(np.rint(scale * RNG.normal(size=size)) + 128, 1, 255).astype(np.uint8)
             counts = histograms.count(codes)
-            table = histograms.fit(counts)
+            table = histograms.fit_frequencies(counts)
             exact = histograms.code_length(counts, table) + 8.0 * len(encode_table(table)) + _PART_BITS
             assert coded_bits(counts) == pytest.approx(exact, rel=2e-3, abs=40.0)

@@ -23,6 +23,9 @@ class Part(NamedTuple):
     """A leaf: its name, the shape of its tensor, how many groups of weights that has, and how many tensors.
 
     layers: None for a leaf that is one tensor; a stacked leaf has as many of that shape.
+
+    >>> Part("blocks/kernel", (64, 64), 4096, layers=6).tensors
+    6
     """
 
     name: str
@@ -42,6 +45,12 @@ class Groups(NamedTuple):
     parts, arrays: the leaves, and for each an array whose `score` are its groups' scores, `(layers, *groups)` for
     stacked ones. score: pointwise. structure: what a group is. frozen: parameters outside of the parts.
     near: uint32 `(leaves,)`, where the last choice found each leaf's threshold, 0 for nowhere; changes no mask.
+
+    >>> from modelzip_jax.masking.structures import unstructured
+    >>> w = jnp.array([3.0, -1.0])
+    >>> groups = Groups([Part("w", (2,), 2)], [w], jnp.abs, unstructured(), frozen=0, near=jnp.zeros(1, jnp.uint32))
+    >>> [groups.score(array) for array in groups.arrays]
+    [Array([3., 1.], dtype=float32)]
     """
 
     parts: list[Part]
@@ -57,6 +66,13 @@ class Allocation:
     """Base of allocations: `__call__` says which share of its weights each leaf gives up.
 
     One whose choice depends on more than shares, such as a budget, overrides `choose` instead.
+
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Spared(Allocation):
+    ...     def __call__(self, parts, sparsity):
+    ...         return [sparsity if part.groups > 100 else jnp.float32(0.0) for part in parts]
+    >>> Spared()([Part("a", (4, 4), 16), Part("b", (32, 32), 1024)], jnp.float32(0.5))
+    [Array(0., dtype=float32), Array(0.5, dtype=float32)]
     """
 
     fixes_sparsity: ClassVar[bool] = False

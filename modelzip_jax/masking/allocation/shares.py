@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import TransformError
 from modelzip_jax.masking.allocation.allocator import Allocation, Part
-from modelzip_jax.naming import nearest
+from modelzip_jax.naming import nearest_name
 from modelzip_jax.recipe import recordable
 
 __all__ = ["Erk", "Global", "Layers", "Uniform", "erk", "layers", "resolve"]
@@ -21,7 +21,11 @@ __all__ = ["Erk", "Global", "Layers", "Uniform", "erk", "layers", "resolve"]
 @recordable
 @dataclasses.dataclass(frozen=True)
 class Uniform(Allocation):
-    """The same share of every leaf."""
+    """The same share of every leaf.
+
+    >>> Uniform()([Part("a", (4,), 4), Part("b", (8,), 8)], 0.5)
+    [0.5, 0.5]
+    """
 
     def __call__(self, parts: list[Part], sparsity: jax.Array) -> list[jax.Array]:
         return [sparsity] * len(parts)
@@ -30,7 +34,11 @@ class Uniform(Allocation):
 @recordable
 @dataclasses.dataclass(frozen=True)
 class Global(Allocation):
-    """One threshold over all leaves."""
+    """One threshold over all leaves.
+
+    >>> Global()([Part("a", (4,), 4), Part("b", (8,), 8)], 0.5) is None
+    True
+    """
 
     @property
     def leafwise(self) -> bool:
@@ -124,9 +132,12 @@ def resolve(allocation: str | Allocation) -> Allocation:
 
     Raises:
       TransformError: an unknown name.
+
+    >>> resolve("erk"), resolve(Uniform())
+    (Erk(), Uniform())
     """
     if isinstance(allocation, Allocation):
         return allocation
     if allocation not in _NAMED:
-        raise TransformError(f"allocation is {allocation!r}; {nearest(str(allocation), _NAMED)}")
+        raise TransformError(f"allocation is {allocation!r}; {nearest_name(str(allocation), _NAMED)}")
     return _NAMED[allocation]

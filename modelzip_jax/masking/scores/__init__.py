@@ -1,6 +1,6 @@
 """Scores: how much each weight matters (`mz.scores`)."""
 
-from modelzip_jax.masking.scores.filters import GeometricMedian, geometric_median
+from modelzip_jax.masking.scores.distances import GeometricMedian, geometric_median
 from modelzip_jax.masking.scores.gradients import (
     Fisher,
     GradientMagnitude,
@@ -13,26 +13,25 @@ from modelzip_jax.masking.scores.gradients import (
     saliency,
     taylor,
 )
-from modelzip_jax.masking.scores.inputs import ActivationSparsity, Wanda, activation_sparsity, wanda
+from modelzip_jax.masking.scores.inputs import NeuronActivity, Wanda, neuron_activity, wanda
 from modelzip_jax.masking.scores.score import Score
 from modelzip_jax.masking.scores.weights import Magnitude, Outlier, Random, magnitude, outlier, random
 from modelzip_jax.masking.scores.zero_cost import Given, given, grasp, iterate, snip, synflow
 
 __all__ = [
-    "ActivationSparsity",
     "Fisher",
     "GeometricMedian",
     "Given",
     "GradientMagnitude",
     "Magnitude",
     "Movement",
+    "NeuronActivity",
     "Outlier",
     "Random",
     "Saliency",
     "Score",
     "Taylor",
     "Wanda",
-    "activation_sparsity",
     "fisher",
     "geometric_median",
     "given",
@@ -41,6 +40,7 @@ __all__ = [
     "iterate",
     "magnitude",
     "movement",
+    "neuron_activity",
     "outlier",
     "random",
     "saliency",

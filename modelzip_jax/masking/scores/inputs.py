@@ -15,7 +15,7 @@ from modelzip_jax.recipe import recordable
 from modelzip_jax.transform import Context
 from modelzip_jax.tree import PyTree
 
-__all__ = ["ActivationSparsity", "Wanda", "activation_sparsity", "wanda"]
+__all__ = ["NeuronActivity", "Wanda", "neuron_activity", "wanda"]
 
 
 @recordable
@@ -40,14 +40,20 @@ def wanda() -> Wanda:
     Needs `stats=trace.statistics(apply_fn, params, batches)`. The paper compares weights within an output:
     use it with `structure=mz.structures.n_of_m(...)` or per channel for that. For convolutions ‖x‖ is of the input
     channel, over all positions.
+
+    >>> from modelzip_jax import trace
+    >>> w, x = jnp.array([[1.0], [2.0]]), jnp.array([[6.0, 1.0], [8.0, 1.0]])
+    >>> wanda()(w, Context(stats=trace.statistics(lambda p, x: x @ p, w, [x])))
+    Array([[7.071068],
+           [2.      ]], dtype=float32)
     """
     return Wanda()
 
 
 @recordable
 @dataclasses.dataclass(frozen=True)
-class ActivationSparsity(Score):
-    """See `activation_sparsity`."""
+class NeuronActivity(Score):
+    """See `neuron_activity`."""
 
     kind: str
 
@@ -63,7 +69,7 @@ class ActivationSparsity(Score):
         return _map(score, weights, context.stats)
 
 
-def activation_sparsity(kind: str = "mean_abs") -> ActivationSparsity:
+def neuron_activity(kind: str = "mean_abs") -> NeuronActivity:
     """The activation of the neuron that a weight leads to; all weights of a neuron score alike.
 
     Meant for `structure=mz.structures.channel()`: neurons that are rarely or weakly active go first.
@@ -73,8 +79,15 @@ def activation_sparsity(kind: str = "mean_abs") -> ActivationSparsity:
         zeros (APoZ, Hu et al. 2016, arXiv:1607.03250).
 
     Needs `stats=trace.statistics(apply_fn, params, batches, places=("activations",))`.
+
+    >>> from modelzip_jax import trace
+    >>> model = lambda p, x: jax.nn.relu(x @ p["up"]) @ p["down"]
+    >>> params = {"up": jnp.array([[1.0, -1.0]]), "down": jnp.ones((2, 1))}
+    >>> stats = trace.statistics(model, params, [jnp.array([[1.0], [3.0]])], places=("activations",), only="up")
+    >>> neuron_activity()({"up": params["up"]}, Context(stats={"up": stats["up"]}))
+    {'up': Array([[2., 0.]], dtype=float32)}
     """
-    return ActivationSparsity(kind)
+    return NeuronActivity(kind)
 
 
 def _map(function: Any, values: PyTree, stats: PyTree) -> PyTree:

@@ -36,6 +36,15 @@ class Score:
     A score that is a function of each weight alone may return it from `pointwise`: it is then computed
     anew in each counting pass, which is faster than storing it. One that watches training overrides
     `start` and `observe`; what they return is kept in the transform's state and passed to `__call__`.
+
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Steepest(Score):
+    ...     needs = ("grads",)
+    ...
+    ...     def __call__(self, weights, context=NOTHING, memory=()):
+    ...         return jax.tree.map(abs, context.grads)
+    >>> Steepest()({"w": 1.0}, Context(grads={"w": -3.0}))
+    {'w': 3.0}
     """
 
     needs: ClassVar[tuple[str, ...]] = ()

@@ -108,6 +108,10 @@ def iterate(score: Callable[[PyTree], PyTree], params: PyTree, sparsity: float, 
 
     Raises:
       TransformError: a sparsity outside [0, 1), fewer than one round.
+
+    >>> score = lambda params: jax.tree.map(jnp.abs, params)
+    >>> iterate(score, {"w": jnp.array([4.0, 0.5, 3.0, 2.0])}, sparsity=0.5, rounds=2)
+    {'w': Array([ 4., -1.,  3.,  2.], dtype=float32)}
     """
     from modelzip_jax.masking.threshold import count_kept, keep_largest
 

@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 
 from modelzip_jax.trace.coupling.interchange import numbered, standings
-from modelzip_jax.trace.coupling.labels import Axis, Labels, Reason, Solution, expand
+from modelzip_jax.trace.coupling.labels import AxisLabels, Labels, Reason, Solution, expand
 from modelzip_jax.trace.coupling.layout import Labelled
 from modelzip_jax.trace.coupling.propagation import Couple
 from modelzip_jax.trace.jaxpr.interpreter import interpret
 from modelzip_jax.trace.jaxpr.programs import Program, program
+from modelzip_jax.tree import PyTree
 
 __all__ = ["Couplings", "Frozen", "Group", "Member", "Reason", "couplings", "couplings_of"]
-
-PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,6 +26,10 @@ class Member:
 
     leaf: its name. axis: which of its axes. indices: int64 `(units, m)`: unit u of the group removes
     `indices[u]`.
+
+    >>> member = Member("up", axis=1, indices=np.array([[0, 1], [2, 3]]))  # heads of two channels each
+    >>> member.removed([1])
+    array([2, 3])
     """
 
     leaf: str
@@ -46,6 +49,11 @@ class Group:
     larger one computes with those slices set to zero. name: of the member that names it best.
     kinds: int64 `(units,)`: units of equal kind are interchangeable. Permuting them, in all members alike, leaves
     what the model computes as it is, to rounding; most groups have one kind.
+
+    >>> members = Member("up", 1, np.arange(2)[:, None]), Member("down", 0, np.arange(2)[:, None])
+    >>> group = Group("up[1]", 2, members, kinds=np.zeros(2, int))
+    >>> group, group.leaves
+    (Group('up[1]', units=2, up[1]×1, down[0]×1), ('up', 'down'))
     """
 
     name: str
@@ -65,7 +73,13 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-    """An axis of a leaf that cannot shrink: how many of its elements, and why (at most three reasons)."""
+    """An axis of a leaf that cannot shrink: how many of its elements, and why (at most three reasons).
+
+    >>> import jax.numpy as jnp
+    >>> frozen = couplings(lambda p, x: x @ p["w"], {"w": jnp.ones((3, 2))}, jnp.ones((1, 3))).frozen
+    >>> [(one.leaf, one.axis, one.elements, one.reasons[0].why) for one in frozen]
+    [('w', 0, 3, 'an axis of an input'), ('w', 1, 2, 'an axis of an output')]
+    """
 
     leaf: str
     axis: int
@@ -79,6 +93,11 @@ class Couplings:
 
     groups: what can be removed. frozen: what cannot, axis by axis. uncovered: equations whose primitive has
     no rule; the axes they meet are frozen.
+
+    >>> import jax.numpy as jnp
+    >>> params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
+    >>> couplings(lambda p, x: x @ p["up"] @ p["down"], params, jnp.ones((1, 3)))["up[1]"].units
+    8
     """
 
     groups: tuple[Group, ...]
@@ -158,7 +177,7 @@ _LeafAxis = tuple[str, int, np.ndarray]
 
 def _groups(
     axes: list[_LeafAxis],
-    met: list[Axis],
+    met: list[AxisLabels],
     labels: Labels,
     solution: Solution,
     shapes: dict[str, tuple[int, ...]],

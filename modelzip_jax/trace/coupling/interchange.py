@@ -6,12 +6,12 @@ from collections.abc import Hashable, Iterable
 
 import numpy as np
 
-from modelzip_jax.trace.coupling.labels import Axis, Solution, expand
+from modelzip_jax.trace.coupling.labels import AxisLabels, Solution, expand
 
 __all__ = ["numbered", "standings"]
 
 
-def standings(axes: Iterable[Axis], solution: Solution, wanted: Iterable[int]) -> dict[int, Hashable]:
+def standings(axes: Iterable[AxisLabels], solution: Solution, wanted: Iterable[int]) -> dict[int, Hashable]:
     """How each class of labels stands in the model; two classes that stand alike can change places.
 
     A class is described by the axes it occurs on and, for each, by its positions relative to its first one. A slice

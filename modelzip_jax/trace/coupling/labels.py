@@ -17,16 +17,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Axis", "Labels", "Reason", "Solution", "expand"]
+__all__ = ["AxisLabels", "Labels", "Reason", "Solution", "expand"]
 
-Axis = np.ndarray
+AxisLabels = np.ndarray
 """int64 `(size, k)`: k labels of each element."""
 _MOST = 1 << 23
 """Elements of an axis that a reshape may make of others; more are frozen."""
 
 
 class Reason(NamedTuple):
-    """Why an axis cannot shrink: the equation's path and primitive ("" for inputs and outputs)."""
+    """Why an axis cannot shrink: the equation's path and primitive ("" for inputs and outputs).
+
+    >>> Reason("dot_general", "dot_general", "an axis of an output").why
+    'an axis of an output'
+    """
 
     path: str
     primitive: str
@@ -61,24 +65,24 @@ class Labels:
         self._frozen: list[tuple[np.ndarray, int]] = []
         self._defined: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def fresh(self, size: int) -> Axis:
+    def fresh(self, size: int) -> AxisLabels:
         """New labels, one for each element of an axis."""
         first, self.count = self.count, self.count + size
         self.sources.append((first, self.count))
         return np.arange(first, self.count).reshape(size, 1)
 
-    def frozen(self, size: int, reason: Reason) -> Axis:
+    def frozen(self, size: int, reason: Reason) -> AxisLabels:
         """An axis that cannot shrink."""
         number = self.reasons.setdefault(reason, len(self.reasons))
         return np.full((size, 1), -1 - number)
 
-    def freeze(self, axis: Axis, reason: Reason) -> None:
+    def freeze(self, axis: AxisLabels, reason: Reason) -> None:
         """From now on this axis cannot shrink."""
         labels = axis[axis >= 0]
         if labels.size:
             self._frozen.append((labels, self.reasons.setdefault(reason, len(self.reasons))))
 
-    def equate(self, axes: Sequence[Axis], reason: Reason) -> Axis:
+    def equate(self, axes: Sequence[AxisLabels], reason: Reason) -> AxisLabels:
         """These axes shrink together; returns one of them. `reason` is given where they cannot."""
         first, *rest = sorted(axes, key=lambda a: -a.shape[1])
         for other in rest:
@@ -110,7 +114,7 @@ class Labels:
     def _reason(self, number: int) -> Reason:
         return list(self.reasons)[number]
 
-    def merge(self, axes: Sequence[Axis], reason: Reason) -> Axis:
+    def merge(self, axes: Sequence[AxisLabels], reason: Reason) -> AxisLabels:
         """Neighbouring axes as one, in C order."""
         sizes = [a.shape[0] for a in axes]
         total = math.prod(sizes)
@@ -131,7 +135,7 @@ class Labels:
 
         return np.stack([wide(i, c) for i, c in free], axis=1)
 
-    def split(self, axis: Axis, sizes: Sequence[int], reason: Reason) -> list[Axis]:
+    def split(self, axis: AxisLabels, sizes: Sequence[int], reason: Reason) -> list[AxisLabels]:
         """One axis as several, in C order."""
         if len(sizes) == 1:
             return [axis]

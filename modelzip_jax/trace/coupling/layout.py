@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from modelzip_jax.trace.coupling.labels import Axis, Labels, Reason
+from modelzip_jax.trace.coupling.labels import AxisLabels, Labels, Reason
 from modelzip_jax.trace.jaxpr.programs import Equation
 from modelzip_jax.trace.usage.views import blocks
 
-__all__ = ["LAYOUT_RULES", "Axes", "Context", "Labelled", "Rule"]
+__all__ = ["LAYOUT_RULES", "Axes", "Labelled", "Rule", "RuleContext"]
 
-Axes = Sequence[Axis]
+Axes = Sequence[AxisLabels]
 
 
 class Labelled(NamedTuple):
@@ -26,12 +26,12 @@ class Labelled(NamedTuple):
     for each axis, whether its elements are zero once the slices of all leaves with their labels are.
     """
 
-    axes: tuple[Axis, ...]
+    axes: tuple[AxisLabels, ...]
     fixed: bool
     vanishes: tuple[bool, ...]
 
 
-class Context(NamedTuple):
+class RuleContext(NamedTuple):
     """What a rule works with: an equation and its operands."""
 
     labels: Labels
@@ -45,28 +45,28 @@ class Context(NamedTuple):
     def why(self, text: str) -> Reason:
         return Reason(self.equation.path, self.equation.primitive, text)
 
-    def held(self, size: int, text: str) -> Axis:
+    def held(self, size: int, text: str) -> AxisLabels:
         return self.labels.frozen(size, self.why(text))
 
-    def hold(self, axis: Axis, text: str) -> Axis:
+    def hold(self, axis: AxisLabels, text: str) -> AxisLabels:
         """Freezes an axis of an operand, and gives that of the result."""
         self.labels.freeze(axis, self.why(text))
         return self.held(axis.shape[0], text)
 
-    def same(self, *axes: Axis) -> Axis:
+    def same(self, *axes: AxisLabels) -> AxisLabels:
         return self.labels.equate(axes, self.why("meets an axis that is split another way"))
 
 
-Rule = Callable[[Context], "list[Axes] | None"]
+Rule = Callable[[RuleContext], "list[Axes] | None"]
 
 
-def _reshape(r: Context) -> list[Axes] | None:
+def _reshape(r: RuleContext) -> list[Axes] | None:
     if r.equation.params.get("dimensions") is not None or 0 in r.shape:
         return None
     why = r.why("split or merged by a reshape")
     kept = [a for a in r.values[0].axes if a.shape[0] != 1]
     wide = [size for size in r.shape if size != 1]
-    made: list[Axis] = []
+    made: list[AxisLabels] = []
     for old, new in blocks([a.shape[0] for a in kept], wide):
         merged = r.labels.merge([kept[i] for i in old], why)
         made += r.labels.split(merged, [wide[i] for i in new], why)
@@ -74,16 +74,16 @@ def _reshape(r: Context) -> list[Axes] | None:
     return [[r.held(1, "of length 1") if size == 1 else next(rest) for size in r.shape]]
 
 
-def _transpose(r: Context) -> list[Axes]:
+def _transpose(r: RuleContext) -> list[Axes]:
     return [[r.values[0].axes[i] for i in r.equation.params["permutation"]]]
 
 
-def _squeeze(r: Context) -> list[Axes]:
+def _squeeze(r: RuleContext) -> list[Axes]:
     gone = r.equation.params["dimensions"]
     return [[a for i, a in enumerate(r.values[0].axes) if i not in gone]]
 
 
-def _broadcast_in_dim(r: Context) -> list[Axes]:
+def _broadcast_in_dim(r: RuleContext) -> list[Axes]:
     places = list(r.equation.params["broadcast_dimensions"])
     axes = []
     for i, size in enumerate(r.shape):
@@ -92,25 +92,25 @@ def _broadcast_in_dim(r: Context) -> list[Axes]:
     return [axes]
 
 
-def _slice(r: Context) -> list[Axes]:
+def _slice(r: RuleContext) -> list[Axes]:
     p = r.equation.params
     strides = p["strides"] or (1,) * len(p["start_indices"])
     bounds = zip(p["start_indices"], p["limit_indices"], strides, strict=True)
     return [[a[i:j:k] for a, (i, j, k) in zip(r.values[0].axes, bounds, strict=True)]]
 
 
-def _split(r: Context) -> list[Axes]:
+def _split(r: RuleContext) -> list[Axes]:
     axis, axes = r.equation.params["axis"], r.values[0].axes
     ends = np.cumsum(r.equation.params["sizes"])[:-1]
     return [[*axes[:axis], part, *axes[axis + 1 :]] for part in np.split(axes[axis], ends)]
 
 
-def _rev(r: Context) -> list[Axes]:
+def _rev(r: RuleContext) -> list[Axes]:
     turned = r.equation.params["dimensions"]
     return [[a[::-1] if i in turned else a for i, a in enumerate(r.values[0].axes)]]
 
 
-def _concatenate(r: Context) -> list[Axes]:
+def _concatenate(r: RuleContext) -> list[Axes]:
     axis = r.equation.params["dimension"]
     parts = [v.axes[axis] for v in r.values]
     wide = max(p.shape[1] for p in parts)
@@ -119,19 +119,19 @@ def _concatenate(r: Context) -> list[Axes]:
     return [[whole if i == axis else r.same(*(v.axes[i] for v in r.values)) for i in range(len(r.shape))]]
 
 
-def _stack(r: Context) -> list[Axes]:
+def _stack(r: RuleContext) -> list[Axes]:
     axis = r.equation.params["axis"]
     axes = [r.same(*(v.axes[i] for v in r.values)) for i in range(len(r.values[0].axes))]
     return [[*axes[:axis], r.held(len(r.values), "stacked"), *axes[axis:]]]
 
 
-def _unstack(r: Context) -> list[Axes]:
+def _unstack(r: RuleContext) -> list[Axes]:
     axis = r.equation.params["axis"]
     r.hold(r.values[0].axes[axis], "taken apart")
     return [[a for i, a in enumerate(r.values[0].axes) if i != axis]] * len(r.equation.eqn.outvars)
 
 
-def _pad(r: Context) -> list[Axes] | None:
+def _pad(r: RuleContext) -> list[Axes] | None:
     axes = []
     for axis, (low, high, interior), size in zip(
         r.values[0].axes, r.equation.params["padding_config"], r.shape, strict=True
@@ -144,7 +144,7 @@ def _pad(r: Context) -> list[Axes] | None:
     return [axes]
 
 
-def _dynamic_slice(r: Context) -> list[Axes]:
+def _dynamic_slice(r: RuleContext) -> list[Axes]:
     axes = []
     for axis, size in zip(r.values[0].axes, r.shape, strict=True):
         if axis.shape[0] == size:
@@ -155,7 +155,7 @@ def _dynamic_slice(r: Context) -> list[Axes]:
     return [axes]
 
 
-def _dynamic_update_slice(r: Context) -> list[Axes]:
+def _dynamic_update_slice(r: RuleContext) -> list[Axes]:
     axes = []
     for axis, update in zip(r.values[0].axes, r.values[1].axes, strict=True):
         if axis.shape[0] == update.shape[0]:
@@ -166,7 +166,7 @@ def _dynamic_update_slice(r: Context) -> list[Axes]:
     return [axes]
 
 
-def _gather(r: Context) -> list[Axes]:
+def _gather(r: RuleContext) -> list[Axes]:
     p = r.equation.params
     numbers, sizes = p["dimension_numbers"], p["slice_sizes"]
     operand, indices = r.values[0].axes, r.values[1].axes
@@ -185,7 +185,7 @@ def _gather(r: Context) -> list[Axes]:
     ]
 
 
-def _iota(r: Context) -> list[Axes]:
+def _iota(r: RuleContext) -> list[Axes]:
     own = r.equation.params["dimension"]
     return [[r.held(s, "numbered") if i == own else r.labels.fresh(s) for i, s in enumerate(r.shape)]]
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from modelzip_jax.trace.coupling.labels import Axis, Labels, Reason
-from modelzip_jax.trace.coupling.layout import Axes, Context, Labelled
+from modelzip_jax.trace.coupling.labels import AxisLabels, Labels, Reason
+from modelzip_jax.trace.coupling.layout import Axes, Labelled, RuleContext
 from modelzip_jax.trace.coupling.rules import rule_of
 from modelzip_jax.trace.coupling.zeros import vanishing
 from modelzip_jax.trace.jaxpr.interpreter import Domain
@@ -24,7 +24,7 @@ class Couple(Domain[Labelled]):
 
     def __init__(self, labels: Labels) -> None:
         self.labels = labels
-        self.axes: dict[int, Axis] = {}
+        self.axes: dict[int, AxisLabels] = {}
         self.uncovered: dict[str, Reason] = {}
 
     def new(self, shape: Sequence[int], reason: Reason, fixed: bool) -> Labelled:
@@ -38,7 +38,7 @@ class Couple(Domain[Labelled]):
     def primitive(self, equation: Equation, values: list[Labelled]) -> list[Labelled]:
         fixed = all(v.fixed for v in values)
         rule = rule_of(equation)
-        made = rule(Context(self.labels, equation, values)) if rule else None
+        made = rule(RuleContext(self.labels, equation, values)) if rule else None
         if made is None:
             made = self._give_up(equation, values)
         alone = Reason(equation.path, equation.primitive, "the only element of an axis")

@@ -5,29 +5,29 @@ What mixes the elements of an axis (a norm, a softmax, a window) freezes it.
 
 from __future__ import annotations
 
-from modelzip_jax.trace.coupling.labels import Axis
-from modelzip_jax.trace.coupling.layout import LAYOUT_RULES, Axes, Context, Rule
+from modelzip_jax.trace.coupling.labels import AxisLabels
+from modelzip_jax.trace.coupling.layout import LAYOUT_RULES, Axes, Rule, RuleContext
 from modelzip_jax.trace.jaxpr.primitives import CUMULATIVE, ELEMENTWISE, IDENTITY, REDUCTIONS, WINDOWS
 from modelzip_jax.trace.jaxpr.programs import Equation
 
 __all__ = ["rule_of"]
 
 
-def _elementwise(r: Context) -> list[Axes] | None:
+def _elementwise(r: RuleContext) -> list[Axes] | None:
     if len(r.equation.eqn.outvars) > 1:
         return _identity(r)
-    axes: list[Axis] = []
+    axes: list[AxisLabels] = []
     for i, size in enumerate(r.shape):
         full = [v.axes[i] for v in r.values if len(v.axes) == len(r.shape) and v.axes[i].shape[0] == size]
         axes.append(r.same(*full))
     return [axes]
 
 
-def _identity(r: Context) -> list[Axes] | None:
+def _identity(r: RuleContext) -> list[Axes] | None:
     return [v.axes for v in r.values] if len(r.values) == len(r.equation.eqn.outvars) else None
 
 
-def _reduce(r: Context) -> list[Axes] | None:
+def _reduce(r: RuleContext) -> list[Axes] | None:
     p = r.equation.params
     gone = p["axes"] if "axes" in p else p["dimensions"]
     operands = [v for v in r.values if v.axes]
@@ -38,7 +38,7 @@ def _reduce(r: Context) -> list[Axes] | None:
     return [[a for i, a in enumerate(operands[0].axes) if i not in gone]]
 
 
-def _mix(r: Context) -> list[Axes] | None:
+def _mix(r: RuleContext) -> list[Axes] | None:
     p = r.equation.params
     axis = p["axis"] if "axis" in p else p["dimension"]
     results: list[Axes] = []
@@ -51,7 +51,7 @@ def _mix(r: Context) -> list[Axes] | None:
     return results if len(results) == len(r.equation.eqn.outvars) else None
 
 
-def _window(r: Context) -> list[Axes] | None:
+def _window(r: RuleContext) -> list[Axes] | None:
     if len(r.equation.eqn.outvars) > 1:
         return None
     axes = []
@@ -65,7 +65,7 @@ def _window(r: Context) -> list[Axes] | None:
     return [axes]
 
 
-def _dot_general(r: Context) -> list[Axes]:
+def _dot_general(r: RuleContext) -> list[Axes]:
     (contract_a, contract_b), (batch_a, batch_b) = r.equation.params["dimension_numbers"]
     a, b = r.values
     for i, j in zip(contract_a, contract_b, strict=True):
@@ -82,7 +82,7 @@ def _dot_general(r: Context) -> list[Axes]:
     return [[*batch, *free_a, *free_b]]
 
 
-def _conv(r: Context) -> list[Axes] | None:
+def _conv(r: RuleContext) -> list[Axes] | None:
     p = r.equation.params
     numbers, groups = p["dimension_numbers"], p["feature_group_count"]
     left, right = r.values
@@ -103,12 +103,12 @@ def _conv(r: Context) -> list[Axes] | None:
         r.same(group, made_group)
         r.same(within, inner)
         made = r.labels.merge([made_group, made_within], why)
-    axes: list[Axis] = [r.held(size, "under a convolution's window") for size in r.shape]
+    axes: list[AxisLabels] = [r.held(size, "under a convolution's window") for size in r.shape]
     axes[out[0]], axes[out[1]] = left.axes[lhs[0]], made
     return [axes]
 
 
-def _top_k(r: Context) -> list[Axes]:
+def _top_k(r: RuleContext) -> list[Axes]:
     axis = r.equation.params.get("axis", len(r.shape) - 1) % len(r.shape)
     r.hold(r.values[0].axes[axis], "mixed along the axis")
     held = r.held(r.shape[axis], "mixed along the axis")

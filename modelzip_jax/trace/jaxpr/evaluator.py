@@ -26,10 +26,10 @@ from modelzip_jax.trace.jaxpr.programs import (
     inner_jaxpr,
     is_literal,
 )
+from modelzip_jax.tree import PyTree
 
 __all__ = ["Evaluator", "Visitor", "bind"]
 
-PyTree = Any
 Visitor = Callable[[Equation, list[Any], Any], tuple[list[Any], PyTree]]
 """From an equation, its operands and what is fed to it (or None): its results, and what to collect."""
 Collected = dict[str, PyTree]

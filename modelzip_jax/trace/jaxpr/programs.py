@@ -12,10 +12,10 @@ from jax.extend import core as jex
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, TraceError
 from modelzip_jax.trace.jaxpr.primitives import CALLS
+from modelzip_jax.tree import PyTree
 
 __all__ = ["Equation", "Program", "Scan", "While", "inner_jaxpr", "program", "writes_refs"]
 
-PyTree = Any
 Jaxpr = Any
 """A `Jaxpr` or `ClosedJaxpr`: their attributes are the same, and jax 0.12 makes them one."""
 

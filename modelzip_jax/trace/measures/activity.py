@@ -13,13 +13,12 @@ import numpy as np
 from modelzip_jax.errors import MissingExtraError
 from modelzip_jax.trace.measures.channel_moments import Channels
 from modelzip_jax.trace.measures.input_statistics import Measured, statistics
+from modelzip_jax.tree import PyTree
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = ["LayerSparsity", "Sparsity", "activation_sparsity"]
-
-PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +29,10 @@ class LayerSparsity:
     total: the sum of |activation| of each neuron over everything seen, float64 `(neurons,)`.
     zeros: the fraction of its activations that are exactly 0, float64 `(neurons,)`: the average percentage
     of zeros (APoZ) of Hu et al. 2016. count: how many activations of each neuron were seen.
+
+    >>> layer = LayerSparsity("up", total=np.array([4.0, 0.0]), zeros=np.array([0.5, 1.0]), count=2.0)
+    >>> layer.dead
+    1
     """
 
     name: str
@@ -45,7 +48,12 @@ class LayerSparsity:
 
 @dataclasses.dataclass(frozen=True)
 class Sparsity:
-    """What `activation_sparsity` found, layer by layer."""
+    """What `activation_sparsity` found, layer by layer.
+
+    >>> layer = LayerSparsity("up", total=np.array([4.0, 0.0]), zeros=np.array([0.5, 1.0]), count=2.0)
+    >>> Sparsity((layer,)).zeros, Sparsity((layer,)).total
+    (0.75, 4.0)
+    """
 
     layers: tuple[LayerSparsity, ...]
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-__all__ = ["KINDS", "Channels", "empty", "fold", "measure", "merge"]
+__all__ = ["KINDS", "Channels", "empty", "fold", "measure", "pooled"]
 
 KINDS = ("mean", "mean_abs", "second_moment", "zeros", "range", "gram", "percentiles")
 
@@ -31,6 +31,12 @@ class Channels:
       the channels (for a convolution of window and input channels, as in its kernel).
     percentiles: `(len(percentiles), ...)`, from a sample; see `statistics`.
     sample: the rows sampled in one batch; only while statistics are being gathered.
+
+    >>> from modelzip_jax import trace
+    >>> x = jnp.array([[1.0, -2.0], [3.0, 0.0]])
+    >>> channels = trace.statistics(lambda p, x: x @ p, jnp.ones((2, 5)), [x], kinds=("mean", "range"))[0].inputs
+    >>> channels.mean, channels.maximum, channels.zeros
+    (Array([ 2., -1.], dtype=float32), Array([3., 0.], dtype=float32), None)
     """
 
     count: Any
@@ -97,11 +103,11 @@ def empty(shapes: Channels) -> Channels:
     return Channels(**{f.name: nothing(f.name, getattr(shapes, f.name)) for f in dataclasses.fields(shapes)})
 
 
-def merge(a: Channels, b: Channels) -> Channels:
+def pooled(a: Channels, b: Channels) -> Channels:
     """The moments of all values that two sets were measured on. Samples are not merged.
 
     >>> one, two = (measure(jnp.array([[v]]), 1, frozenset(["mean"]), None, 0) for v in (1.0, 4.0))
-    >>> merge(merge(one, one), two).mean
+    >>> pooled(pooled(one, one), two).mean
     Array([2.], dtype=float32)
     """
     count = a.count + b.count

@@ -17,15 +17,14 @@ from modelzip_jax.errors import TraceError
 from modelzip_jax.trace.jaxpr.evaluator import Evaluator, Visitor, bind
 from modelzip_jax.trace.jaxpr.interpreter import equations_at
 from modelzip_jax.trace.jaxpr.programs import Equation, Program, Scan, program
-from modelzip_jax.trace.measures.channel_moments import Channels, empty, measure, merge
+from modelzip_jax.trace.measures.channel_moments import Channels, empty, measure, pooled
 from modelzip_jax.trace.measures.input_statistics import by_layer, scans_around
 from modelzip_jax.trace.measures.likelihood import Loss
 from modelzip_jax.trace.measures.taps import Tap, tap
 from modelzip_jax.trace.usage.use import Use, uses_of
+from modelzip_jax.tree import PyTree
 
 __all__ = ["Factors", "KroneckerPass"]
-
-PyTree = Any
 
 
 @jax.tree_util.register_dataclass
@@ -36,6 +35,16 @@ class Factors:
     use: the product. inputs: A = E[a aᵀ], `(..., n, n)`, n in C order of the contracted axes. outputs:
     G = E[Σ g gᵀ], `(..., m, m)`, m in C order of the output axes. In front stand an axis for each scan over
     layers and one for each batched axis (experts, groups of a convolution's inputs).
+
+    >>> from modelzip_jax import trace
+    >>> batches = [(jnp.array([[2.0, 1.0]]), jnp.array([0]))]
+    >>> found = trace.fisher_information(
+    ...     lambda p, x: x @ p, jnp.zeros((2, 2)), batches, kinds=("kronecker",), labels="given"
+    ... )
+    >>> found.factors[0].inputs, found.factors[0].outputs
+    (Array([[4., 2.],
+           [2., 1.]], dtype=float32), Array([[ 0.25, -0.25],
+           [-0.25,  0.25]], dtype=float32))
     """
 
     use: Use = dataclasses.field(metadata={"static": True})
@@ -76,7 +85,7 @@ class KroneckerPass:
         moments, gradients = step(jax.tree.leaves((self.params, inputs)), labels, key)
         self.count += examples
         if self.inputs:
-            moments = [merge(a, b) for a, b in zip(self.inputs, moments, strict=True)]
+            moments = [pooled(a, b) for a, b in zip(self.inputs, moments, strict=True)]
             share = examples / self.count
             gradients = [a + (b - a) * share for a, b in zip(self.outputs, gradients, strict=True)]
         self.inputs, self.outputs = moments, gradients

@@ -14,7 +14,7 @@ from modelzip_jax.trace.jaxpr.interpreter import Domain, interpret
 from modelzip_jax.trace.jaxpr.primitives import IDENTITY
 from modelzip_jax.trace.jaxpr.programs import Equation, Program
 from modelzip_jax.trace.usage.views import whole
-from modelzip_jax.trace.usage.weights import (
+from modelzip_jax.trace.usage.weight_rules import (
     ACTIVATION,
     CONSTANT,
     Origin,
@@ -22,7 +22,7 @@ from modelzip_jax.trace.usage.weights import (
     changed_by,
     combined,
     derive,
-    stacked,
+    stacked_by_scan,
 )
 
 __all__ = ["Meeting", "meetings"]
@@ -100,7 +100,7 @@ class _Origins(Domain[Origin]):
         return value.mapped(lambda v: v.layer(equation.path)) if isinstance(value, Weight) else value
 
     def stack(self, value: Origin, length: int, equation: Equation) -> Origin:
-        return stacked(value, length) if isinstance(value, Weight) else value
+        return stacked_by_scan(value, length) if isinstance(value, Weight) else value
 
     def shard(self, value: Origin, parts: Sequence[int], equation: Equation) -> Origin:
         if not isinstance(value, Weight):

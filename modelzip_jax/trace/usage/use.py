@@ -11,11 +11,11 @@ from modelzip_jax.trace.jaxpr.primitives import ELEMENTWISE, IDENTITY
 from modelzip_jax.trace.jaxpr.programs import Program, program
 from modelzip_jax.trace.usage.origins import Meeting, meetings
 from modelzip_jax.trace.usage.views import View
-from modelzip_jax.trace.usage.weights import Weight
+from modelzip_jax.trace.usage.weight_rules import Weight
+from modelzip_jax.tree import PyTree
 
 __all__ = ["Use", "uses", "uses_of"]
 
-PyTree = Any
 _COPIES = IDENTITY | frozenset(
     ["concatenate", "stack", "dynamic_update_slice", "pad", "scatter", "select_n", "scan", "while", "cond"]
 )
@@ -39,6 +39,11 @@ class Use:
       for LoRA's W + A B: a *derived* weight; () if the leaf itself is used.
     trips: how often the equation runs in a call; None inside a `while`.
     view: which elements of the leaf the operand holds, axis by axis.
+
+    >>> import jax.numpy as jnp
+    >>> (use,) = uses(lambda p, x: x @ (2.0 * p["w"]), {"w": jnp.ones((3, 4))}, jnp.ones((2, 3)))
+    >>> use.kind, use.contracted, use.output, use.through, use.derived
+    ('dot', (0,), (1,), ('mul',), True)
     """
 
     leaf: str

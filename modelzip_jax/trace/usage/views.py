@@ -85,10 +85,10 @@ def _cut(factors: tuple[Factor, ...], inner: int) -> tuple[tuple[Factor, ...], t
     return tuple(outer), tuple(reversed(taken))
 
 
-def split(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
+def split_axis(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
     """One axis as several, of the given sizes.
 
-    >>> split(Axis(6, 0, (Factor(1, 6, 1),)), (2, 3))
+    >>> split_axis(Axis(6, 0, (Factor(1, 6, 1),)), (2, 3))
     [Axis(size=2, origin=0, factors=(Factor(axis=1, size=2, step=3),)),
      Axis(size=3, origin=0, factors=(Factor(axis=1, size=3, step=1),))]
     """
@@ -107,7 +107,7 @@ def split(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
     return [axis, *reversed(found)]
 
 
-def merge(axes: Sequence[Axis]) -> Axis:
+def merge_axes(axes: Sequence[Axis]) -> Axis:
     """Several neighbouring axes as one."""
 
     def pair(a: Axis, b: Axis) -> Axis:
@@ -208,7 +208,7 @@ class View:
         wide = [size for size in shape if size != 1]
         made: list[Axis] = []
         for old, new in blocks([a.size for a in kept], wide):
-            made += split(merge([kept[i] for i in old]), [wide[i] for i in new])
+            made += split_axis(merge_axes([kept[i] for i in old]), [wide[i] for i in new])
         left = iter(made)
         return dataclasses.replace(
             self, axes=tuple(Axis(1, 0, ()) if size == 1 else next(left) for size in shape)

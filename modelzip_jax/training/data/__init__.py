@@ -1,6 +1,6 @@
 """Data for training: named sets in memory, batches whose position is a number, and streams.
 
-    arrays = data.load("fashion_mnist", "train")
+    arrays = data.load_split("fashion_mnist", "train")
     batches = data.Batches(arrays, batch_size=128, seed=0)
 
 Sets come through tfds and are read without TensorFlow; what memory cannot hold goes through grain
@@ -9,14 +9,14 @@ Sets come through tfds and are read without TensorFlow; what memory cannot hold 
 
 from modelzip_jax.training.data.augment import normalize, random_crop, random_flip
 from modelzip_jax.training.data.batches import Batches
-from modelzip_jax.training.data.sets import DataSpec, load, names, spec
+from modelzip_jax.training.data.sets import DataSpec, load_split, names, spec
 from modelzip_jax.training.data.streaming import stream
 from modelzip_jax.training.data.subsets import subset
 
 __all__ = [
     "Batches",
     "DataSpec",
-    "load",
+    "load_split",
     "names",
     "normalize",
     "random_crop",

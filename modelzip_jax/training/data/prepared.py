@@ -14,7 +14,7 @@ import numpy as np
 
 from modelzip_jax.errors import DataError, MissingExtraError
 
-__all__ = ["data_directory", "decode_image", "missing", "read", "source"]
+__all__ = ["data_directory", "decode_image", "missing", "read_images", "source"]
 
 CHUNK = 4_096  # records read at once: large enough for the reader, small next to the arrays
 
@@ -66,7 +66,7 @@ def source(name: str, split: str, data_dir: str | os.PathLike[str] | None) -> Re
         raise DataError(f"{name} has no examples in the split {split!r}: {error}") from error
 
 
-def read(name: str, split: str, data_dir: str | os.PathLike[str] | None) -> dict[str, np.ndarray]:
+def read_images(name: str, split: str, data_dir: str | os.PathLike[str] | None) -> dict[str, np.ndarray]:
     """All images of a split, uint8 `(n, height, width, channels)`, and labels, int32 `(n,)`."""
     records = source(name, split, data_dir)
     inputs = np.empty((len(records), *decode_image(records[0]["image"]).shape), np.uint8)

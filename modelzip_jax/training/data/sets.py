@@ -12,7 +12,7 @@ from modelzip_jax.errors import DataError, MissingExtraError
 from modelzip_jax.training.data import prepared, text
 from modelzip_jax.training.data.batches import epoch_order
 
-__all__ = ["DataSpec", "load", "names", "spec"]
+__all__ = ["DataSpec", "load_split", "names", "spec"]
 
 SPLITS = ("train", "validation", "test", "train+validation")
 
@@ -58,7 +58,7 @@ SPECS = {
 
 
 def names() -> tuple[str, ...]:
-    """The names that `load` knows.
+    """The names that `load_split` knows.
 
     >>> names()
     ('digits', 'mnist', 'fashion_mnist', 'cifar10', 'kjv')
@@ -80,7 +80,7 @@ def spec(name: str) -> DataSpec:
     return SPECS[name]
 
 
-def load(
+def load_split(
     name: str,
     split: str,
     *,
@@ -107,7 +107,7 @@ def load(
       DataError: unknown name or split, or the set is not prepared; the message has the command.
       MissingExtraError: a package of the extra `data` is not installed.
 
-    >>> arrays = load("digits", "test")
+    >>> arrays = load_split("digits", "test")
     >>> arrays["inputs"].shape, arrays["inputs"].dtype, arrays["labels"].shape
     ((360, 8, 8, 1), dtype('uint8'), (360,))
     """
@@ -117,8 +117,8 @@ def load(
     if name == "digits":
         return _digits(split)
     if name == "kjv":
-        return text.windows(text.read(data_dir), split, sequence_length)
-    return prepared.read(name, tfds_split(name, split), data_dir)
+        return text.windows(text.read_text(data_dir), split, sequence_length)
+    return prepared.read_images(name, tfds_split(name, split), data_dir)
 
 
 def tfds_split(name: str, split: str) -> str:

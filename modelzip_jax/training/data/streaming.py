@@ -36,7 +36,7 @@ def stream(
 ) -> grain.DatasetIterator[dict[str, np.ndarray]]:
     """Reads a split batch by batch, in a new order every epoch; the last, incomplete batch is left out.
 
-    name, split: as for `load`; or any image set of tfds with the features `image` and `label`, and a
+    name, split: as for `load_split`; or any image set of tfds with the features `image` and `label`, and a
       split as tfds writes it.
     batch_size: examples of a batch over all processes.
     shard: `(process_index, process_count)`. Batch i is the same set of examples for any number of
@@ -45,7 +45,7 @@ def stream(
       such as bringing images to one size. With workers it must be a function that can be pickled.
     threads, workers: threads that read and decode ahead, and processes that do (0: none but this one).
 
-    Returns grain's iterator, of `{"inputs": ..., "labels": ...}` as in `load`, with `get_state` and
+    Returns grain's iterator, of `{"inputs": ..., "labels": ...}` as in `load_split`, with `get_state` and
     `set_state`, which grain's and Orbax's checkpoints know. The order is grain's, not that of `Batches`.
 
     Raises:
@@ -117,7 +117,7 @@ def _reader(
     transform: Callable[[Example], Example] | None,
 ) -> _Reader:
     if name in ("digits", "kjv"):
-        return _Reader(_Rows(sets.load(name, split, data_dir=data_dir)), _same, transform)
+        return _Reader(_Rows(sets.load_split(name, split, data_dir=data_dir)), _same, transform)
     split = sets.tfds_split(name, split) if name in sets.names() else split
     return _Reader(prepared.source(name, split, data_dir), _decode, transform)
 

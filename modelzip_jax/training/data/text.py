@@ -9,12 +9,12 @@ import numpy as np
 from modelzip_jax.errors import DataError
 from modelzip_jax.training.data.prepared import data_directory, missing
 
-__all__ = ["read", "windows"]
+__all__ = ["read_text", "windows"]
 
 RUN, PERIOD = 100, 20  # lines in a run, runs in a period: what goes to which split
 
 
-def read(data_dir: str | os.PathLike[str] | None) -> bytes:
+def read_text(data_dir: str | os.PathLike[str] | None) -> bytes:
     """The King James Version, a verse a line, from `<data_dir>/kjv/kjv.txt`.
 
     Raises:

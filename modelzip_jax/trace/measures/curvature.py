@@ -14,27 +14,32 @@ from modelzip_jax import tree as trees
 from modelzip_jax.errors import TraceError
 from modelzip_jax.trace.measures.kronecker import Factors, KroneckerPass
 from modelzip_jax.trace.measures.likelihood import Likelihood, Loss, losses
+from modelzip_jax.tree import PyTree
 
-__all__ = ["Fisher", "fisher"]
+__all__ = ["FisherInformation", "fisher_information"]
 
-PyTree = Any
 _KINDS = ("diagonal", "kronecker")
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Fisher:
+class FisherInformation:
     """The Fisher information of a leaf.
 
     diagonal: E[g²], float32, the leaf's shape; None if not asked for or the leaf is not floating-point.
     factors: one for each product that the leaf takes part in, in the order of its uses.
+
+    >>> batch = (jnp.array([[2.0]]), jnp.array([[3.0]]))  # an input and a target
+    >>> w = jnp.ones((1, 1))
+    >>> fisher_information(lambda p, x: x @ p, w, [batch], likelihood="gaussian", labels="given").diagonal
+    Array([[4.]], dtype=float32)
     """
 
     diagonal: Any
     factors: tuple[Factors, ...] = ()
 
 
-def fisher(
+def fisher_information(
     apply_fn: Callable[..., Any],
     params: PyTree,
     batches: Iterable[Any],
@@ -70,7 +75,7 @@ def fisher(
         divisor of the batch; more is faster.
 
     Returns:
-      The structure of `params` with a `Fisher` for each leaf.
+      The structure of `params` with a `FisherInformation` for each leaf.
 
     Raises:
       TraceError: there are no batches, an unknown kind, inputs without a common first axis, a function as
@@ -80,7 +85,7 @@ def fisher(
 
     >>> w = jnp.array([[1.0, 0.0]])
     >>> batch = (jnp.array([[2.0], [1.0]]), jnp.array([[0.0, 0.0], [1.0, 3.0]]))  # inputs, targets
-    >>> found = fisher(lambda p, x: x @ p, w, [batch], likelihood="gaussian", labels="given")
+    >>> found = fisher_information(lambda p, x: x @ p, w, [batch], likelihood="gaussian", labels="given")
     >>> found.diagonal  # The mean of (x (x w - t))².
     Array([[8. , 4.5]], dtype=float32)
     """
@@ -112,7 +117,7 @@ def fisher(
     found = dict(zip(chosen.names, diagonal.value, strict=True)) if diagonal else {}
     factors = kronecker.factors() if kronecker else collections.defaultdict(tuple)
     structure = jax.tree.structure(trees.plain(params))
-    return structure.unflatten([Fisher(found.get(name), factors.get(name, ())) for name in names])
+    return structure.unflatten([FisherInformation(found.get(name), factors.get(name, ())) for name in names])
 
 
 def _examples(inputs: tuple[Any, ...]) -> int:

@@ -7,16 +7,16 @@ import jax.numpy as jnp
 
 from modelzip_jax.errors import ModelError
 
-__all__ = ["check_floating", "check_images", "check_tokens"]
+__all__ = ["check_float_input", "check_images", "check_tokens"]
 
 
-def check_floating(x: jax.Array, model: str) -> None:
+def check_float_input(x: jax.Array, model: str) -> None:
     """Refuses integers: raw bytes 0..255 would be promoted silently and train badly.
 
     Raises:
       ModelError: `x` is not of a floating dtype.
 
-    >>> check_floating(jnp.zeros((1, 8), jnp.uint8), "MLP")
+    >>> check_float_input(jnp.zeros((1, 8), jnp.uint8), "MLP")
     Traceback (most recent call last):
     modelzip_jax.errors.ModelError: MLP takes floats, got uint8 (1, 8): normalise the inputs first
     """
@@ -40,7 +40,7 @@ def check_images(x: jax.Array, model: str, smallest: int) -> None:
     modelzip_jax.errors.ModelError: LeNet5 takes images (n, height, width, channels) of at least 16×16
     pixels, got (1, 8, 8, 1)
     """
-    check_floating(x, model)
+    check_float_input(x, model)
     if x.ndim != 4 or min(x.shape[1:3]) < smallest:
         raise ModelError(
             f"{model} takes images (n, height, width, channels) of at least {smallest}×{smallest} pixels, "

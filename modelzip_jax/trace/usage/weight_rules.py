@@ -66,7 +66,7 @@ def combined(values: Sequence[Origin], name: str) -> Weight:
     return Weight(tuple(views), changed_by(through, name))
 
 
-def stacked(weight: Weight, length: int) -> Weight:
+def stacked_by_scan(weight: Weight, length: int) -> Weight:
     """What a scan returns of all of its iterations."""
     views = [dataclasses.replace(v, axes=(repeated(length), *v.axes)) for v in weight.views]
     return Weight(tuple(views), changed_by(weight.through, "scan"))
