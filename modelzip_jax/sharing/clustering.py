@@ -395,7 +395,7 @@ def cluster(
         then without effect. Takes k floats a weight during the step; 0.05 is a good start.
       zero: keep an entry at exactly 0; None: where a mask comes before in a chain. Not for blocks.
       layers: axes that count layers, of leaves that hold many tensors, each of which has a codebook of its own then:
-        an axis, several, or those of each path pattern, `{"blocks/**": 0}`.
+        an axis, several, or those of each path pattern, `{"blocks/**": 0}`, which `trace.layer_axes` finds.
 
     It reads `importance`, a tree like the params of weights for the squared error (such as
     the diagonal of the Fisher information), and `key`.
