@@ -105,13 +105,18 @@ def _item(path: Path) -> tuple[Path, tuple[str, ...]]:
     chosen = next((name for name in USUAL_ITEMS if name in items), items[0] if len(items) == 1 else None)
     if chosen is not None:
         others = [name for name in items if name != chosen]
-        said = (f"the item {chosen!r} is read, not {_listed(others)}",) if others else ()
-        return path / chosen, said
+        if others or chosen not in USUAL_ITEMS:
+            return path / chosen, (
+                f"the item {chosen!r} is read{f', not {_listed(others)}' if others else ''}",
+            )
+        return path / chosen, ()
     if items:
         raise CheckpointError(
             f"it holds several items; name one of them, as in {path / items[0]}: {_listed(items)}"
         )
-    raise CheckpointError(f"it is no Orbax checkpoint (there is no {TREE_FILE} in it)")
+    raise CheckpointError(
+        f"it is no Orbax checkpoint (there is no {TREE_FILE} in it), nor is a checkpoint of another format in it"
+    )
 
 
 def _steps(path: Path) -> list[Path]:
