@@ -103,7 +103,9 @@ def main() -> None:
     for name in cases:
         middle = [harness.median(found[name][phase]) for phase in PHASES]
         over = [
-            harness.median([a / b for a, b in zip(found[name][phase], found["plain adamw"][phase], strict=True)])
+            harness.median(
+                [a / b for a, b in zip(found[name][phase], found["plain adamw"][phase], strict=True)]
+            )
             for phase in PHASES
         ]
         rows.append([name, *middle, *over])

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, TransformError
 
-__all__ = ["LayerAxes", "as_layers", "layer_axes", "stacked", "unstacked"]
+__all__ = ["LayerAxes", "as_layers", "stacked", "stacked_axes", "unstacked"]
 
 LayerAxes = tuple[tuple[str, tuple[int, ...]], ...]
 """`(path pattern, axes)` pairs: which axes of the leaves that match count layers."""
@@ -33,7 +33,7 @@ def as_layers(layers: int | tuple[int, ...] | Mapping[str, Any] | None) -> Layer
     return tuple((pattern, axes) for pattern, axes in found if axes)
 
 
-def layer_axes(layers: LayerAxes, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+def stacked_axes(layers: LayerAxes, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The axes of a leaf that count layers; the first pattern that matches decides.
 
     Raises:

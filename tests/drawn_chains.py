@@ -160,6 +160,7 @@ def _quantize(r: random.Random) -> mz.Transform:
         symmetric=r.random() < 0.5,
         learned=r.random() < 0.5,
         range=r.choice(["max", "mse"]),
+        layers=_layers(r),
     )
 
 
@@ -174,6 +175,7 @@ def _cluster(r: random.Random) -> mz.Transform:
         every=r.choice([0, 1, 2]),
         temperature=r.choice([None, None, 0.1]),
         zero=None if block > 1 else r.choice([None, True, False]),
+        layers=_layers(r),
     )
 
 

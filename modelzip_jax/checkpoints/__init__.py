@@ -22,7 +22,7 @@ from typing import Any
 
 import jax
 
-from modelzip_jax.checkpoints import orbax_dir, shards
+from modelzip_jax.checkpoints import orbax_dir, recognition, shards
 from modelzip_jax.checkpoints.contents import Contents
 from modelzip_jax.checkpoints.train_states import choose
 from modelzip_jax.errors import CheckpointError, MissingExtraError
@@ -73,16 +73,30 @@ def read_contents(path: str | os.PathLike[str]) -> Contents:
     found = in_folder or source
     with _named_errors(found, "cannot be read"):
         if found.is_dir():
-            reader = _module("orbax_dir")
+            contents: Contents = _module("orbax_dir").read(found)
         elif not found.exists():
-            raise CheckpointError("there is no such file or directory")
+            raise CheckpointError(recognition.absence(found))
         else:
-            reader = _module(_file_format(found))
-            if found.stat().st_size == 0:
-                raise CheckpointError("it is empty")
-        contents: Contents = reader.read(found)
+            contents = _of_file(found)
         if not any(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(contents.tree)):
             raise CheckpointError("it holds no arrays")
+    return contents
+
+
+def _of_file(path: Path) -> Contents:
+    try:
+        reader = _module(_file_format(path))
+        if path.stat().st_size == 0:
+            raise CheckpointError("it is empty")
+        contents: Contents = reader.read(path)
+    except (MemoryError, MissingExtraError, OSError):
+        raise
+    except Exception:
+        kind = recognition.kind_of(path)
+        named_well = path.suffix and kind is not None and kind.endswith(path.suffix.lower())
+        if kind is None or named_well or path.name.lower().endswith(shards.SUFFIX):
+            raise
+        raise CheckpointError(f"it is {kind}") from None
     return contents
 
 
@@ -158,6 +172,10 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     """Raises `CheckpointError` if no format belongs to the name, before any work is done."""
     target = Path(path)
     with _named_errors(target, "cannot be written"):
+        if target.suffix.lower() == ".mz":
+            raise CheckpointError(
+                f"it is to be a checkpoint: name it {', '.join(SUFFIXES)}, or without a suffix for Orbax"
+            )
         if target.suffix not in DIRECTORY_SUFFIXES:
             _file_format(target)
 
@@ -170,9 +188,9 @@ def _file_format(path: Path) -> str:
         raise CheckpointError("it is compressed already; `modelzip decompress` makes a checkpoint of it")
     if suffix not in SUFFIXES:
         pickles = " (pickles are never read or written)" if suffix in PICKLES else ""
+        what = f"{path.suffix!r} is not known" if suffix else "it has no suffix that names its format"
         raise CheckpointError(
-            f"{path.suffix!r} is not known{pickles}; use the suffix {', '.join(SUFFIXES)}, "
-            "or a directory for Orbax"
+            f"{what}{pickles}; use the suffix {', '.join(SUFFIXES)}, or a directory for Orbax"
         )
     return SUFFIXES[suffix]
 

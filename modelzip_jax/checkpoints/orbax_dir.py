@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from modelzip_jax.tree import leaf_name, segment
 __all__ = ["is_checkpoint", "read", "write"]
 
 TREE_FILE = "_METADATA"  # what Orbax puts beside the arrays of a tree
+OLD_TREE_FILE = "checkpoint"  # what its first versions put there: the tree, with placeholders for arrays
+OLD_ARRAY_FILE = ".zarray"  # in each array's own folder
+DATABASE_FILE = "manifest.ocdbt"  # of all arrays, which do not know their names
 STEP_FILE = "_CHECKPOINT_METADATA"  # what it puts beside the items of a step
 UNFINISHED = ".orbax-checkpoint-tmp"
 USUAL_ITEMS = ("params", "default", "state", "pytree", "model", "train_state")
@@ -30,6 +34,8 @@ def read(path: Path) -> Contents:
     item, notes = _item(path.absolute())  # Orbax takes no relative path
     ocp = _orbax()
     with ocp.PyTreeCheckpointer() as checkpointer:
+        if not (item / TREE_FILE).is_file():  # Orbax reads it, and without metadata always as NumPy arrays.
+            return Contents(checkpointer.restore(item), notes=notes)
         metadata = checkpointer.metadata(item).item_metadata
         if metadata is None:
             raise CheckpointError(f"its {TREE_FILE} describes no tree")
@@ -51,7 +57,17 @@ def write(path: Path, params: Any) -> None:
 
 def is_checkpoint(path: Path) -> bool:
     """Whether there is a tree of Orbax in the directory or up to two levels below."""
-    return any(next(path.glob(f"{'*/' * depth}{TREE_FILE}"), None) for depth in range(3))
+    folders = itertools.chain([path], path.glob("*/"), path.glob("*/*/"))
+    return any(_is_tree(folder) or _has_arrays(folder) for folder in folders)
+
+
+def _is_tree(path: Path) -> bool:
+    """Whether a folder holds arrays and what names them. TensorFlow, too, writes a file called "checkpoint"."""
+    return (path / TREE_FILE).is_file() or ((path / OLD_TREE_FILE).is_file() and _has_arrays(path))
+
+
+def _has_arrays(path: Path) -> bool:
+    return (path / DATABASE_FILE).is_file() or next(path.glob(f"*/{OLD_ARRAY_FILE}"), None) is not None
 
 
 def _storable(key_path: tuple[Any, ...], leaf: Any) -> Any:
@@ -73,24 +89,34 @@ def _refuse_clashes(params: Any) -> None:
 
 def _item(path: Path) -> tuple[Path, tuple[str, ...]]:
     """The directory with the arrays, and what to say of the choices on the way."""
-    if (path / TREE_FILE).is_file():
+    if _is_tree(path):
         return path, ()
+    if _has_arrays(path):
+        raise CheckpointError(
+            f"what names its arrays is missing: {TREE_FILE}, or the file {OLD_TREE_FILE!r} of older versions of Orbax; "
+            "copy the folder again, with all that is in it"
+        )
     if not (path / STEP_FILE).is_file():
         steps = _steps(path)
         if steps:
             item, notes = _item(steps[-1])
             return item, (*_of_steps(path, steps), *notes)
-    items = sorted(child.parent.name for child in path.glob(f"*/{TREE_FILE}") if UNFINISHED not in str(child))
+    items = sorted(child.name for child in path.iterdir() if _is_tree(child) and UNFINISHED not in str(child))
     chosen = next((name for name in USUAL_ITEMS if name in items), items[0] if len(items) == 1 else None)
     if chosen is not None:
         others = [name for name in items if name != chosen]
-        said = (f"the item {chosen!r} is read, not {_listed(others)}",) if others else ()
-        return path / chosen, said
+        if others or chosen not in USUAL_ITEMS:
+            return path / chosen, (
+                f"the item {chosen!r} is read{f', not {_listed(others)}' if others else ''}",
+            )
+        return path / chosen, ()
     if items:
         raise CheckpointError(
             f"it holds several items; name one of them, as in {path / items[0]}: {_listed(items)}"
         )
-    raise CheckpointError(f"it is no Orbax checkpoint (there is no {TREE_FILE} in it)")
+    raise CheckpointError(
+        f"it is no Orbax checkpoint (there is no {TREE_FILE} in it), nor is a checkpoint of another format in it"
+    )
 
 
 def _steps(path: Path) -> list[Path]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,7 +12,7 @@ import typer
 from modelzip_jax.cli.failures import OwnCodeError, one_line
 from modelzip_jax.errors import ModelzipError
 
-__all__ = ["AsJson", "Force", "app", "main"]
+__all__ = ["AsJson", "Force", "app", "main", "path_of"]
 
 app = typer.Typer(
     name="modelzip",
@@ -22,6 +24,13 @@ app = typer.Typer(
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace an existing output.")]
+
+
+def path_of(text: str) -> Path:
+    """A path that the user names. One of no characters is a variable of the shell that is not set."""
+    if not text:
+        raise typer.BadParameter("the path is empty; is a variable of the shell not set?")
+    return Path(text)
 
 
 def main() -> None:
@@ -50,8 +59,21 @@ def _run() -> int:
             print(error.format_message(), file=sys.stderr)
             return 2
         command = getattr(getattr(error, "ctx", None), "command_path", "modelzip")
-        print(f"modelzip: {' '.join(error.format_message().split())} (see {command} --help)", file=sys.stderr)
+        text = " ".join(f"{error.format_message()}{_given(error)}".split())
+        print(f"modelzip: {text} (see {command} --help)", file=sys.stderr)
         return 2
+
+
+def _given(error: Exception) -> str:
+    """What stands behind the option that an error is about, which the parser does not always say."""
+    names = getattr(getattr(error, "param", None), "opts", ())
+    pairs = [(word, after) for word, after in itertools.pairwise(sys.argv) if word in names]
+    pairs += [
+        (name, value)
+        for name, equals, value in (word.partition("=") for word in sys.argv)
+        if equals and name in names
+    ]
+    return f" ({pairs[0][0]} {pairs[0][1]})" if pairs else ""
 
 
 def _say(error: Exception, code: int) -> int:

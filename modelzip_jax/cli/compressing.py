@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from modelzip_jax.cli.application import AsJson, Force, app
+from modelzip_jax.cli.application import AsJson, Force, app, path_of
 from modelzip_jax.cli.failures import named
 from modelzip_jax.cli.named_objects import recipe_of
 from modelzip_jax.cli.sources import refuse_existing
@@ -26,11 +26,12 @@ def compress(
     source: Annotated[
         Path,
         typer.Argument(
+            parser=path_of,
             metavar="IN",
             help="A .safetensors, .npz or .msgpack file, an index of shards, or an Orbax directory.",
         ),
     ],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="The .mz file to write.")],
+    target: Annotated[Path, typer.Argument(parser=path_of, metavar="OUT", help="The .mz file to write.")],
     bits: Annotated[int, typer.Option(help="Bits a weight, 1 to 8; 0 keeps weights lossless.")] = 6,
     granularity: Annotated[
         str, typer.Option(help="Weights that share a step: tensor, channel, group.")
@@ -54,6 +55,8 @@ def compress(
     ] = None,
     as_json: AsJson = False,
     force: Force = False,
+    *,
+    context: typer.Context,
 ) -> None:
     """Compresses a checkpoint: by default to 6 bits a weight per channel, biases and norms lossless.
 
@@ -61,12 +64,13 @@ def compress(
     """
     import modelzip_jax as mz
     from modelzip_jax import checkpoints
-    from modelzip_jax.cli.leaf_choice import check_only_arrays, remarks, without_nonfinite
+    from modelzip_jax.cli.leaf_choice import check_only_arrays, nothing_encoded, remarks, without_nonfinite
 
     if target.suffix != ".mz":
         raise CheckpointError(f"{target} must end in .mz: compress writes that format, decompress reads it")
     refuse_existing(target, force)
     if recipe is not None:
+        _refuse_options_beside(recipe, context)
         transform = recipe_of(recipe)
     else:
         encoding = _encoding(bits, granularity, group_size, axis, step_range, sparsity, allocation)
@@ -79,6 +83,8 @@ def compress(
     if recipe is None and not only:
         transform, said = without_nonfinite(transform, contents.tree)
         notes += said
+    if bits or sparsity or recipe is not None:
+        notes += nothing_encoded(transform, contents.tree)
     notes += remarks(transform, contents.tree)
     metadata = _metadata(contents, source)
     # Held in a list that is emptied, and by no name: each tensor is freed as soon as it is packed.
@@ -91,6 +97,26 @@ def compress(
     with phase(f"writing {target.name}", as_json, packed.nbytes, count) as tell, named(target):
         sizes = mz.save(target, packed, metadata=metadata, progress=tell)
     _report(target, packed, sizes, notes, time.perf_counter() - started, as_json)
+
+
+def _refuse_options_beside(recipe: str, context: typer.Context) -> None:
+    """A recipe says all that these options say, so that one of them beside it would be passed over."""
+    names = {"step_range": "range"}
+    for name in (
+        "bits",
+        "granularity",
+        "group_size",
+        "axis",
+        "step_range",
+        "sparsity",
+        "allocation",
+        "only",
+        "min_ndim",
+    ):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = names.get(name, name).replace("_", "-")
+            raise TransformError(f"--recipe {recipe} is taken instead of --{option}; leave one of them out")
 
 
 def _encoding(

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from modelzip_jax.cli.application import AsJson, Force, app
+from modelzip_jax.cli.application import AsJson, Force, app, path_of
 from modelzip_jax.cli.failures import named
 from modelzip_jax.cli.sources import check_compressed, refuse_existing, weights_at
 from modelzip_jax.cli.terminal import out, phase, print_notes
@@ -19,11 +19,13 @@ __all__ = ["decompress"]
 
 @app.command()
 def decompress(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A .mz file.")],
+    source: Annotated[Path, typer.Argument(parser=path_of, metavar="IN", help="A .mz file.")],
     target: Annotated[
         Path,
         typer.Argument(
-            metavar="OUT", help="A .safetensors, .npz or .msgpack file, or a new Orbax directory."
+            parser=path_of,
+            metavar="OUT",
+            help="A .safetensors, .npz or .msgpack file, or a new Orbax directory.",
         ),
     ],
     as_json: AsJson = False,

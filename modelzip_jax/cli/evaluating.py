@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from modelzip_jax.cli.application import AsJson, app
+from modelzip_jax.cli.application import AsJson, app, path_of
 from modelzip_jax.cli.failures import own_code
 from modelzip_jax.cli.named_objects import named_object
 from modelzip_jax.cli.sources import weights_at
@@ -22,7 +22,9 @@ __all__ = ["evaluate"]
 
 @app.command()
 def evaluate(
-    source: Annotated[Path, typer.Argument(metavar="FILE", help="A .mz file or a checkpoint.")],
+    source: Annotated[
+        Path, typer.Argument(parser=path_of, metavar="FILE", help="A .mz file or a checkpoint.")
+    ],
     task: Annotated[str, typer.Option(help="module:function, from params to a dict of named numbers.")],
     against: Annotated[
         Path | None, typer.Option(help="Another .mz file or checkpoint to compare with.")
@@ -34,6 +36,10 @@ def evaluate(
 ) -> None:
     """Runs a task on the weights of a file, and on others to compare with."""
     function = named_object(task, "--task")
+    if not callable(function):
+        raise RecipeError(
+            f"--task {task} is of type {type(function).__name__}, expected a function of the params"
+        )
     results: dict[str, dict[str, float]] = {}
     notes: list[str] = []
     for path in [source] + ([against] if against else []):

@@ -50,10 +50,12 @@ def named(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def own_code(what: str) -> Iterator[None]:
-    """Runs code of the user's: what it raises becomes an `OwnCodeError`, whatever it is."""
+def own_code(what: str, *known: type[Exception]) -> Iterator[None]:
+    """Runs code of the user's: what it raises becomes an `OwnCodeError`, whatever it is but for `known` errors."""
     try:
         yield
+    except known:
+        raise
     except Exception as error:
         raise OwnCodeError(f"{what} raised {type(error).__name__}", _trimmed(error)) from error
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from modelzip_jax.cli.application import AsJson, app
+from modelzip_jax.cli.application import AsJson, app, path_of
 from modelzip_jax.cli.failures import named
 from modelzip_jax.cli.sources import check_compressed
 from modelzip_jax.cli.terminal import phase
@@ -18,7 +18,7 @@ __all__ = ["inspect"]
 
 @app.command()
 def inspect(
-    source: Annotated[Path, typer.Argument(metavar="FILE", help="A .mz file.")],
+    source: Annotated[Path, typer.Argument(parser=path_of, metavar="FILE", help="A .mz file.")],
     as_json: AsJson = False,
 ) -> None:
     """Shows what a .mz file holds, tensor by tensor."""

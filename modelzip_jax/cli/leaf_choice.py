@@ -12,7 +12,7 @@ import modelzip_jax as mz
 from modelzip_jax.errors import CheckpointError, NonFiniteError
 from modelzip_jax.tree import is_array, named_leaves, outlines
 
-__all__ = ["check_only_arrays", "encoded_leaves", "remarks", "without_nonfinite"]
+__all__ = ["check_only_arrays", "encoded_leaves", "nothing_encoded", "remarks", "without_nonfinite"]
 
 
 def check_only_arrays(tree: Any, path: Path) -> None:
@@ -30,6 +30,15 @@ def encoded_leaves(transform: Any, tree: Any) -> list[tuple[str, Any]]:
     selects = getattr(transform, "selects", lambda leaves: [True] * len(leaves))
     keep = selects(outlines(tree))
     return [named for named, chosen in zip(named_leaves(tree), keep, strict=True) if chosen]
+
+
+def nothing_encoded(transform: Any, tree: Any) -> list[str]:
+    """A warning if a transform leaves every tensor as it is, although the user asked for something."""
+    if encoded_leaves(transform, tree):
+        return []
+    least = getattr(transform, "min_ndim", 0)
+    why = f"no tensor of floating-point numbers that was chosen has {least} axes or more (see --min-ndim)"
+    return [f"nothing is compressed but by the entropy coder: {why if least else 'no tensor was chosen'}"]
 
 
 def without_nonfinite(transform: Any, tree: Any) -> tuple[Any, list[str]]:

@@ -23,8 +23,9 @@ def named_object(text: str, option: str) -> Callable[..., Any]:
       OwnCodeError: the module raises an error while it is imported.
     """
     module, _, name = text.partition(":")
+    module = module.removesuffix(".py")
     if not module or not name:
-        raise RecipeError(f"{option} takes module:name, not {text!r}")
+        raise RecipeError(f"{option} takes module:name, such as my_module:my_function, not {text!r}")
     sys.path.insert(0, "")
     try:
         with own_code(f"{option} {text}: the module {module}"):

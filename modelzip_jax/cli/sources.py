@@ -37,14 +37,16 @@ def check_compressed(path: Path) -> None:
       CheckpointError: a folder, a checkpoint, or nothing at all.
     """
     from modelzip_jax import checkpoints
+    from modelzip_jax.checkpoints import recognition
 
     what = "inspect and decompress read .mz files; `modelzip compress` makes one of a checkpoint"
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; {what}")
     if not path.exists():
-        raise CheckpointError(f"there is no file {path}")
+        raise CheckpointError(f"{path} cannot be read: {recognition.absence(path)}")
     if path.suffix.lower() in checkpoints.SUFFIXES:
         raise CheckpointError(f"{path} is a {path.suffix} checkpoint; {what}")
+    _refuse_others(path)
 
 
 def weights_at(path: Path, quiet: bool, key: str | None = None) -> Weights:
@@ -53,6 +55,7 @@ def weights_at(path: Path, quiet: bool, key: str | None = None) -> Weights:
     key: the subtree of a checkpoint to take.
     """
     from modelzip_jax import checkpoints
+    from modelzip_jax.checkpoints import recognition
 
     is_checkpoint = path.suffix.lower() in checkpoints.SUFFIXES or path.name.endswith(".index.json")
     if path.is_dir() or is_checkpoint:
@@ -61,10 +64,20 @@ def weights_at(path: Path, quiet: bool, key: str | None = None) -> Weights:
         tree = {"params": contents.tree, **others} if others else contents.tree
         return Weights(tree, contents.notes)
     if not path.exists():
-        raise CheckpointError(f"there is no file or folder {path}")
+        raise CheckpointError(f"{path} cannot be read: {recognition.absence(path)}")
+    _refuse_others(path)
     if key is not None:
         raise FormatError(f"--key names a part of a checkpoint, and {path} is a compressed model")
     return _decoded(path, quiet)
+
+
+def _refuse_others(path: Path) -> None:
+    """Raises `CheckpointError` for a file that by its first bytes is something else than a `.mz` file."""
+    from modelzip_jax.checkpoints import recognition
+
+    kind = recognition.kind_of(path)
+    if kind is not None and not kind.endswith(".mz"):
+        raise CheckpointError(f"{path} is no .mz file; it is {kind}")
 
 
 def _decoded(path: Path, quiet: bool) -> Weights:

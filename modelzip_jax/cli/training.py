@@ -10,8 +10,10 @@ import typer
 from rich.table import Table
 
 from modelzip_jax.cli.application import AsJson, app
+from modelzip_jax.cli.failures import own_code
 from modelzip_jax.cli.named_objects import recipe_of
 from modelzip_jax.cli.terminal import human_bytes, out
+from modelzip_jax.errors import ConfigError, MissingExtraError
 
 __all__ = ["train"]
 
@@ -29,7 +31,9 @@ def train(
     from modelzip_jax.training import config as configs
     from modelzip_jax.training import experiment
 
-    chosen = configs.override(configs.load_config(config), context.args)
+    with own_code(f"--config {config}", ConfigError, MissingExtraError):
+        loaded = configs.load_config(config)
+    chosen = configs.override(loaded, context.args)
     transform = recipe_of(chosen.recipe) if chosen.recipe else None
     folder = folder or Path("runs") / config.stem
     result = experiment.run(chosen, folder, transform, quiet=as_json)

@@ -20,7 +20,7 @@ from modelzip_jax.masking.scores import Score
 from modelzip_jax.masking.structures import Structure, unstructured
 from modelzip_jax.meshes import sharded_as
 from modelzip_jax.packed import is_packed, narrowed, widened
-from modelzip_jax.stacking import LayerAxes, layer_axes, stacked, unstacked
+from modelzip_jax.stacking import LayerAxes, stacked, stacked_axes, unstacked
 from modelzip_jax.transform import Context, Encoded, Rate, Transform
 from modelzip_jax.tree import PyTree, Static
 
@@ -177,7 +177,7 @@ class Masking(Transform, abc.ABC):
         found = []
         for (name, leaf), groups in zip(trees.named_leaves(weights), grouped, strict=True):
             shape = tuple(jnp.shape(leaf))
-            axes = layer_axes(self.layers, name, shape)
+            axes = stacked_axes(self.layers, name, shape)
             rest = tuple(n for axis, n in enumerate(shape) if axis not in axes)
             layers = len(groups) if axes else None
             found.append(Part(name, rest, groups.size // max(layers or 1, 1), layers))
@@ -187,7 +187,7 @@ class Masking(Transform, abc.ABC):
         """The scores of the groups of each leaf, `(layers, *groups)` of stacked ones."""
 
         def group(name: str, x: jax.Array) -> jax.Array:
-            axes = layer_axes(self.layers, name, x.shape)
+            axes = stacked_axes(self.layers, name, x.shape)
             return jax.vmap(self.structure.group)(stacked(x, axes)) if axes else self.structure.group(x)
 
         return jax.tree.leaves(trees.map_named(group, scores))
@@ -196,7 +196,7 @@ class Masking(Transform, abc.ABC):
         """The packed masks of the groups that each leaf keeps."""
 
         def spread(name: str, shape: tuple[int, ...], kept: jax.Array) -> jax.Array:
-            axes = layer_axes(self.layers, name, shape)
+            axes = stacked_axes(self.layers, name, shape)
             if not axes:
                 return pack_mask(self.structure.spread(kept, shape))
             rest = tuple(n for axis, n in enumerate(shape) if axis not in axes)

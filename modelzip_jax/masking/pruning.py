@@ -126,8 +126,8 @@ def prune(
       remember: whether a pruned weight keeps its latent, with which it may come back at a later refresh;
         if not, it comes back from zero, as dense phases are meant to begin.
       layers: axes that count layers, of leaves that hold many tensors (`nn.scan`, vmapped experts): an axis, several,
-        or those of each path pattern, `{"blocks/**": 0}`. Each layer then is a tensor of its own to the allocation
-        and the structure.
+        or those of each path pattern, `{"blocks/**": 0}`, which `trace.layer_axes` finds. Each layer
+        then is a tensor of its own to the allocation and the structure.
 
     Raises:
       TransformError: a sparsity outside [0, 1), none or one too many, no score or structure, an unknown allocation;

@@ -34,43 +34,65 @@ def check_axis(axis: Any) -> int | tuple[int, ...] | str:
 
 
 def find_axis(
-    name: str, w: Any, axis: int | tuple[int, ...] | str, granularity: str
+    name: str,
+    w: Any,
+    axis: int | tuple[int, ...] | str,
+    granularity: str,
+    layers: tuple[int, ...] = (),
 ) -> int | tuple[int, ...]:
     """The channel axis of a leaf.
 
     Args:
       name: of the leaf, for messages. w: its weights. axis: as given to `quantize`. granularity: of `GRANULARITIES`.
+      layers: axes that count layers; `axis` then is one of a layer's tensor.
 
     Returns:
       The axis that was given; for "auto" 0 or -1, whichever takes fewer bits for one squared error: half a bit a
       weight for each doubling of the error, which is estimated from the channels' ranges, and 32 bits a step. -1
-      where that cannot be told: of fewer than two axes, or under `jit`.
+      where that cannot be told: of fewer than two axes, or under `jit`. Of layers all axes whose indices number the
+      channels, counted from the front: only those of the layers per tensor and where a layer has fewer than two axes.
 
     Raises:
-      LeafError: the leaf has no such axis.
+      LeafError: the leaf, or the layer, has no such axis.
     """
     shape = tuple(jnp.shape(w))
+    rest = [a for a in range(len(shape)) if a not in layers]
     if isinstance(axis, str):
-        traced = isinstance(w, jax.core.Tracer) or not getattr(w, "is_fully_addressable", True)
-        if traced or granularity == "tensor" or len(shape) < 2 or not math.prod(shape):
-            return -1
-        return 0 if _bits(w, 0, granularity) < _bits(w, -1, granularity) else -1
-    own = (axis,) if isinstance(axis, int) else axis
-    rank = len(shape)
+        chosen: tuple[int, ...] = (_best(w, rest, granularity, layers),)
+    else:
+        chosen = (axis,) if isinstance(axis, int) else axis
+        _check_rank(name, len(rest), chosen)
+    if not layers:
+        # Per tensor several axes mean layers.
+        return chosen[0] if isinstance(axis, int | str) or granularity == "tensor" else chosen
+    if granularity == "tensor" or len(rest) < 2:
+        return layers
+    return tuple(sorted({*layers, *(rest[a] for a in chosen)}))
+
+
+def _check_rank(name: str, rank: int, own: tuple[int, ...]) -> None:
     if rank > len(own) or (rank == len(own) and rank > 1):
         for a in own:
             if not -rank <= a < rank:
                 raise LeafError(f"leaf {name!r} has {rank} axes, so it has no channel axis {a}")
-    return axis
 
 
-def _bits(w: Any, axis: int, granularity: str) -> float:
+def _best(w: Any, rest: list[int], granularity: str, layers: tuple[int, ...]) -> int:
+    """0 or -1: an index of `rest`, which are the axes that count no layers."""
+    traced = isinstance(w, jax.core.Tracer) or not getattr(w, "is_fully_addressable", True)
+    if traced or granularity == "tensor" or len(rest) < 2 or not math.prod(jnp.shape(w)):
+        return -1
+    first, last = (_bits(w, (*layers, rest[i]), granularity) for i in (0, -1))
+    return 0 if first < last else -1
+
+
+def _bits(w: Any, axes: tuple[int, ...], granularity: str) -> float:
     """The bits of codes and steps at one squared error, less what all axes have in common.
 
     Rounding to steps of range / levels has an error of step² / 12 a weight, whatever the levels are, so that the
     mean squared range stands for it. Groups are as many along each axis.
     """
     x = np.abs(np.asarray(w).astype(np.float32))
-    largest = x.max(axis=tuple(a for a in range(x.ndim) if a != axis % x.ndim))
+    largest = x.max(axis=tuple(a for a in range(x.ndim) if a not in axes))
     error = max(float(np.mean(np.square(largest.astype(np.float64)))), np.finfo(np.float64).tiny)
     return 0.5 * x.size * math.log2(error) + (_STEP_BITS * largest.size if granularity == "channel" else 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -16,11 +16,13 @@ from modelzip_jax.host_unpacking import unpacked
 from modelzip_jax.packed import Bits, Dense, is_packed
 from modelzip_jax.quantization.blank_groups import is_blank, replaced
 from modelzip_jax.quantization.channel_axis import check_axis, find_axis
+from modelzip_jax.quantization.code_length import laplace_bits
 from modelzip_jax.quantization.granularity import Granularity, check_granularity
 from modelzip_jax.quantization.quantized import Quantized
 from modelzip_jax.quantization.ranges import RANGES, choose_step, code_range, initial_step
 from modelzip_jax.quantization.rounding import fake_quantize, stored_codes
 from modelzip_jax.recipe import recordable
+from modelzip_jax.stacking import LayerAxes, as_layers, stacked_axes
 from modelzip_jax.transform import Context, Encoded, Rate, Transform
 from modelzip_jax.tree import PyTree, Static
 
@@ -44,7 +46,7 @@ class QuantizeState(NamedTuple):
     """A leaf's base step sizes and zero points, `(groups, channels)` each.
 
     blank: booleans of the same shape: groups of zeros at `init`, which have no range; their steps follow the largest
-    latent. axis: of the channels (static). dtype: before encoding (static).
+    latent. axis: of the channels, or several (static). dtype: before encoding (static).
     """
 
     step: jax.Array
@@ -81,6 +83,7 @@ class Quantizer(Transform):
     axis: int | tuple[int, ...] | str
     symmetric: bool
     learned: bool
+    layers: LayerAxes = dataclasses.field(default=(), kw_only=True)
 
     terminal: ClassVar[bool] = True
     ranged: ClassVar[bool] = True
@@ -94,13 +97,17 @@ class Quantizer(Transform):
     def _codes(self) -> tuple[int, int]:
         return code_range(self.bits, self.symmetric)
 
+    def _groups(self, axis: int | tuple[int, ...]) -> Granularity:
+        """How a leaf of these channels is grouped: a tensor for each layer is a channel for each layer."""
+        layered = self.granularity == "tensor" and not isinstance(axis, int)
+        return Granularity("channel" if layered else self.granularity, axis, self.group_size)
+
     def _map(self, function: Callable[..., Any], encoded: Encoded, *rest: PyTree) -> PyTree:
         """Maps over leaves: `function(w, state, leaf, *rest)`, `leaf` being how it is quantized now."""
 
         def call(w: Any, s: QuantizeState, e: Offsets | None, *r: Any) -> Any:
             step, zero = (s.step, s.zero) if e is None else _current(e, s)
-            groups = Granularity(self.granularity, s.axis.value, self.group_size)
-            return function(w, s, _Leaf(step, zero, groups, *self._codes), *r)
+            return function(w, s, _Leaf(step, zero, self._groups(s.axis.value), *self._codes), *r)
 
         if self.learned:
             return jax.tree.map(call, encoded.latents, encoded.state, encoded.offsets, *rest)
@@ -110,8 +117,9 @@ class Quantizer(Transform):
         trees.check_floating(weights, "quantize")
 
         def begin(name: str, w: jax.Array) -> QuantizeState:
-            axis = find_axis(name, w, self.axis, self.granularity)
-            groups = Granularity(self.granularity, axis, self.group_size)
+            layers = stacked_axes(self.layers, name, jnp.shape(w))
+            axis = find_axis(name, w, self.axis, self.granularity, layers)
+            groups = self._groups(axis)
             latent = trees.latent(w)
             step, zero = self.chosen(name, latent, groups)
             if self.ranged:
@@ -156,7 +164,7 @@ class Quantizer(Transform):
         ) -> list[tuple[jax.Array, jax.Array]]:
             found = []
             for w, s, (step, zero) in zip(held[0], states, held[1], strict=True):
-                groups = Granularity(self.granularity, s.axis.value, self.group_size)
+                groups = self._groups(s.axis.value)
                 new, place = initial_step(w, self.bits, self.symmetric, groups)
                 wider = s.blank & ~is_blank(w, groups) & (new > step)
                 found.append((jnp.where(wider, new, step), jnp.where(wider, place, zero)))
@@ -174,7 +182,7 @@ class Quantizer(Transform):
             zero = None if self.symmetric and self.bits > 1 else leaf.zero
             return Quantized(
                 Bits.pack(leaf.symbols(w), self.bits), leaf.step, zero, leaf.low, tuple(jnp.shape(w)), s.dtype.value,
-                self.granularity, s.axis.value, self.group_size,
+                leaf.groups.kind, s.axis.value, self.group_size,
             )  # fmt: skip
 
         return self._map(pack, encoded)
@@ -184,9 +192,8 @@ class Quantizer(Transform):
             zero = zeros_like(p.step) if p.zero is None else p.zero
             # A group that is still all zero has had no range yet.
             blank = is_blank(values.array, p.groups) if self.ranged else zeros_like(p.step, bool)
-            return QuantizeState(
-                jnp.asarray(p.step), jnp.asarray(zero), blank, Static(p.axis), Static(p.dtype)
-            )
+            axis = p.axis if isinstance(p.axis, int) or p.granularity != "tensor" else -1
+            return QuantizeState(jnp.asarray(p.step), jnp.asarray(zero), blank, Static(axis), Static(p.dtype))
 
         def over(function: Callable[..., Any], *rest: PyTree) -> PyTree:
             return jax.tree.map(function, packed, *rest, is_leaf=is_packed)
@@ -200,7 +207,7 @@ class Quantizer(Transform):
             side = 8.0 * leaf.step.dtype.itemsize * leaf.step.size
             if not (self.symmetric and self.bits > 1):
                 side = 2.0 * side
-            return Rate(_laplace_bits(w / leaf.groups.expand(leaf.step, w.shape)), jnp.float32(side))
+            return Rate(laplace_bits(w / leaf.groups.expand(leaf.step, w.shape)), jnp.float32(side))
 
         return self._map(bits, encoded)
 
@@ -239,20 +246,6 @@ def _floored_backward(share: jax.Array, g: jax.Array) -> tuple[jax.Array]:
 _floored.defvjp(lambda share: (_floored(share), share), _floored_backward)
 
 
-def _laplace_bits(u: jax.Array) -> jax.Array:
-    """Code length in bits of round(u), had u a Laplace density of scale mean |u|.
-
-    -log2 of the density's integral over [u - 1/2, u + 1/2], in closed form on either side of 1/2.
-    """
-    size = jnp.abs(u)
-    scale = jnp.maximum(jnp.mean(size) if u.size else jnp.ones(()), 1e-2)
-    half = 0.5 / scale
-    log_sinh = half + jnp.log(-jnp.expm1(-2.0 * half)) - jnp.log(2.0)
-    near = jnp.minimum(size, 0.5) / scale
-    inner = -jnp.log(jnp.maximum(1.0 - 0.5 * (jnp.exp(near - half) + jnp.exp(-near - half)), 1e-6))
-    return jnp.where(size > 0.5, size / scale - log_sinh, inner) / jnp.log(2.0)
-
-
 def quantize(
     bits: int = 8,
     *,
@@ -262,6 +255,7 @@ def quantize(
     symmetric: bool = True,
     learned: bool = False,
     range: str = "max",
+    layers: int | tuple[int, ...] | Mapping[str, Any] | None = None,
 ) -> Quantize:
     """Rounds weights to 2^bits evenly spaced values; the network computes with what is stored.
 
@@ -272,7 +266,7 @@ def quantize(
         fewer than two axes counts as one channel.
       group_size: weights in a group, for "group".
       axis: the channel axis: -1, the outputs of Flax kernels; 0, those of PyTorch's and the rows of an embedding;
-        several, such as `(0, -1)`, for leaves that hold stacked layers, whose indices together number the channels.
+        several, such as `(0, -1)`, whose indices together number the channels.
         "auto" takes for each leaf, of its first and last axis, the one that by the channels' ranges has the smaller
         squared error for its bytes, steps included, and records it; under `jit`, where values cannot be looked at,
         the last.
@@ -282,6 +276,9 @@ def quantize(
         with an optimizer of their own (`mz.wrap(..., offsets_tx=)`). Advised below 4 bits, where
         training at fixed steps often diverges.
       range: "max" covers every weight; "mse" clips outliers where that lowers the squared error.
+      layers: axes that count layers, of leaves that hold many tensors (`nn.scan`, vmapped experts), each of which is
+        quantized as a tensor of its own, `axis` being one of its axes: an axis, several, or those of each path
+        pattern, `{"blocks/**": 0}`; `modelzip_jax.trace.layer_axes` finds them.
 
     Raises:
       TransformError: bits outside 1–8, an unknown granularity or range, an axis that is none.
@@ -301,5 +298,6 @@ def quantize(
     if range not in RANGES:
         raise TransformError(f"range must be one of {RANGES}, not {range!r}")
     return Quantize(
-        bits, granularity, int(group_size), check_axis(axis), bool(symmetric), bool(learned), range
-    )
+        bits, granularity, int(group_size), check_axis(axis), bool(symmetric), bool(learned), range,
+        layers=as_layers(layers),
+    )  # fmt: skip

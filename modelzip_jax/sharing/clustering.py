@@ -30,7 +30,7 @@ from modelzip_jax.sharing.clustered import (
 )
 from modelzip_jax.sharing.codebook import Book
 from modelzip_jax.sharing.lookup import look_up, soft_read
-from modelzip_jax.stacking import LayerAxes, as_layers, layer_axes, stacked, unstacked
+from modelzip_jax.stacking import LayerAxes, as_layers, stacked, stacked_axes, unstacked
 from modelzip_jax.transform import Context, Encoded, Rate, Transform
 from modelzip_jax.tree import PyTree
 
@@ -168,7 +168,7 @@ class Cluster(Transform):
 
     def _outline(self, name: str, w: Any) -> Outline:
         shape = tuple(jnp.shape(w))
-        axes = layer_axes(self.layers, name, shape)
+        axes = stacked_axes(self.layers, name, shape)
         return Outline(shape, str(jnp.result_type(w)), axes if math.prod(shape) else ())
 
     def _all_rows(self, latents: PyTree, leaves: PyTree, masses: PyTree) -> tuple[list[Any], list[Any]]:
@@ -397,7 +397,7 @@ def cluster(
         then without effect. Takes k floats a weight during the step; 0.05 is a good start.
       zero: keep an entry at exactly 0; None: where a mask comes before in a chain. Not for blocks.
       layers: axes that count layers, of leaves that hold many tensors, each of which has a codebook of its own then:
-        an axis, several, or those of each path pattern, `{"blocks/**": 0}`.
+        an axis, several, or those of each path pattern, `{"blocks/**": 0}`, which `trace.layer_axes` finds.
 
     It reads `importance`, a tree like the params of weights for the squared error (such as
     the diagonal of the Fisher information), and `key`.

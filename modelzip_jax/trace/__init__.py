@@ -3,6 +3,7 @@
 from modelzip_jax import trace
 
 trace.uses(apply_fn, params, x)          # which activation each parameter meets, where, along which axes
+trace.layer_axes(apply_fn, params, x)    # which axes of each leaf count layers or experts
 trace.cost(apply_fn, params, x)          # FLOPs and bytes
 trace.statistics(apply_fn, params, batches)
 trace.couplings(apply_fn, params, x)     # what must be removed together
@@ -17,6 +18,7 @@ from modelzip_jax.trace.measures.curvature import FisherInformation, fisher_info
 from modelzip_jax.trace.measures.input_statistics import Measured, UseStatistics, statistics
 from modelzip_jax.trace.measures.kronecker import Factors
 from modelzip_jax.trace.measures.taps import PLACES, Place
+from modelzip_jax.trace.usage.layers import layer_axes
 from modelzip_jax.trace.usage.use import Use, uses
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "cost",
     "couplings",
     "fisher_information",
+    "layer_axes",
     "statistics",
     "uses",
 ]

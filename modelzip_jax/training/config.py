@@ -14,6 +14,11 @@ from modelzip_jax.naming import nearest_name
 __all__ = ["base", "load_config", "override"]
 
 PREFIX = "--config."
+_LEAST = {
+    "epochs": 0.0, "steps": 0, "data.batch_size": 1, "block": 1, "record_every": 0, "evaluate_every": 0,
+    "save_every": 0, "patience": 0, "optimizer.accumulate": 1, "optimizer.schedule.warmup": 0,
+    "distributed.processes": 1,
+}  # fmt: skip
 
 
 def _config_dict() -> Any:
@@ -96,7 +101,12 @@ def load_config(path: str | Path) -> Any:
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise ConfigError(f"{path} has no get_config()")
-    return module.get_config()
+    found = module.get_config()
+    if not isinstance(found, _config_dict()):
+        raise ConfigError(
+            f"get_config() of {path} gives a {type(found).__name__}; change fields of config.base()"
+        )
+    return found
 
 
 def override(config: Any, arguments: Iterable[str]) -> Any:
@@ -116,8 +126,21 @@ def override(config: Any, arguments: Iterable[str]) -> Any:
             raise ConfigError(f"expected --config.field=value, not {argument!r}")
         path, _, text = argument.removeprefix(PREFIX).partition("=")
         _set(config, path, text)
+    _check_counts(config)
     config.lock()
     return config
+
+
+def _check_counts(config: Any) -> None:
+    for path, least in _LEAST.items():
+        value = config
+        for name in path.split("."):
+            value = value.get(name, least) if hasattr(value, "get") else least
+        if isinstance(value, int | float) and not value >= least:
+            raise ConfigError(f"{path} must be at least {least}, not {value!r}")
+    share = config.data.get("subset", 1.0) if "data" in config else 1.0
+    if not 0.0 < share <= 1.0:
+        raise ConfigError(f"data.subset must be a share above 0 and up to 1, not {share!r}")
 
 
 def _set(config: Any, path: str, text: str) -> None:

@@ -191,7 +191,32 @@ def first_version(root, tree):
         checkpointer.save_pytree(7, tree)
 
 
+def old_files(folder, tree):
+    """A tree as Orbax wrote it before it had `_METADATA`: the names are in a msgpack file with placeholders."""
+    (folder / "_METADATA").unlink()
+    (folder / "_CHECKPOINT_METADATA").unlink(missing_ok=True)
+    named = jax.tree_util.tree_map_with_path(
+        lambda path, _: ocp.utils.leaf_placeholder(".".join(ocp.utils.tuple_path_from_keypath(path))), tree
+    )
+    (folder / "checkpoint").write_bytes(ocp.msgpack_utils.msgpack_serialize(named))
+
+
+def old(root, tree, **options):
+    pytree(root, tree, **options)
+    old_files(root, tree)
+
+
+def old_manager(root, tree):
+    stepwise(root, tree)
+    for step in (2, 10):
+        (root / str(step) / "_CHECKPOINT_METADATA").unlink()
+        old_files(root / str(step) / "default", tree)
+
+
 LAYOUTS = {
+    "old": lambda root, tree: old(root, tree, use_ocdbt=False),
+    "old with ocdbt": lambda root, tree: old(root, tree, use_ocdbt=True),
+    "old manager": old_manager,
     "ocdbt": lambda root, tree: pytree(root, tree, use_ocdbt=True),
     "no ocdbt": lambda root, tree: pytree(root, tree, use_ocdbt=False),
     "zarr3": lambda root, tree: pytree(root, tree, use_ocdbt=False, use_zarr3=True),
@@ -218,6 +243,24 @@ def test_reads_every_layout_of_orbax(tmp_path, monkeypatch, layout, relative):
         unfinished.mkdir()
         (unfinished / "_METADATA").write_text("{}")
     assert_same(checkpoints.read("run" if relative else tmp_path / "run"), ORBAX_TREE)
+
+
+@pytest.mark.parametrize("ocdbt", [False, True])
+def test_arrays_that_nothing_names(tmp_path, ocdbt):
+    pytree(tmp_path / "run" / "7", ORBAX_TREE, use_ocdbt=ocdbt)
+    (tmp_path / "run" / "7" / "_METADATA").unlink()
+    for path in (tmp_path / "run", tmp_path / "run" / "7"):
+        with pytest.raises(
+            CheckpointError, match=r"is missing: _METADATA, or the file 'checkpoint'.*copy the folder"
+        ):
+            checkpoints.read(path)
+
+
+def test_a_folder_of_tensorflow_is_none_of_orbax(tmp_path):
+    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "model.ckpt-1"')
+    (tmp_path / "model.ckpt-1.index").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match="no Orbax checkpoint"):
+        checkpoints.read(tmp_path)
 
 
 def test_writes_orbax_to_a_relative_path(tmp_path, monkeypatch):

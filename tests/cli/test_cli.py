@@ -153,7 +153,7 @@ HINTS = {
     "compressed already": "it is compressed already",
     "an empty checkpoint": "empty.npz cannot be read: it is empty",
     "another suffix as output": "x.bin must end in .mz",
-    "inspect nothing": "there is no file",
+    "inspect nothing": "there is no such file",
     "inspect an empty file": "empty.mz: not a .mz file: it is empty",
     "not a file of ours": "is a .safetensors checkpoint",
     "a recipe that is missing": "none.json: No such file or directory",

@@ -86,6 +86,57 @@ def test_several_axes_number_the_channels_together():
     np.testing.assert_allclose(packed.unpack(), np.stack(each), rtol=1e-6)
 
 
+LAYERED = {
+    "channel": {},
+    "tensor": {"granularity": "tensor"},
+    "group": {"granularity": "group", "group_size": 8},
+    "rows": {"axis": 0},
+    "mse": {"range": "mse"},
+    "learned": {"learned": True, "symmetric": False},
+}
+
+
+@pytest.mark.parametrize("options", LAYERED.values(), ids=LAYERED)
+@pytest.mark.parametrize("layer", [0, 1])
+def test_each_layer_of_a_stack_is_quantized_as_a_tensor_of_its_own(layer, options):
+    """Rows spread within each layer, so that "auto" takes them, and layers are of different sizes."""
+    spread = np.geomspace(0.1, 4.0, 12, dtype="f4")
+    each = {
+        "kernel": RNG.normal(size=(3, 12, 12)).astype("f4") * spread[:, None],
+        "bias": RNG.normal(size=(3, 12)),
+    }
+    each = {
+        name: x.astype("f4") * np.array([0.1, 1, 10], "f4").reshape(3, *[1] * (x.ndim - 1))
+        for name, x in each.items()
+    }
+    stacked = {name: np.moveaxis(x, 0, layer) for name, x in each.items()}
+    t = mz.quantize(4, layers=layer, **options)
+    found = {name: np.moveaxis(x, layer, 0) for name, x in mz.decoded(stacked, t).items()}
+    for i in range(3):
+        alone = mz.decoded({name: x[i] for name, x in each.items()}, mz.quantize(4, **options))
+        jax.tree.map(
+            lambda ours, x: np.testing.assert_allclose(ours, x, rtol=1e-6),
+            {n: x[i] for n, x in found.items()},
+            alone,
+        )
+
+
+def test_layers_of_some_leaves():
+    params = {"blocks": {"w": RNG.normal(size=(3, 8, 5)).astype("f4"), "scale": np.ones(3, "f4")},
+              "head": RNG.normal(size=(8, 5)).astype("f4")}  # fmt: skip
+    for granularity, steps in (("channel", 15), ("tensor", 3)):
+        t = mz.quantize(4, granularity=granularity, axis=-1, layers={"blocks/*": 0})
+        packed = mz.compress(params, t)
+        assert packed.params["blocks"]["w"].step.size == steps
+        assert packed.params["blocks"]["scale"].step.size == 1
+        assert packed.params["head"].step.size == (5 if granularity == "channel" else 1)
+        mz.testing.check_laws(t, params)
+    with pytest.raises(mz.errors.LeafError, match="'blocks/scale'"):
+        mz.compress(params, mz.quantize(4, layers=2))
+    with pytest.raises(mz.errors.TransformError, match="counted from the front"):
+        mz.quantize(4, layers=-1)
+
+
 def test_learned_offsets_start_at_the_fixed_grid():
     for symmetric in (True, False):
         fixed, learned = (mz.quantize(3, symmetric=symmetric, learned=on) for on in (False, True))

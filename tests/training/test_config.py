@@ -62,3 +62,21 @@ def test_a_file_without_get_config(tmp_path):
     (tmp_path / "x.py").write_text("a = 1\n")
     with pytest.raises(ConfigError, match="get_config"):
         configs.load_config(tmp_path / "x.py")
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "steps=-1",
+        "epochs=-2",
+        "data.batch_size=0",
+        "block=0",
+        "data.subset=2.0",
+        "data.subset=0.0",
+        "optimizer.accumulate=0",
+    ],
+)
+def test_counts_and_shares_out_of_range(argument):
+    name = argument.partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"{name} must be"):
+        configs.override(configs.base(), [f"--config.{argument}"])

@@ -14,7 +14,7 @@ from modelzip_jax.trace.usage.views import View
 from modelzip_jax.trace.usage.weight_rules import Weight
 from modelzip_jax.tree import PyTree
 
-__all__ = ["Use", "uses", "uses_of"]
+__all__ = ["Use", "telling", "uses", "uses_of"]
 
 _COPIES = IDENTITY | frozenset(
     ["concatenate", "stack", "dynamic_update_slice", "pad", "scatter", "select_n", "scan", "while", "cond"]
@@ -110,7 +110,7 @@ def _uses_in(meeting: Meeting) -> Iterable[Use]:
     equation, operand, weight = meeting
     kind = _kind(meeting)
     contracted, batch = _roles(meeting, kind)
-    for view in _telling(weight):
+    for view in telling(weight):
         free = [i for i in range(len(view.axes)) if i not in contracted and i not in batch]
         yield Use(
             view.leaf, 0, kind, equation.primitive if equation.eqn else "output", equation.path, operand,
@@ -119,7 +119,7 @@ def _uses_in(meeting: Meeting) -> Iterable[Use]:
         )  # fmt: skip
 
 
-def _telling(weight: Weight) -> list[View]:
+def telling(weight: Weight) -> list[View]:
     """Without what else of a leaf went into a derived weight, such as its norm, beside all of the leaf."""
     if not weight.through:
         return list(weight.views)

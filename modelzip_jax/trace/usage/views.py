@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-__all__ = ["Axis", "Factor", "Layer", "Misaligned", "View", "whole"]
+__all__ = ["Axis", "Factor", "Layer", "Misaligned", "View", "along", "split_axis", "whole"]
 
 
 class Misaligned(Exception):
@@ -141,6 +141,12 @@ def blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[range, ran
     return found
 
 
+def along(axes: Iterable[Axis]) -> tuple[int, ...]:
+    """The leaf's axes that these walk along."""
+    found = {f.axis for axis in axes for f in axis.factors}
+    return tuple(sorted(a for a in found if a is not None))
+
+
 class Layer(NamedTuple):
     """An axis that a scan has taken apart: the scan's path, and the axis as it was."""
 
@@ -154,7 +160,8 @@ class View:
 
     leaf: its name. shape: its shape. axes: one `Axis` for each axis of the variable. starts: the first
     index along each axis of the leaf. layers: axes that enclosing scans have taken apart, one layer an
-    iteration, outermost first. indexed: axes of the leaf of which a loop's counter picks a slice.
+    iteration, outermost first. indexed: axes of the leaf of which a loop's counter picks a slice. scattered: axes
+    of which several indices are held, nobody knows which: a block that a counter picks, rows that constants pick.
     """
 
     leaf: str
@@ -163,20 +170,16 @@ class View:
     starts: tuple[int, ...]
     layers: tuple[Layer, ...] = ()
     indexed: tuple[int, ...] = ()
+    scattered: tuple[int, ...] = ()
 
-    def axes_of(self, positions: Sequence[int]) -> tuple[int, ...]:
+    def axes_of(self, positions: Iterable[int]) -> tuple[int, ...]:
         """The leaf's axes that these axes of the variable walk along."""
-        return self._along(self.axes[p] for p in positions)
+        return along(self.axes[p] for p in positions)
 
     @property
     def layer_axes(self) -> tuple[int, ...]:
         """The leaf's axes of which each iteration of a scan or loop sees one slice."""
-        return tuple(sorted({*self._along(layer.axis for layer in self.layers), *self.indexed}))
-
-    @staticmethod
-    def _along(axes: Iterable[Axis]) -> tuple[int, ...]:
-        found = {f.axis for axis in axes for f in axis.factors}
-        return tuple(sorted(a for a in found if a is not None))
+        return tuple(sorted({*along(layer.axis for layer in self.layers), *self.indexed}))
 
     @property
     def complete(self) -> bool:
@@ -184,12 +187,12 @@ class View:
         axes = (*self.axes, *(layer.axis for layer in self.layers))
         walked = [f for axis in axes for f in axis.factors if f.axis is not None]
         covered = math.prod(f.size for f in walked)
-        return not self.indexed and covered == math.prod(self.shape)
+        return not self.indexed and not self.scattered and covered == math.prod(self.shape)
 
     def unknown(self, shape: Sequence[int]) -> View:
         """Something of this leaf, no more is known."""
         return dataclasses.replace(
-            self, axes=tuple(map(repeated, shape)), starts=(0,) * len(self.shape), indexed=()
+            self, axes=tuple(map(repeated, shape)), starts=(0,) * len(self.shape), indexed=(), scattered=()
         )
 
     def pick(self, positions: Sequence[int | None], shape: Sequence[int]) -> View:
@@ -265,8 +268,14 @@ class View:
         """A slice of this shape, at a place that only a loop's counter knows."""
         moved = [p for p, size in enumerate(shape) if size != self.axes[p].size]
         axes = tuple(repeated(s) if p in moved else self.axes[p] for p, s in enumerate(shape))
-        indexed = sorted({*self.indexed, *self.axes_of(moved)})
-        return dataclasses.replace(self, axes=axes, indexed=tuple(indexed))
+        one, several = (
+            self.axes_of(p for p in moved if (shape[p] == 1) is single) for single in (True, False)
+        )
+        return dataclasses.replace(self, axes=axes).lost(one, "indexed").lost(several, "scattered")
+
+    def lost(self, axes: Iterable[int], how: str) -> View:
+        """The same, "indexed" or "scattered" along more axes of the leaf."""
+        return dataclasses.replace(self, **{how: tuple(sorted({*getattr(self, how), *axes}))})  # type: ignore[arg-type]
 
 
 def _range(

@@ -138,9 +138,10 @@ def _only(values: Sequence[Origin]) -> Weight:
 
 
 def _reshape(equation: Equation, values: Sequence[Origin]) -> list[Origin]:
-    if equation.params.get("dimensions") is not None:
-        raise Misaligned
-    return [_only(values).mapped(lambda v: v.reshape(equation.result_shapes[0]))]
+    order, shape = equation.params.get("dimensions"), equation.operand_shapes[0]
+    order = range(len(shape)) if order is None else order  # A vmapped convolution transposes as it reshapes.
+    turned = [shape[i] for i in order]
+    return [_only(values).mapped(lambda v: v.pick(order, turned).reshape(equation.result_shapes[0]))]
 
 
 def _transpose(equation: Equation, values: Sequence[Origin]) -> list[Origin]:
@@ -253,10 +254,12 @@ def _gather(equation: Equation, values: Sequence[Origin]) -> list[Origin]:
     kept = iter([i for i in range(len(equation.operand_shapes[0])) if i not in gone])
     positions = [next(kept) if i in numbers.offset_dims else None for i in range(len(shape))]
 
+    single = all(size == 1 for i, size in enumerate(shape) if i not in numbers.offset_dims)
+
     def pick(view: View) -> View:
         found = view.pick(positions, shape)
-        indexed = set(view.axes_of(range(len(view.axes)))) - set(found.axes_of(range(len(shape))))
-        return dataclasses.replace(found, indexed=tuple(sorted({*view.indexed, *indexed})))
+        gone = set(view.axes_of(range(len(view.axes)))) - set(found.axes_of(range(len(shape))))
+        return found.lost(gone, "indexed" if single else "scattered")
 
     return [_only(values).mapped(pick)]
 
