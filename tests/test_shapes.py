@@ -11,7 +11,7 @@ from jaxtyping import Float, jaxtyped
 
 import modelzip_jax as mz
 from modelzip_jax.coding import escapes, histograms
-from modelzip_jax.masking.threshold import order_keys
+from modelzip_jax.masking.counting import order_keys
 from modelzip_jax.sharing import lookup, sums, vectors
 from modelzip_jax.sharing.lloyd import midpoints
 from modelzip_jax.wavelets import block_cosines, filters

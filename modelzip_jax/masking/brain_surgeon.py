@@ -14,9 +14,9 @@ import numpy as np
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, NonFiniteError, TransformError
 from modelzip_jax.masking.allocation import Allocation, Part, resolve
+from modelzip_jax.masking.counting import count_kept
 from modelzip_jax.masking.structures import NOfM, Structure, unstructured
 from modelzip_jax.masking.surgeon_steps import Padding, prune_stack
-from modelzip_jax.masking.threshold import count_kept
 from modelzip_jax.tree import PyTree
 
 __all__ = ["Surgery", "surgeon"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,12 @@ from modelzip_jax.masking import scores as scoring
 from modelzip_jax.masking.allocation import Allocation, resolve
 from modelzip_jax.masking.allocation.allocator import shared_out
 from modelzip_jax.masking.bitmask import unpack_mask
+from modelzip_jax.masking.counting import count_kept
 from modelzip_jax.masking.masks import Masking, check_told
 from modelzip_jax.masking.pruning import check_strategies, prune
 from modelzip_jax.masking.schedules import check_sparsity
 from modelzip_jax.masking.structures import Structure, unstructured
-from modelzip_jax.masking.threshold import count_kept, keep_largest
+from modelzip_jax.masking.threshold import keep_largest_each
 from modelzip_jax.recipe import recordable
 from modelzip_jax.stacking import as_layers
 from modelzip_jax.transform import Context
@@ -72,33 +73,62 @@ class Regrow(Masking):
         held = [group > 0.5 for group in self.grouped(flags)]
         moved = 0.5 * self.fraction * (1.0 + jnp.cos(jnp.pi * context.step.astype(jnp.float32) / self.end))
 
-        def exchange(rows: list[Any], share: jax.Array, layered: bool) -> list[jax.Array]:
-            held, drop, grow = (list(column) for column in zip(*rows, strict=True))
-            if not layered:
-                return _exchange(held, drop, grow, share, moved)
-            return jax.vmap(lambda h, d, g: _exchange(h, d, g, share, moved))(held, drop, grow)
+        def exchange(shared: list[list[Any]], shares: list[jax.Array]) -> list[list[jax.Array]]:
+            groups = [tuple(map(list, zip(*rows, strict=True))) for rows in shared]
+            return _exchange([Exchange(*group) for group in groups], shares, moved)
+
+        def exchange_layers(row: Any, share: jax.Array) -> jax.Array:
+            def of_layer(*arrays: jax.Array) -> jax.Array:
+                return _exchange([Exchange(*([x] for x in arrays))], [share], moved)[0][0]
+
+            return jax.vmap(of_layer)(*row)
 
         sparsity, parts = self.amount(context.step), self.parts(weights, dropping)
         shares = resolve(self.allocation)(parts, sparsity)
         rows = list(zip(held, dropping, growing, strict=True))
-        new = self.spread(weights, shared_out(shares, sparsity, parts, rows, exchange))
+        new = self.spread(weights, shared_out(shares, sparsity, parts, rows, exchange, exchange_layers))
         finite = jnp.stack([jnp.all(jnp.isfinite(s)) for s in (*dropping, *growing)]).all()
         return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, masks), near
 
 
-def _exchange(
-    held: list[jax.Array], drop: list[jax.Array], grow: list[jax.Array], sparsity: jax.Array, moved: jax.Array
-) -> list[jax.Array]:
-    """New masks, as many kept as the sparsity says: the best of what was held, and the best of the rest.
+class Exchange(NamedTuple):
+    """The groups of leaves under one threshold: which are held, and what they are dropped and grown by.
+
+    >>> flags, scores = [jnp.array([True, False])], [jnp.array([1.0, 2.0])]
+    >>> Exchange(flags, scores, scores).size
+    2
+    """
+
+    held: list[jax.Array]
+    drop: list[jax.Array]
+    grow: list[jax.Array]
+
+    @property
+    def size(self) -> int:
+        return sum(x.size for x in self.held)
+
+
+def _exchange(exchanges: list[Exchange], shares: list[jax.Array], moved: jax.Array) -> list[list[jax.Array]]:
+    """Which groups are held afterwards: of those held, a share `moved` is dropped, and as many others are grown.
 
     What is dropped may be grown again at once, as in RigL.
     """
-    keep = count_kept(sum(x.size for x in drop), sparsity)
+    keep = jnp.stack([count_kept(one.size, share) for one, share in zip(exchanges, shares, strict=True)])
     count = jnp.round(moved * keep.astype(jnp.float32)).astype(jnp.int32)
     low = jnp.float32(-jnp.inf)
-    stay, *_ = keep_largest([jnp.where(h, d, low) for h, d in zip(held, drop, strict=True)], keep - count)
-    come, *_ = keep_largest([jnp.where(s, low, g) for s, g in zip(stay, grow, strict=True)], count)
-    return [s | c for s, c in zip(stay, come, strict=True)]
+
+    def largest(groups: list[list[jax.Array]], keep: jax.Array) -> list[list[jax.Array]]:
+        masks = iter(keep_largest_each(groups, keep).masks)
+        return [[next(masks) for _ in group] for group in groups]
+
+    held = [[jnp.where(h, d, low) for h, d in zip(e.held, e.drop, strict=True)] for e in exchanges]
+    stay = largest(held, keep - count)
+    grown = [
+        [jnp.where(s, low, g) for s, g in zip(kept, e.grow, strict=True)]
+        for kept, e in zip(stay, exchanges, strict=True)
+    ]
+    come = largest(grown, count)
+    return [[s | c for s, c in zip(a, b, strict=True)] for a, b in zip(stay, come, strict=True)]
 
 
 def regrow(

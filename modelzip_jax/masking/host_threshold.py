@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from modelzip_jax.concrete import host_view, host_views, placed
-from modelzip_jax.masking.threshold import DIGITS, TOP, order_keys
+from modelzip_jax.masking.counting import DIGITS, TOP, order_keys
 
 __all__ = ["choose_on_host", "count_kept_exactly"]
 

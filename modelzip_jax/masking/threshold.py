@@ -14,63 +14,20 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Num, UInt32
 
 from modelzip_jax.errors import TransformError
+from modelzip_jax.masking.counting import TOP, order_keys, total, totals
 from modelzip_jax.meshes import is_sharded_in_type
 
-__all__ = ["Kept", "count_kept", "keep_largest", "order_keys"]
+__all__ = ["Kept", "keep_largest", "keep_largest_each"]
 
 _SAMPLE = 4096
-TOP = 0xFFFFFFFF
-DIGITS = 10_000_000
 _NEAR = 1 << 16
 """A step of keys that is at most 1 % of a score."""
 _SPREAD = 1.5
 """How many standard errors of an interpolation its outer thresholds are away."""
 _FEW = 8
 """Keys of so small a number are told apart by thresholds less than one of them apart."""
-
-
-def count_kept(size: int, sparsity: jax.Array | float) -> jax.Array:
-    """How many of `size` weights stay: `size - round(sparsity * size)`, counted in integers.
-
-    The sparsity is read to seven decimals, so that a float32 0.9 means nine tenths of 50 million
-    to the last weight; half a weight rounds towards pruning.
-
-    Args:
-      size: number of weights, below 2**31.
-      sparsity: in [0, 1], may be traced.
-
-    Returns:
-      int32 scalar.
-
-    >>> int(count_kept(50_000_000, jnp.float32(0.9)))
-    5000000
-    """
-    parts = jnp.round(jnp.asarray(sparsity, jnp.float32) * DIGITS).astype(jnp.uint32)
-    whole, rest = divmod(size, DIGITS)
-    quotient, remainder = jnp.uint32(0), jnp.uint32(0)
-    for place in (1_000_000, 10_000, 100, 1):
-        digit = parts // place % 100
-        carried = remainder * 100 + rest * digit
-        quotient, remainder = quotient * 100 + carried // DIGITS, carried % DIGITS
-    pruned = whole * parts + quotient + (remainder >= DIGITS // 2).astype(jnp.uint32)
-    return jnp.int32(size) - pruned.astype(jnp.int32)
-
-
-def order_keys(scores: Num[jax.Array, "*shape"]) -> UInt32[jax.Array, "*shape"]:
-    """uint32 keys in the order of the scores as float32; -0.0 and 0.0 are equal, NaN is largest.
-
-    >>> order_keys(jnp.array([1.0, -1.0, 0.0])).argsort()
-    Array([1, 2, 0], dtype=int32)
-    """
-    scores = scores.astype(jnp.float32)
-    bits = jax.lax.bitcast_convert_type(scores, jnp.uint32)
-    # Compared as bits: devices that flush subnormals would take them all for zeros.
-    bits = jnp.where(bits == jnp.uint32(1 << 31), jnp.uint32(0), bits)
-    keys = jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
-    return jnp.where(jnp.isnan(scores), jnp.uint32(TOP - 1), keys)
 
 
 class Kept(NamedTuple):
@@ -86,22 +43,23 @@ class Kept(NamedTuple):
 
 
 class _Data(NamedTuple):
-    """Arrays and the pointwise function that scores them."""
+    """Groups of arrays, each under a threshold of its own, and the pointwise function that scores them."""
 
-    arrays: list[jax.Array]
+    groups: list[list[jax.Array]]
     score: Callable[[jax.Array], jax.Array]
 
-    def order(self) -> list[jax.Array]:
-        return [order_keys(self.score(x)) for x in self.arrays]
+    def order(self) -> list[list[jax.Array]]:
+        return [[order_keys(self.score(x)) for x in group] for group in self.groups]
 
-    def size(self) -> int:
-        return sum(x.size for x in self.arrays)
+    def sizes(self) -> list[int]:
+        return [sum(x.size for x in group) for group in self.groups]
 
 
 class _Search(NamedTuple):
-    """`count(low) >= keep >= count(high)`, where `count(t)` is the number of keys >= t.
+    """`count(low) >= keep >= count(high)` in each group, where `count(t)` is the number of its keys >= t.
 
-    before: int32, how many keys were between the ends before the last pass.
+    All are `(groups,)`; keys are uint32, counts int32. before: how many keys were between the ends before the last
+    pass.
     """
 
     low: jax.Array
@@ -111,51 +69,28 @@ class _Search(NamedTuple):
     passes: jax.Array
     before: jax.Array
 
-
-def _total(flags: jax.Array) -> jax.Array:
-    """The number of true flags, int32, exact.
-
-    XLA:CPU vectorizes float sums but not integer ones (half the time), and float32 counts are exact
-    below 2**24: so leading axes are summed in float where they are shorter, the rest in integers.
-    """
-    if flags.size < 1 << 24:
-        return jnp.sum(flags, dtype=jnp.float32).astype(jnp.int32)
-    if flags.ndim < 2 or math.prod(flags.shape[:-1]) >= 1 << 24:
-        return jnp.sum(flags, dtype=jnp.int32)
-    columns = jnp.sum(flags, axis=tuple(range(flags.ndim - 1)), dtype=jnp.float32)
-    return jnp.sum(columns.astype(jnp.int32), dtype=jnp.int32)
+    def unfinished(self, keep: jax.Array) -> jax.Array:
+        return (self.at_low != keep) & (self.at_high != keep) & (self.high - self.low > 1)
 
 
-def _totals(flags: list[jax.Array]) -> list[jax.Array]:
-    """The number of true flags in each of several arrays of one shape.
-
-    By one reduction of several operands, which XLA:CPU vectorizes: it does not vectorize an integer sum alone, so that
-    three counts cost a fourth of one. Of sharded arrays it would gather every operand's part sums one by one,
-    where a sum alone is one all-reduce.
-    """
-    if jax.device_count() > 1:
-        return [_total(x) for x in flags]
-    numbers, zeros = [x.astype(jnp.int32) for x in flags], [jnp.int32(0)] * len(flags)
-    return jax.lax.reduce(
-        numbers, zeros, lambda a, b: jax.tree.map(jnp.add, a, b), tuple(range(flags[0].ndim))
-    )
-
-
-def _counts(data: _Data, thresholds: jax.Array) -> list[jax.Array]:
-    """The number of keys that reach each threshold, int32 scalars, from one pass over the data."""
-    counts = [jnp.int32(0)] * len(thresholds)
-    for key in data.order():
-        counts = list(map(jnp.add, counts, _totals([key >= t for t in thresholds])))
-    return counts
+def _counts(data: _Data, thresholds: jax.Array) -> jax.Array:
+    """How many keys reach thresholds `(n, groups)`: int32 like them, from one pass over the data."""
+    columns = []
+    for g, keys in enumerate(data.order()):
+        counts = [jnp.int32(0)] * len(thresholds)
+        for key in keys:
+            counts = list(map(jnp.add, counts, totals([key >= t[g] for t in thresholds])))
+        columns.append(jnp.stack(counts))
+    return jnp.stack(columns, axis=1)
 
 
 def _probe(search: _Search, data: _Data, keep: jax.Array, thresholds: jax.Array) -> _Search:
-    """Narrows the bracket by one pass over the data; thresholds outside it change nothing."""
+    """Narrows the brackets by one pass over the data; thresholds outside them change nothing."""
     # The barrier keeps XLA from hoisting the keys out of the loop: a pass that recomputes them is as
     # fast, and a step whose scratch memory stays small is faster even when no refresh happens.
-    arrays, thresholds = jax.lax.optimization_barrier((data.arrays, thresholds))
+    groups, thresholds = jax.lax.optimization_barrier((data.groups, thresholds))
     low, high, at_low, at_high, passes, _ = search
-    for threshold, found in zip(thresholds, _counts(data._replace(arrays=arrays), thresholds), strict=True):
+    for threshold, found in zip(thresholds, _counts(data._replace(groups=groups), thresholds), strict=True):
         inside = (threshold > low) & (threshold < high)
         up, down = inside & (found >= keep), inside & (found <= keep)
         low, at_low = jnp.where(up, threshold, low), jnp.where(up, found, at_low)
@@ -163,47 +98,44 @@ def _probe(search: _Search, data: _Data, keep: jax.Array, thresholds: jax.Array)
     return _Search(low, high, at_low, at_high, passes + 1, search.at_low - search.at_high)
 
 
-def _sample(data: _Data) -> jax.Array:
+def _sample(arrays: list[jax.Array], score: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """About 4,096 keys, sorted, spread evenly over every axis of every array."""
-    taken = []
-    for x in data.arrays:
-        stride = max(data.size() // _SAMPLE, 1)
+    taken, size = [], sum(x.size for x in arrays)
+    for x in arrays:
+        stride = max(size // _SAMPLE, 1)
         index = []
         for axis, length in enumerate(x.shape):
             step = min(max(math.ceil(stride ** (1 / (x.ndim - axis))), 1), length)
             index.append(slice(step // 2, None, step))
             stride = max(stride // step, 1)
-        taken.append(order_keys(data.score(x[tuple(index)])).reshape(-1))
+        taken.append(order_keys(score(x[tuple(index)])).reshape(-1))
     return jnp.sort(jnp.concatenate(taken))
 
 
-class _Guide(NamedTuple):
-    """What a sample says of the order of the keys: where to look first.
-
-    sample: uint32 `(s,)`, sorted; empty if there is none. total: the number of keys.
-    """
-
-    sample: jax.Array
-    total: int
-
-    def around(self, keep: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Where the wanted threshold should be, and two others with it between them, all but surely."""
-        rank = (1.0 - keep.astype(jnp.float32) / self.total) * self.sample.size
-        spread = 2.5 * jnp.sqrt(jnp.maximum(rank * (1.0 - rank / self.sample.size), 0.0)) + 2.0
-        return self._at(rank - spread), self._at(rank), self._at(rank + spread)
-
-    def _at(self, place: jax.Array) -> jax.Array:
-        return self.sample[jnp.clip(place, 0, self.sample.size - 1).astype(jnp.int32)]
+def _around(sample: jax.Array, share: jax.Array) -> jax.Array:
+    """`(3,)`: where by a sorted sample the threshold is that keeps a share, between two others that enclose it."""
+    rank = (1.0 - share) * sample.size
+    spread = 2.5 * jnp.sqrt(jnp.maximum(rank * (1.0 - rank / sample.size), 0.0)) + 2.0
+    places = jnp.stack([rank - spread, rank, rank + spread])
+    return sample[jnp.clip(places, 0, sample.size - 1).astype(jnp.int32)]
 
 
-def _guide(data: _Data) -> _Guide | None:
-    if data.size() <= 4 * _SAMPLE or any(is_sharded_in_type(x) for x in data.arrays):
-        return None
-    return _Guide(_sample(data), data.size())
+def _first_look(data: _Data, keep: jax.Array, near: jax.Array, start: _Search) -> jax.Array:
+    """The thresholds of the first pass, uint32 `(3, groups)`: by samples, and where the last search ended."""
+    warm = near > 0
+    columns, blind = [], _next(start, keep)
+    for g, (arrays, size) in enumerate(zip(data.groups, data.sizes(), strict=True)):
+        if size <= 4 * _SAMPLE or any(is_sharded_in_type(x) for x in arrays):
+            beside = near[g] + jnp.array([-_NEAR, 0, _NEAR]).astype(jnp.uint32)
+            columns.append(jnp.where(warm[g], beside, blind[:, g]))
+        else:
+            look = _around(_sample(arrays, data.score), keep[g].astype(jnp.float32) / size)
+            columns.append(look.at[1].set(jnp.where(warm[g], near[g], look[1])))
+    return jnp.stack(columns, axis=1)
 
 
 def _next(s: _Search, keep: jax.Array) -> jax.Array:
-    """Three thresholds within the bracket, uint32 `(3,)`, around where its keys, if uniform, had the wanted one."""
+    """Three thresholds in each bracket, uint32 `(3, groups)`, around where its keys, if uniform, had the wanted one."""
     width, left = s.high - s.low, s.at_low - s.at_high
     above, below = (s.at_low - keep).astype(jnp.float32), (keep - s.at_high).astype(jnp.float32)
     error = jnp.sqrt(above * below / (above + below))
@@ -217,22 +149,18 @@ def _next(s: _Search, keep: jax.Array) -> jax.Array:
 
 
 def _search(data: _Data, keep: jax.Array, near: jax.Array) -> _Search:
-    zero = jnp.int32(0)
-    start = _Search(jnp.uint32(0), jnp.uint32(TOP), jnp.int32(data.size()), zero, zero, zero)
-    warm = near > 0
-    if (guide := _guide(data)) is not None:
-        low, middle, high = guide.around(keep)
-        first = jnp.stack([low, jnp.where(warm, near, middle), high])
-    else:
-        first = jnp.where(warm, near + jnp.array([-_NEAR, 0, _NEAR]).astype(jnp.uint32), _next(start, keep))
-
-    def unfinished(s: _Search) -> jax.Array:
-        return (s.at_low != keep) & (s.at_high != keep) & (s.high - s.low > 1)
+    """All groups in one loop: how it narrows brackets is compiled once, not for each leaf of a network."""
+    zeros = jnp.zeros_like(keep)
+    size = jnp.array(data.sizes(), jnp.int32)
+    start = _Search(jnp.zeros_like(near), jnp.full_like(near, TOP), size, zeros, zeros, zeros)
+    first = _first_look(data, keep, near, start)
 
     def narrow(s: _Search) -> _Search:
-        return _probe(s, data, keep, jnp.where(s.passes == 0, first, _next(s, keep)))
+        new = _probe(s, data, keep, jnp.where(s.passes == 0, first, _next(s, keep)))
+        left = s.unfinished(keep)
+        return jax.tree.map(lambda a, b: jnp.where(left, a, b), new, s)
 
-    return jax.lax.while_loop(unfinished, narrow, start)
+    return jax.lax.while_loop(lambda s: jnp.any(s.unfinished(keep)), narrow, start)
 
 
 def _before(cut: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -240,29 +168,29 @@ def _before(cut: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
     By row and column, as XLA would hoist one index array of the leaf's size out of the loop.
     """
-    shape = shape or (1,)
-    row = jnp.zeros((*shape[:-1], 1), jnp.uint32)
-    for axis, length in enumerate(shape[:-1]):
+    rows = shape or (1,)
+    row = jnp.zeros((*rows[:-1], 1), jnp.uint32)
+    for axis, length in enumerate(rows[:-1]):
         row = row * length + jax.lax.broadcasted_iota(jnp.uint32, row.shape, axis)
-    column = jax.lax.broadcasted_iota(jnp.uint32, (*[1] * (len(shape) - 1), shape[-1]), len(shape) - 1)
-    last_row, last_column = cut // shape[-1], cut % shape[-1]
-    return (row < last_row) | ((row == last_row) & (column < last_column))
+    column = jax.lax.broadcasted_iota(jnp.uint32, (*[1] * (len(rows) - 1), rows[-1]), len(rows) - 1)
+    last_row, last_column = cut // rows[-1], cut % rows[-1]
+    return ((row < last_row) | ((row == last_row) & (column < last_column))).reshape(shape)
 
 
-def _first(tied: jax.Array, take: jax.Array) -> jax.Array:
-    """The first `take` true elements in C order, as a mask; bisects over the index."""
-    if tied.size == 0:
-        return tied
+def _firsts(tied: list[jax.Array], take: jax.Array) -> list[jax.Array]:
+    """Of each array the first `take` true elements in C order, as a mask; bisects over the index of all at once."""
 
     def halve(bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bracket
         middle = low + (high - low) // 2
-        enough = _total(tied & _before(middle, tied.shape).reshape(tied.shape)) >= take
+        found = [total(x & _before(cut, x.shape)) for x, cut in zip(tied, middle, strict=True)]
+        enough = jnp.stack(found) >= take
         return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
 
-    high = jnp.where(take > 0, jnp.uint32(tied.size), jnp.uint32(0))
-    _, cut = jax.lax.while_loop(lambda b: b[1] - b[0] > 1, halve, (jnp.uint32(0), high))
-    return tied & _before(cut, tied.shape).reshape(tied.shape)
+    high = jnp.where(take > 0, jnp.array([x.size for x in tied], jnp.uint32), 0)
+    start = jnp.zeros_like(high), high
+    _, cuts = jax.lax.while_loop(lambda b: jnp.any(b[1] - b[0] > 1), halve, start)
+    return [x & _before(cut, x.shape) for x, cut in zip(tied, cuts, strict=True)]
 
 
 def keep_largest(
@@ -288,27 +216,57 @@ def keep_largest(
     >>> masks
     [Array([False,  True], dtype=bool), Array([[ True, False]], dtype=bool)]
     """
-    if sum(x.size for x in arrays) >= 1 << 31:
+    place = None if near is None else jnp.reshape(near, 1)
+    masks, threshold, passes = keep_largest_each([arrays], jnp.reshape(keep, 1), score, place)
+    return Kept(masks, threshold[0], passes)
+
+
+def keep_largest_each(
+    groups: list[list[jax.Array]],
+    keep: jax.Array,
+    score: Callable[[jax.Array], jax.Array] = lambda x: x,
+    near: jax.Array | None = None,
+) -> Kept:
+    """`keep_largest` of several groups of arrays, searched in one loop.
+
+    Args:
+      groups: the arrays under each threshold. keep, near: `(groups,)`, of each.
+
+    Returns:
+      The masks of all groups' arrays in one list, the thresholds `(groups,)`, the passes of the longest search.
+
+    >>> masks, *_ = keep_largest_each([[jnp.array([1.0, 3.0])], [jnp.array([5.0, 4.0])]], jnp.array([1, 1]))
+    >>> masks
+    [Array([False,  True], dtype=bool), Array([ True, False], dtype=bool)]
+    """
+    if any(sum(x.size for x in arrays) >= 1 << 31 for arrays in groups):
         raise TransformError(
             "one threshold over 2**31 weights or more is not supported: use allocation='uniform', or "
             "mz.partition to group the leaves"
         )
-    search = _search(
-        _Data([x for x in arrays if x.size], score), keep, jnp.uint32(0) if near is None else near
-    )
+    near = jnp.zeros(len(groups), jnp.uint32) if near is None else near
+    search = _search(_Data([[x for x in arrays if x.size] for arrays in groups], score), keep, near)
     above = jnp.where(search.at_low == keep, search.low, search.high)
     missing = jnp.where(search.at_low == keep, 0, keep - search.at_high)
 
-    def distinct(arrays: list[jax.Array]) -> list[jax.Array]:
-        return [key >= above for key in _Data(arrays, score).order()]
+    def distinct(groups: list[list[jax.Array]]) -> list[jax.Array]:
+        return [key >= a for keys, a in zip(_Data(groups, score).order(), above, strict=True) for key in keys]
 
-    def with_ties(arrays: list[jax.Array]) -> list[jax.Array]:
-        masks, left = [], missing
-        for key in _Data(arrays, score).order():
-            tied = key == above - 1
-            take = jnp.minimum(left, _total(tied))
-            masks.append((key >= above) | _first(tied, take))
-            left = left - take
+    def with_ties(groups: list[list[jax.Array]]) -> list[jax.Array]:
+        masks: list[jax.Array] = []
+        tied, takes, places = [], [], []
+        for g, keys in enumerate(_Data(groups, score).order()):
+            left = missing[g]
+            for key in keys:
+                if key.size:
+                    tied.append(key == above[g] - 1)
+                    takes.append(jnp.minimum(left, total(tied[-1])))
+                    places.append(len(masks))
+                    left = left - takes[-1]
+                masks.append(key >= above[g])
+        for place, first in zip(places, _firsts(tied, jnp.stack(takes)) if tied else [], strict=True):
+            masks[place] = masks[place] | first
         return masks
 
-    return Kept(jax.lax.cond(missing > 0, with_ties, distinct, arrays), above, search.passes)
+    masks = jax.lax.cond(jnp.any(missing > 0), with_ties, distinct, groups)
+    return Kept(masks, above, jnp.max(search.passes, initial=0))

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from modelzip_jax import errors
-from modelzip_jax.masking.threshold import count_kept, keep_largest, order_keys
+from modelzip_jax.masking.counting import count_kept, order_keys
+from modelzip_jax.masking.threshold import keep_largest, keep_largest_each
 
 RNG = np.random.default_rng(0)
 SIZE = 20_000  # more than four samples, so that the bracket is in use
@@ -63,6 +64,22 @@ def test_exactly_the_largest(kind):
         assert mask.sum() == keep
         np.testing.assert_array_equal(mask, best(scores, keep))
         assert passes <= 100
+
+
+def test_groups_searched_together_are_as_if_each_were_alone():
+    """Of all kinds and sizes at once, so that their searches end at different passes."""
+    groups, keeps = [], []
+    for index, kind in enumerate(KINDS):
+        x = data(kind)
+        groups.append(
+            [x[: 30 * index].reshape(index, 30), np.zeros((0, 3), np.float32), x[600:].reshape(97, 200)]
+        )
+        keeps.append([0, 1, 700, SIZE // 2, 30 * index + 97 * 200][index % 5])
+    arrays = jax.tree.map(jnp.asarray, groups)
+    for near in (jnp.zeros(len(groups), jnp.uint32), jnp.arange(len(groups), dtype=jnp.uint32) * 0x20000000):
+        together = jax.jit(keep_largest_each, static_argnums=2)(arrays, jnp.array(keeps), jnp.abs, near)
+        alone = [m for group, keep in zip(groups, keeps, strict=True) for m in masks_of(group, keep)[0]]
+        jax.tree.map(np.testing.assert_array_equal, together.masks, alone)
 
 
 @pytest.mark.parametrize("kind", ["normal", "ties", "zeros", "infinite"])

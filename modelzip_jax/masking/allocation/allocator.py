@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax.errors import TransformError
+from modelzip_jax.masking.counting import count_kept
 from modelzip_jax.masking.host_threshold import choose_on_host
 from modelzip_jax.masking.schedules import Schedule
 from modelzip_jax.masking.structures import Structure
-from modelzip_jax.masking.threshold import count_kept, keep_largest
+from modelzip_jax.masking.threshold import keep_largest, keep_largest_each
 
 __all__ = ["Allocation", "Groups", "Part", "shared_out"]
 
@@ -103,36 +104,55 @@ class Allocation:
         if not groups.arrays:
             return [], groups.near
 
-        def choose(rows: list[Any], share: jax.Array, layered: bool) -> list[Any]:
-            arrays, places = (list(column) for column in zip(*rows, strict=True))
-            find = _largest_of_layers if layered else _largest
-            here = None if layered else choose_on_host(arrays, share, groups.score)
-            masks, place = here or find(arrays, share, groups.score, places[0])
-            return list(zip(masks, [place, *places[1:]], strict=True))
+        def choose(shared: list[list[Any]], shares: list[jax.Array]) -> list[list[Any]]:
+            arrays = [[array for array, _ in rows] for rows in shared]
+            near = [rows[0][1] for rows in shared]
+            here = [choose_on_host(*one, groups.score) for one in zip(arrays, shares, strict=True)]
+            known = [one for one in here if one is not None]
+            if len(known) < len(here):
+                known = _largest(arrays, jnp.stack(shares), groups.score, jnp.concatenate(near))
+            return [
+                list(zip(masks, [place, *(at for _, at in rows[1:])], strict=True))
+                for (masks, place), rows in zip(known, shared, strict=True)
+            ]
+
+        def choose_layers(row: Any, share: jax.Array) -> Any:
+            return _largest_of_layers(row[0], share, groups.score, row[1])
 
         rows = list(zip(groups.arrays, jnp.split(groups.near, groups.near.size), strict=True))
-        found = shared_out(self(groups.parts, amount), amount, groups.parts, rows, choose)
+        shares = self(groups.parts, amount)
+        found = shared_out(shares, amount, groups.parts, rows, choose, choose_layers)
         return [mask for mask, _ in found], jnp.concatenate([at for _, at in found])
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _largest(
-    arrays: list[jax.Array], sparsity: jax.Array, score: Callable[[jax.Array], jax.Array], near: jax.Array
-) -> tuple[list[jax.Array], jax.Array]:
-    """Masks that keep the largest scores over all of the arrays together, and the threshold: uint32 `(1,)`."""
-    kept = keep_largest(arrays, count_kept(sum(x.size for x in arrays), sparsity), score, near[0])
-    return kept.masks, kept.threshold[None]
+    groups: list[list[jax.Array]],
+    sparsities: jax.Array,
+    score: Callable[[jax.Array], jax.Array],
+    near: jax.Array,
+) -> list[tuple[list[jax.Array], jax.Array]]:
+    """For each group masks that keep the largest scores over its arrays together, and the threshold: uint32 `(1,)`."""
+    sizes = (sum(x.size for x in arrays) for arrays in groups)
+    keep = jnp.stack([count_kept(size, share) for size, share in zip(sizes, sparsities, strict=True)])
+    kept = keep_largest_each(groups, keep, score, near)
+    masks = iter(kept.masks)
+    return [([next(masks) for _ in arrays], kept.threshold[g : g + 1]) for g, arrays in enumerate(groups)]
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _largest_of_layers(
-    arrays: list[jax.Array], sparsity: jax.Array, score: Callable[[jax.Array], jax.Array], near: jax.Array
-) -> tuple[list[jax.Array], jax.Array]:
+    layers: jax.Array, sparsity: jax.Array, score: Callable[[jax.Array], jax.Array], near: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """The same for each layer of one stacked leaf by itself; the threshold is the first layer's."""
-    (layers,) = arrays
     if not layers.size:
-        return [jnp.zeros(layers.shape, bool)], near
-    masks, places = jax.vmap(lambda x: _largest([x], sparsity, score, near))(layers)
+        return jnp.zeros(layers.shape, bool), near
+
+    def of_layer(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        kept = keep_largest([x], count_kept(x.size, sparsity), score, near[0])
+        return kept.masks[0], kept.threshold[None]
+
+    masks, places = jax.vmap(of_layer)(layers)
     return masks, places[0]
 
 
@@ -141,24 +161,36 @@ def shared_out(
     sparsity: jax.Array,
     parts: list[Part],
     rows: list[Any],
-    choose: Callable[[list[Any], jax.Array, bool], list[Any]],
+    choose: Callable[[list[list[Any]], list[jax.Array]], list[list[Any]]],
+    choose_layers: Callable[[Any, jax.Array], Any],
 ) -> list[Any]:
     """What is chosen for each leaf: under one threshold for all of them, or one of its own for each.
 
     Args:
       shares: of an `Allocation`: the sparsity of each leaf, or None for one threshold.
       parts: the leaves. rows: one a leaf, with what `choose` needs of it.
-      choose: from the rows that share a threshold, their sparsity, and whether it is one stacked leaf, whose layers
-        have a threshold each, to one entry a row.
+      choose: from the rows under each threshold, and their sparsities, to an entry for each row. All at once, so that
+        a search over many leaves is one program.
+      choose_layers: the same from the row of one stacked leaf, whose layers have a threshold each.
 
     >>> parts = [Part("a", (2,), 2), Part("b", (2,), 2, layers=3)]
-    >>> choose = lambda rows, share, layered: [(row, len(rows), share, layered) for row in rows]
-    >>> shared_out(None, 0.9, parts, ["a", "b"], choose)
-    [('a', 2, 0.9, False), ('b', 2, 0.9, False)]
-    >>> shared_out([0.8, 0.95], 0.9, parts, ["a", "b"], choose)
-    [('a', 1, 0.8, False), ('b', 1, 0.95, True)]
+    >>> choose = lambda shared, shares: [[(row, share) for row in rows] for rows, share in zip(shared, shares)]
+    >>> choose_layers = lambda row, share: (row, share, "each layer")
+    >>> shared_out(None, 0.9, parts, ["a", "b"], choose, choose_layers)
+    [('a', 0.9), ('b', 0.9)]
+    >>> shared_out([0.8, 0.95], 0.9, parts, ["a", "b"], choose, choose_layers)
+    [('a', 0.8), ('b', 0.95, 'each layer')]
     """
+    if not rows:
+        return []
     if shares is None:
-        return choose(rows, sparsity, False) if rows else []
-    each = zip(rows, shares, parts, strict=True)
-    return [one for row, share, part in each for one in choose([row], share, part.layers is not None)]
+        return choose([rows], [sparsity])[0]
+    found, single = list(rows), [index for index, part in enumerate(parts) if part.layers is None]
+    chosen = (
+        choose([[rows[index]] for index in single], [shares[index] for index in single]) if single else []
+    )
+    for index, (one,) in zip(single, chosen, strict=True):
+        found[index] = one
+    for index in set(range(len(rows))) - set(single):
+        found[index] = choose_layers(rows[index], shares[index])
+    return found

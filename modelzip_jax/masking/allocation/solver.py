@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from modelzip_jax.masking.allocation.wide import digits, fits, scaled_up, weighted
-from modelzip_jax.masking.threshold import keep_largest, order_keys
+from modelzip_jax.masking.counting import order_keys
+from modelzip_jax.masking.threshold import keep_largest, keep_largest_each
 
 __all__ = ["within"]
 
@@ -72,7 +73,7 @@ def _dearest(
 ) -> list[jax.Array]:
     """The best by score ÷ cost that the bound, in digits, can pay."""
     counts = _counts(arrays, bound, score, costs)
-    return [keep_largest([x], counts[i], score)[0][0] for i, x in enumerate(arrays)]
+    return keep_largest_each([[x] for x in arrays], counts, score).masks
 
 
 def _counts(

@@ -113,7 +113,8 @@ def iterate(score: Callable[[PyTree], PyTree], params: PyTree, sparsity: float, 
     >>> iterate(score, {"w": jnp.array([4.0, 0.5, 3.0, 2.0])}, sparsity=0.5, rounds=2)
     {'w': Array([ 4., -1.,  3.,  2.], dtype=float32)}
     """
-    from modelzip_jax.masking.threshold import count_kept, keep_largest
+    from modelzip_jax.masking.counting import count_kept
+    from modelzip_jax.masking.threshold import keep_largest
 
     if not 0.0 <= sparsity < 1.0 or rounds < 1:
         raise TransformError(
