@@ -190,10 +190,14 @@ def _started(inner: optax.GradientTransformation, trained: PyTree) -> optax.OptS
     try:
         return inner.init(trained)
     except AttributeError as error:
-        raise WrapError(
-            f"the optimizer does not start from a tree of weights ({error}); optax.lookahead, which wants pairs of "
-            "them, does not go into mz.wrap: mz.loop.with_average keeps an average there"
-        ) from error
+        raise _wants_pairs(error) from error
+
+
+def _wants_pairs(error: AttributeError) -> WrapError:
+    return WrapError(
+        f"the optimizer does not train a tree of weights ({error}); optax.lookahead, which wants pairs of "
+        "them, does not go into mz.wrap: mz.loop.with_average keeps an average there"
+    )
 
 
 def _stepped(
@@ -205,6 +209,10 @@ def _stepped(
 ) -> tuple[PyTree, PyTree]:
     try:
         return inner.update(grads, state, trained, **arguments)
+    except AttributeError as error:
+        if not any(name in str(error) for name in ("'fast'", "'slow'")):
+            raise
+        raise _wants_pairs(error) from error
     except TypeError as error:
         if "forward-mode" not in str(error):
             raise

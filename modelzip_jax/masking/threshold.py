@@ -8,6 +8,7 @@ one that keeps exactly k; a sort costs hundreds (docs/benchmarks.md).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -177,20 +178,34 @@ def _before(cut: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return ((row < last_row) | ((row == last_row) & (column < last_column))).reshape(shape)
 
 
-def _firsts(tied: list[jax.Array], take: jax.Array) -> list[jax.Array]:
-    """Of each array the first `take` true elements in C order, as a mask; bisects over the index of all at once."""
+def _cuts(data: _Data, ties: jax.Array, take: jax.Array) -> jax.Array:
+    """Where in each group, by index in order of array, then C order, its first `take` keys of a value end.
+
+    uint32 `(groups,)`, as are the values `ties`; bisects over the index. No pass where nothing is to be taken.
+    """
 
     def halve(bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bracket
+        (low, high), groups = jax.lax.optimization_barrier((bracket, data.groups))
         middle = low + (high - low) // 2
-        found = [total(x & _before(cut, x.shape)) for x, cut in zip(tied, middle, strict=True)]
-        enough = jnp.stack(found) >= take
+        flags = _tied(data._replace(groups=groups), ties, middle)
+        enough = jnp.stack([sum(map(total, group), jnp.int32(0)) for group in flags]) >= take
         return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
 
-    high = jnp.where(take > 0, jnp.array([x.size for x in tied], jnp.uint32), 0)
-    start = jnp.zeros_like(high), high
-    _, cuts = jax.lax.while_loop(lambda b: jnp.any(b[1] - b[0] > 1), halve, start)
-    return [x & _before(cut, x.shape) for x, cut in zip(tied, cuts, strict=True)]
+    high = jnp.where(take > 0, jnp.array(data.sizes(), jnp.uint32), 0)
+    return jax.lax.while_loop(lambda b: jnp.any(b[1] - b[0] > 1), halve, (jnp.zeros_like(high), high))[1]
+
+
+def _tied(data: _Data, ties: jax.Array, cuts: jax.Array) -> list[list[jax.Array]]:
+    """The keys of a value before a cut, as masks."""
+    masks = []
+    for keys, value, cut in zip(data.order(), ties, cuts, strict=True):
+        begins = itertools.accumulate((key.size for key in keys), initial=0)
+        each = (
+            (key, jnp.maximum(cut, begin) - jnp.uint32(begin))
+            for key, begin in zip(keys, begins, strict=False)
+        )
+        masks.append([(key == value) & _before(rest, key.shape) for key, rest in each])
+    return masks
 
 
 def keep_largest(
@@ -245,28 +260,15 @@ def keep_largest_each(
             "mz.partition to group the leaves"
         )
     near = jnp.zeros(len(groups), jnp.uint32) if near is None else near
-    search = _search(_Data([[x for x in arrays if x.size] for arrays in groups], score), keep, near)
+    data = _Data([[x for x in arrays if x.size] for arrays in groups], score)
+    search = _search(data, keep, near)
     above = jnp.where(search.at_low == keep, search.low, search.high)
     missing = jnp.where(search.at_low == keep, 0, keep - search.at_high)
-
-    def distinct(groups: list[list[jax.Array]]) -> list[jax.Array]:
-        return [key >= a for keys, a in zip(_Data(groups, score).order(), above, strict=True) for key in keys]
-
-    def with_ties(groups: list[list[jax.Array]]) -> list[jax.Array]:
-        masks: list[jax.Array] = []
-        tied, takes, places = [], [], []
-        for g, keys in enumerate(_Data(groups, score).order()):
-            left = missing[g]
-            for key in keys:
-                if key.size:
-                    tied.append(key == above[g] - 1)
-                    takes.append(jnp.minimum(left, total(tied[-1])))
-                    places.append(len(masks))
-                    left = left - takes[-1]
-                masks.append(key >= above[g])
-        for place, first in zip(places, _firsts(tied, jnp.stack(takes)) if tied else [], strict=True):
-            masks[place] = masks[place] | first
-        return masks
-
-    masks = jax.lax.cond(jnp.any(missing > 0), with_ties, distinct, groups)
+    tied = _tied(data, above - 1, _cuts(data, above - 1, missing))
+    found = iter([
+        (key >= a) | t
+        for keys, flags, a in zip(data.order(), tied, above, strict=True)
+        for key, t in zip(keys, flags, strict=True)
+    ])  # fmt: skip
+    masks = [next(found) if x.size else jnp.zeros(x.shape, bool) for arrays in groups for x in arrays]
     return Kept(masks, above, jnp.max(search.passes, initial=0))

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import warnings
 
 import jax
 import optax
@@ -20,6 +21,14 @@ _CONTRIB_BY_RATE = [
 ]  # fmt: skip
 OPTIMIZERS = {name: functools.partial(getattr(optax, name), RATE) for name in _BY_RATE}
 OPTIMIZERS |= {name: functools.partial(getattr(optax.contrib, name), RATE) for name in _CONTRIB_BY_RATE}
+
+
+def _dpsgd():
+    with warnings.catch_warnings():  # Its number is to become a key.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return optax.contrib.dpsgd(RATE, 1.0, 0.1, 0)
+
+
 OPTIMIZERS |= {
     "noisy_sgd": lambda: optax.noisy_sgd(RATE, key=jax.random.key(0)),
     "polyak_sgd": lambda: optax.polyak_sgd(RATE),
@@ -29,7 +38,7 @@ OPTIMIZERS |= {
     "mechanize": lambda: optax.contrib.mechanize(optax.sgd(RATE)),
     "schedule_free": lambda: optax.contrib.schedule_free(optax.sgd(RATE), RATE),
     "sam": lambda: optax.contrib.sam(optax.sgd(RATE), optax.sgd(RATE), opaque_mode=True),
-    "dpsgd": lambda: optax.contrib.dpsgd(RATE, 1.0, 0.1, key=jax.random.key(0)),
+    "dpsgd": _dpsgd,
     "reduce_on_plateau": lambda: optax.chain(optax.sgd(RATE), optax.contrib.reduce_on_plateau()),
     "apply_every": lambda: optax.chain(optax.sgd(RATE), optax.apply_every(2)),
     "adaptive_grad_clip": lambda: optax.chain(optax.adaptive_grad_clip(0.1), optax.sgd(RATE)),
