@@ -31,7 +31,7 @@ def normal(*shape, dtype=np.float32):
 # Few shapes, so that most of what the laws compile serves several cases.
 TREES = {
     "dict": {"layer": {"kernel": normal(6, 4), "bias": np.zeros(4, "f4")}, "scale": np.float32(0.3)},
-    "empty": {"kernel": normal(6, 4), "none": np.zeros((0, 4), "f4")},
+    "empty": {"kernel": normal(6, 4), "none": np.zeros((0, 4), "f4"), "flat": np.zeros((4, 0), "f4")},
     "half": {"kernel": jnp.asarray(normal(6, 4), jnp.bfloat16), "bias": jnp.asarray(normal(4), jnp.float16)},
     "nested": [normal(6, 4), (normal(4),)],
     "stacked": {"blocks": {"kernel": normal(3, 6, 4)}, "kernel": normal(6, 4)},

@@ -75,6 +75,8 @@ def test_channels_are_exchanged_whole():
         assert columns.sum() == 6
 
 
+# The drawn chains of tests/test_drawn_chains.py have them, too.
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [mz.rigl, mz.sparse_evolution])
 def test_laws(make):
     mz.testing.check_laws(make(sparsity=0.5, every=1, end=3), {"kernel": W[:6, :5]})

@@ -27,7 +27,7 @@ LAWS = {
 }
 
 
-# The random chains of tests/test_laws.py have clusters, too.
+# The drawn chains of tests/test_drawn_chains.py have clusters, too.
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LAWS)
 def test_laws(name):
@@ -221,7 +221,14 @@ def test_wrong_arguments(options):
         mz.cluster(**options)
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0.1}, {"every": 1}, {"block": 2, "temperature": 0.1}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"every": 1},
+        pytest.param({"temperature": 0.1}, marks=pytest.mark.slow),
+        pytest.param({"block": 2, "temperature": 0.1}, marks=pytest.mark.slow),
+    ],
+)
 def test_empty_leaves_and_scalars(options):
     params = {
         "empty": jnp.zeros((0, 3)),

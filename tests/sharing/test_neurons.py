@@ -21,6 +21,8 @@ def distinct(kernel):
     return len(np.unique(np.asarray(kernel).reshape(-1, kernel.shape[-1]), axis=1).T)
 
 
+# The drawn chains of tests/test_drawn_chains.py have them, too.
+@pytest.mark.slow
 def test_laws():
     tree = {"kernel": normal(6, 5), "conv": jnp.asarray(normal(2, 2, 3, 4), jnp.bfloat16)}
     mz.testing.check_laws(mz.share_neurons(2), tree, steps=2)

@@ -15,7 +15,10 @@ G = jax.random.normal(jax.random.key(1), X.shape)
 
 @pytest.mark.parametrize("axes", [(1,), (1, 2)])
 @pytest.mark.parametrize("packets", [False, True])
-@pytest.mark.parametrize("filter", ["haar", "db4", "sym4", "coif1", "bior4.4"])
+@pytest.mark.parametrize(
+    "filter",
+    ["haar", "db4", "bior4.4", *(pytest.param(f, marks=pytest.mark.slow) for f in ("sym4", "coif1"))],
+)
 def test_gradients_are_those_of_the_code_itself(filter, packets, axes):
     for ours, plain in ((dwt, _split_all), (idwt, _join_all)):
 
@@ -55,7 +58,9 @@ def test_batched_and_differentiated_twice():
     np.testing.assert_allclose(hessian, 2 * np.eye(6), atol=1e-6)
 
 
-@pytest.mark.parametrize("filter", ["haar", "db2", "bior4.4"])
+@pytest.mark.parametrize(
+    "filter", ["haar", *(pytest.param(f, marks=pytest.mark.slow) for f in ("db2", "bior4.4"))]
+)
 def test_leaves_without_weights_and_of_every_rank_are_packed(filter):
     rng = np.random.default_rng(0)
     tree = {"w": rng.normal(size=(16, 8)), "bias": rng.normal(size=8), "empty": np.zeros((0, 8)),
