@@ -123,16 +123,13 @@ def _around(sample: jax.Array, share: jax.Array) -> jax.Array:
 
 def _first_look(data: _Data, keep: jax.Array, near: jax.Array, start: _Search) -> jax.Array:
     """The thresholds of the first pass, uint32 `(3, groups)`: by samples, and where the last search ended."""
-    warm = near > 0
-    columns, blind = [], _next(start, keep)
+    beside = near + jnp.array([[-_NEAR], [0], [_NEAR]]).astype(jnp.uint32)
+    looks = jnp.where(near > 0, beside, _next(start, keep))
     for g, (arrays, size) in enumerate(zip(data.groups, data.sizes(), strict=True)):
-        if size <= 4 * _SAMPLE or any(is_sharded_in_type(x) for x in arrays):
-            beside = near[g] + jnp.array([-_NEAR, 0, _NEAR]).astype(jnp.uint32)
-            columns.append(jnp.where(warm[g], beside, blind[:, g]))
-        else:
+        if size > 4 * _SAMPLE and not any(is_sharded_in_type(x) for x in arrays):
             look = _around(_sample(arrays, data.score), keep[g].astype(jnp.float32) / size)
-            columns.append(look.at[1].set(jnp.where(warm[g], near[g], look[1])))
-    return jnp.stack(columns, axis=1)
+            looks = looks.at[:, g].set(look.at[1].set(jnp.where(near[g] > 0, near[g], look[1])))
+    return looks
 
 
 def _next(s: _Search, keep: jax.Array) -> jax.Array:
