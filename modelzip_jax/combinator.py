@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from modelzip_jax import tree as trees
-from modelzip_jax.errors import TransformError
+from modelzip_jax.errors import TransformError, TreeError
+from modelzip_jax.naming import nearest_name
 from modelzip_jax.transform import Context, Encoded, Transform
 from modelzip_jax.tree import Leaf, PyTree
 
@@ -69,7 +73,27 @@ def selected(transform: Transform, params: PyTree, given: Mapping[str, Any], whe
     """
     keep = selects(transform, trees.outlines(params))
     weights = trees.select(params, keep, jax.tree.structure(params))
+    _check_given(given, params, where)
     return Selected(weights, told(params, keep, given, where), keep)
+
+
+def _check_given(given: Mapping[str, Any], params: PyTree, where: str) -> None:
+    """Refuses names that are nearly those of the context, and trees whose leaves have other shapes."""
+    fields = [f.name for f in dataclasses.fields(Context)]
+    for name in set(given) - set(fields):
+        if difflib.get_close_matches(name, fields, n=1, cutoff=0.7):
+            raise TransformError(f"{where} was given {name!r}; {nearest_name(name, fields)}")
+    for field in ("grads", "scores", "importance"):
+        tree = (
+            trees.aligned(given[field], params, f"{field}= of {where}")
+            if given.get(field) is not None
+            else None
+        )
+        for (name, x), p in zip(trees.named_leaves(tree), jax.tree.leaves(params), strict=False):
+            if jnp.shape(x) != jnp.shape(p):
+                raise TreeError(
+                    f"{field}= of {where} has the shape {jnp.shape(x)} at leaf {name!r}, the leaf {jnp.shape(p)}"
+                )
 
 
 def told(params: PyTree, keep: Sequence[bool], given: Mapping[str, Any], where: str) -> Context:
@@ -100,4 +124,6 @@ def check_transform(value: Any, where: str) -> None:
         raise TransformError(
             f"{where} takes a transform, not the function {value.__name__}: call it, {value.__name__}(...)"
         )
-    raise TransformError(f"{where} takes a transform such as mz.quantize(bits=4), not {value!r:.200}")
+    text = repr(value)
+    shown = text if len(text) < 80 and "\n" not in text else f"a {type(value).__name__}"
+    raise TransformError(f"{where} takes a transform such as mz.quantize(bits=4), not {shown}")

@@ -64,6 +64,11 @@ def fit(
     >>> 995 <= file_sizes(packed).total <= 1000
     True
     """
+    if isinstance(recipe, Transform) or not callable(recipe):
+        raise TransformError(
+            "fit() takes a function from a level in [0, 1) to a transform, such as lambda s: mz.prune(sparsity=s), "
+            f"not {recipe!r:.100}"
+        )
     _check(bytes, tolerance, tries)
 
     def attempt(level: float) -> _Try:

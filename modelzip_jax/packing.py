@@ -112,8 +112,16 @@ def compress(
     """
     check_transform(transform, "compress()")
     trees.check_not_module(params)
+    if any(map(is_packed, jax.tree.leaves(params, is_leaf=is_packed))):
+        raise TransformError(
+            "compress() takes weights, and these are packed already; unpack them: mz.unpack(packed)"
+        )
     params = trees.plain(params)
     trees.check_arrays(params)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
+        raise TransformError(
+            "compress() packs what the weights are, outside of jit; within it, mz.decoded works"
+        )
     leaves, treedef = jax.tree.flatten(params)
     names = [name for name, _ in trees.named_leaves(params)]
     weights, context, keep = selected(transform, params, given, "compress()")
@@ -235,7 +243,7 @@ def resume(packed: Packed, transform: Transform | None = None) -> tuple[Transfor
     {'w': Array([ 0., -2.], dtype=float32)}
     """
     transform = transform or packed.transform
-    return transform, _resumed(packed.params, transform)
+    return transform, _checked(_resumed(packed.params, transform), packed, packed.params, transform)
 
 
 def resumed(packed: Packed, transform: Transform, params: PyTree) -> Encoded:
@@ -253,7 +261,35 @@ def resumed(packed: Packed, transform: Transform, params: PyTree) -> Encoded:
                 f"leaf {name!r} has the shape {jnp.shape(leaf)}, the packed one {stored[name].shape}"
             )
     treedef = jax.tree.structure(params)
-    return _resumed(treedef.unflatten([stored[name] for name, _ in leaves]), transform)
+    inside = treedef.unflatten([stored[name] for name, _ in leaves])
+    return _checked(_resumed(inside, transform), packed, inside, transform)
+
+
+def _checked(encoded: Encoded, packed: Packed, inside: PyTree, transform: Transform) -> Encoded:
+    """Refuses a recipe other than the model's own under which its weights would be others.
+
+    Raises:
+      RecipeError: it decodes a leaf differently, by more than sums are rounded.
+    """
+    arrays = jax.tree.leaves((encoded, inside))
+    if transform == packed.transform or any(isinstance(x, jax.core.Tracer) for x in arrays):
+        return encoded
+    advice = (
+        f"resume with the recipe that packed it, in which schedules may differ: {packed.transform!r:.300}"
+    )
+    try:
+        decoded = trees.named_leaves(transform.decode(encoded))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise RecipeError(f"this recipe cannot decode the packed model; {advice}") from error
+    weights = dict(trees.named_leaves(unpack(inside)))
+    for name, leaf in decoded:
+        was = np.asarray(weights[name], np.float32)
+        largest = np.abs(was).max(initial=0.0)
+        if np.abs(np.asarray(leaf, np.float32) - was).max(initial=0.0) > 1e-5 * largest:
+            raise RecipeError(
+                f"under this recipe leaf {name!r} of the packed model has other values; {advice}"
+            )
+    return encoded
 
 
 def _resumed(params: PyTree, transform: Transform) -> Encoded:

@@ -196,6 +196,11 @@ def _is_label(x: Any) -> bool:
     return isinstance(x, Static)
 
 
+def _check_ndim(min_ndim: Any) -> None:
+    if isinstance(min_ndim, bool) or not isinstance(min_ndim, int):
+        raise TransformError(f"min_ndim is a number of axes, not {min_ndim!r}")
+
+
 def only(
     pattern: str | tuple[str, ...], transform: Transform, *, min_ndim: int = 0, floating: bool = False
 ) -> Partition:
@@ -216,9 +221,17 @@ def only(
     >>> mz.decoded({"kernel": jnp.array([1.0, 2.0]), "bias": jnp.array([1.0, 2.0])}, t)
     {'bias': Array([1., 2.], dtype=float32), 'kernel': Array([0., 2.], dtype=float32)}
     """
-    patterns = (pattern,) if isinstance(pattern, str) else tuple(pattern)
-    if not patterns or not all(isinstance(p, str) for p in patterns):
-        raise TransformError(f"only() takes a path pattern or a tuple of them, not {pattern!r}")
+    patterns = (pattern,) if isinstance(pattern, str) else pattern
+    if (
+        not isinstance(patterns, tuple | list)
+        or not patterns
+        or not all(isinstance(p, str) for p in patterns)
+    ):
+        raise TransformError(
+            "only() takes a path pattern or a tuple of them first, mz.only('**/kernel', transform), not "
+            f"{pattern!r:.100}"
+        )
+    _check_ndim(min_ndim)
     check_transform(transform, "only()")
     return Partition((("selected", transform),), tuple((p, "selected") for p in patterns), min_ndim, floating)
 
@@ -247,6 +260,13 @@ def partition(
     >>> t.labels
     (('head/*', 'fine'), ('**/kernel', 'coarse'))
     """
+    pairs = labels.items() if isinstance(labels, Mapping) else [(labels, labels)]
+    if not isinstance(transforms, Mapping) or not all(isinstance(x, str) for pair in pairs for x in pair):
+        raise TransformError(
+            "partition() takes label → transform and path pattern → label, such as {'a': mz.quantize(8)} and "
+            f"{{'**/kernel': 'a'}}, not {labels!r:.100}"
+        )
+    _check_ndim(min_ndim)
     for part in transforms.values():
         check_transform(part, "partition()")
     missing = sorted(set(labels.values()) - set(transforms))

@@ -47,6 +47,11 @@ def recordable(cls: Class) -> Class:
     >>> to_plain(recordable(Mine)(2.0))
     {'type': 'research:Mine', 'fields': {'power': 2.0}}
     """
+    if not isinstance(cls, type) or "__dataclass_fields__" not in vars(cls):
+        raise RecipeError(
+            f"recordable() takes a dataclass, whose fields a file can hold: put @dataclasses.dataclass(frozen=True) "
+            f"below @mz.recordable on {getattr(cls, '__name__', cls)}"
+        )
     name = _name(cls)
     known = _classes.get(name)
     if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):

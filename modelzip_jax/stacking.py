@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, TransformError
 
-__all__ = ["LayerAxes", "as_layers", "stacked", "stacked_axes", "unstacked"]
+__all__ = ["LayerAxes", "as_layers", "check_layers", "stacked", "stacked_axes", "unstacked"]
 
 LayerAxes = tuple[tuple[str, tuple[int, ...]], ...]
 """`(path pattern, axes)` pairs: which axes of the leaves that match count layers."""
@@ -27,10 +27,18 @@ def as_layers(layers: int | tuple[int, ...] | Mapping[str, Any] | None) -> Layer
     if layers is None:
         return ()
     pairs = layers.items() if isinstance(layers, Mapping) else [("**", layers)]
-    found = tuple((pattern, (axes,) if isinstance(axes, int) else tuple(axes)) for pattern, axes in pairs)
+    each = [(pattern, axes if isinstance(axes, tuple | list) else (axes,)) for pattern, axes in pairs]
+    found = tuple((pattern, tuple(axes)) for pattern, axes in each)
     if not all(type(axis) is int and axis >= 0 for _, axes in found for axis in axes):
         raise TransformError(f"layers are axes counted from the front, such as 0 or (0, 1), not {layers!r}")
     return tuple((pattern, axes) for pattern, axes in found if axes)
+
+
+def check_layers(layers: LayerAxes, weights: Any) -> None:
+    """Raises `PatternError` if layers are named and none of the leaves is among them."""
+    names = [name for name, _ in trees.named_leaves(weights)]
+    if layers and names and not any(trees.matches(p, name) for p, _ in layers for name in names):
+        trees.require_matches([layers[0][0]], names)
 
 
 def stacked_axes(layers: LayerAxes, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:

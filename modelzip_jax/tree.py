@@ -368,6 +368,8 @@ def check_not_module(params: PyTree) -> None:
 def check_arrays(tree: PyTree) -> None:
     """Raises `LeafError` naming the first leaf that is no array, such as a function or a `Ref`."""
     for name, leaf in named_leaves(tree):
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and leaf.is_deleted():
+            raise LeafError(f"leaf {name!r} has been donated to a jitted function; pass what that returned")
         if not is_array(leaf):
             raise LeafError(
                 f"leaf {name!r} is a {type(leaf).__name__}, not an array; pass arrays only (for an "

@@ -148,14 +148,28 @@ def _linear(r: random.Random) -> mz.Transform:
     return mz.wavelet(r.choice(sorted(FILTERS)), r.choice([1, 2]), axes, packets=packets, keep=keep)
 
 
+GROUPS: list[dict[str, Any]] = [
+    {"granularity": "tensor"},
+    {"granularity": "channel"},
+    {"granularity": "group", "group_size": 4},
+    {"granularity": "group", "group_size": 7},
+]
+
+
 def _quantize(r: random.Random) -> mz.Transform:
     if r.random() < 0.15:
         step, granularity = r.choice([0.05, 0.1]), r.choice(["tensor", "channel"])
         return mz.wavelets.quantize_step(step, granularity=granularity)
     return mz.quantize(
         r.randint(1, 8),
-        granularity=r.choice(["tensor", "channel", "group"]),
-        group_size=r.choice([4, 7]),
+        **r.choice(
+            [
+                {"granularity": "tensor"},
+                {},
+                {"granularity": "group", "group_size": 4},
+                {"granularity": "group", "group_size": 7},
+            ]
+        ),
         axis=r.choice([-1, 0, "auto", (0, -1)]),
         symmetric=r.random() < 0.5,
         learned=r.random() < 0.5,

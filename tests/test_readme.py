@@ -4,51 +4,36 @@ import re
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 import modelzip_jax as mz
 
 README = Path(__file__).parent.parent / "README.md"
 
 
-def test_the_training_loop(tmp_path, monkeypatch):
+def test_the_examples_in_an_empty_cell_each_after_the_other(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code = next(
-        block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.S) if "mz.wrap" in block
-    )
-    inputs = jax.random.normal(jax.random.key(0), (64, 16))
-    targets = jnp.sin(inputs @ jnp.linspace(-1.0, 1.0, 16))[:, None]
-    keys = jax.random.split(jax.random.key(1))
-    params = {
-        "hidden": {"kernel": jax.random.normal(keys[0], (16, 32)) / 4, "bias": jnp.zeros(32)},
-        "out": {"kernel": jax.random.normal(keys[1], (32, 1)) / 6, "bias": jnp.zeros(1)},
-    }
-
-    def loss(params):
-        hidden = jax.nn.relu(inputs @ params["hidden"]["kernel"] + params["hidden"]["bias"])
-        return jnp.mean((hidden @ params["out"]["kernel"] + params["out"]["bias"] - targets) ** 2)
-
-    before = float(loss(params))
-    # The README leaves the step to its reader; `tx` is the one it makes.
-    scope = {"params": params}
-
-    @jax.jit
-    def train_step(params, opt_state):
-        updates, opt_state = scope["tx"].update(jax.grad(loss)(params), opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
-
-    scope["train_step"] = train_step
-    exec(code, scope)
+    loop, resumed, packed, nnx_code, eqx_code = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+    scope = {"__name__": "readme"}
+    before, after = loop.split("zipper = ")
+    exec(before, scope)
+    begun = float(scope["loss"](scope["params"]))
+    exec("zipper = " + after, scope)
     saved = mz.unpack(mz.load("model.mz"))
-    assert float(loss(saved)) < before / 3
+    assert float(scope["loss"](saved)) < begun / 3
     kernel = np.asarray(saved["hidden"]["kernel"])
     assert np.mean(kernel == 0) >= 0.8
     # One axis or the other is that of the channels, whichever rounds better.
     levels = [max(len(np.unique(channel)) for channel in np.moveaxis(kernel, axis, 0)) for axis in (0, 1)]
     assert min(levels) <= 16
     jax.tree.map(np.testing.assert_array_equal, scope["params"], saved)
+    exec(resumed, scope)
+    jax.tree.map(np.testing.assert_array_equal, scope["params"], saved)
+    exec(packed, scope)
+    exec(nnx_code, scope)
+    assert len(np.unique(scope["model"].kernel.get_value()[:, 0])) <= 16
+    exec(eqx_code, scope)
+    assert scope["model"](np.ones(16, np.float32)).shape == (32,)
 
 
 def test_contributing_examples():

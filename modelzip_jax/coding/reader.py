@@ -17,7 +17,7 @@ from modelzip_jax.coding import escapes, rans, skeleton, sparse, symbols
 from modelzip_jax.coding.header import CHECKSUM, Header, checksum
 from modelzip_jax.coding.streams import ESCAPED, RAW, REPEATED
 from modelzip_jax.coding.writer import MAX_CHUNK, MAX_PIECES, Progress
-from modelzip_jax.errors import FormatError, PatternError
+from modelzip_jax.errors import FormatError, PatternError, TransformError
 from modelzip_jax.packed import PackedArray, is_packed
 from modelzip_jax.packing import Packed
 from modelzip_jax.recipe import recorded
@@ -208,12 +208,17 @@ class Archive:
 
     def coded_bytes(self) -> list[int]:
         """Estimated file bytes of each leaf: its code length, tables and raw planes; none of what repeats."""
-        from modelzip_jax.coding import tables
+        from modelzip_jax.coding import histograms, tables
 
         per_segment: list[float] = [0.0] * len(self._lengths)
-        for chunk, (count, size) in enumerate(self.header.chunks):
-            for segment, start, stop in self._pieces(chunk):
-                per_segment[segment] += size * (stop - start) / max(count, 1)
+        bits = [histograms.entropy(table) / max(int(table.sum()), 1) for table in self._tables]
+        for chunk, (_, size) in enumerate(self.header.chunks):
+            pieces = [
+                (segment, (stop - start) * bits[segment]) for segment, start, stop in self._pieces(chunk)
+            ]
+            whole = max(sum(weight for _, weight in pieces), 1e-9)
+            for segment, weight in pieces:
+                per_segment[segment] += size * weight / whole
         found = []
         for index in range(len(self.header.specs)):
             total = 0.0
@@ -235,8 +240,8 @@ def load(path: str | os.PathLike[str], like: PyTree = None, *, progress: Progres
 
     Args:
       path: a `.mz` file.
-      like: params of the same leaf paths and shapes, such as `nnx.state(model, nnx.Param)`, an equinox
-        module or the output of `jax.eval_shape`; the loaded params take its structure. Without it,
+      like: params of the same leaf paths and shapes, such as `nnx.state(model, nnx.Param)`, `eqx.filter(module,
+        eqx.is_array)` or the output of `jax.eval_shape`; the loaded params take its structure. Without it,
         dicts, lists and tuples come back as they were, boxes of one array as the array and other nodes as dicts.
       progress: called with each leaf's path and its bytes in the file once it is decoded.
 
@@ -256,6 +261,8 @@ def load(path: str | os.PathLike[str], like: PyTree = None, *, progress: Progres
     ...     mz.unpack(load(folder + "/model.mz"))
     {'w': Array([ 0., -2.], dtype=float32)}
     """
+    if not isinstance(path, str | os.PathLike) and not hasattr(path, "read"):
+        raise TransformError(f"load() takes the path of a .mz file, not a {type(path).__name__}")
     with Archive(path) as archive:
         header, paths = archive.header, archive.names
         if not isinstance(header.outline, dict) or set(header.outline) != {"params", "variables"}:

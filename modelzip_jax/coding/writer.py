@@ -15,6 +15,7 @@ from modelzip_jax.coding import rans, sparse, symbols
 from modelzip_jax.coding.header import CHECKSUM, Header, checksum
 from modelzip_jax.coding.skeleton import outline, outline_names
 from modelzip_jax.coding.streams import RAW, Plan, plan_all
+from modelzip_jax.errors import FormatError, TransformError
 from modelzip_jax.metadata import Metadata
 from modelzip_jax.packed import PackedArray, is_packed
 from modelzip_jax.packing import Packed
@@ -80,6 +81,13 @@ def save(
     ...     mz.unpack(mz.load(folder + "/model.mz"))["w"].trace()
     Array(9., dtype=float32)
     """
+    if not isinstance(path, str | os.PathLike) or not isinstance(packed, Packed):
+        raise TransformError(
+            f"save() takes a path and a packed model, mz.save('model.mz', mz.pack(opt_state, params)), not a "
+            f"{type(path).__name__} and a {type(packed).__name__}"
+        )
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise FormatError(f"metadata= takes a dict of plain data by name, not {metadata!r:.80}")
     file = _File.of(packed, metadata, progress)
     with atomic_file(path) as out:
         for piece in file.pieces():

@@ -14,6 +14,7 @@ import numpy as np
 from modelzip_jax.coding.header import Header
 from modelzip_jax.coding.reader import Archive
 from modelzip_jax.coding.writer import Progress, encoded
+from modelzip_jax.errors import TransformError
 from modelzip_jax.evaluation.stored_forms import describe, sparsity
 from modelzip_jax.packed import Dense, PackedArray, is_packed
 from modelzip_jax.packing import Packed, unpacked_bytes
@@ -132,6 +133,10 @@ def inspect(model: str | os.PathLike[str] | Packed, *, progress: Progress | None
     tensor                shape  dtype    stored as     bits/weight  sparsity  packed  in the file
     """
     if not isinstance(model, Packed):
+        if not isinstance(model, str | os.PathLike):
+            raise TransformError(
+                f"inspect() takes the path of a .mz file or a packed model, not a {type(model).__name__}"
+            )
         with Archive(model) as archive:
             return _report(archive, archive.leaves(), progress)
     with Archive(io.BytesIO(encoded(model))) as archive:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from modelzip_jax import tree as trees
 from modelzip_jax.combinator import selects
-from modelzip_jax.errors import TransformError
+from modelzip_jax.errors import TransformError, TreeError, WrapError
 from modelzip_jax.loop.averaging import mean_of
 from modelzip_jax.loop.states import WrapState, replace_states, wrap_states
 from modelzip_jax.meshes import placed_as
@@ -37,7 +38,19 @@ def start(tx: optax.GradientTransformation, params: PyTree) -> tuple[PyTree, opt
     >>> start(tx, {"w": jnp.array([1.0, -2.0])})[0]
     {'w': Array([ 0., -2.], dtype=float32)}
     """
-    opt_state = tx.init(params)
+    if not callable(getattr(tx, "init", None)):
+        raise WrapError(
+            f"start() takes the optimizer first, mz.start(tx, params), not a {type(tx).__name__}; of an nnx.Optimizer "
+            "nothing need be started"
+        )
+    try:
+        opt_state = tx.init(params)
+    except TypeError as error:
+        if "'context'" not in str(error):
+            raise
+        raise WrapError(
+            "a transform of modelzip_jax stands among optimizers; it goes around one: mz.wrap(optimizer, transform)"
+        ) from error
     decoded = _decoded(opt_state, params)
     return jax.tree.map(
         lambda new, old: new if new is old else placed_as(new, old), decoded, params
@@ -130,10 +143,22 @@ def pack(opt_state: PyTree, params: PyTree, *, variables: PyTree = None) -> Pack
         packed = trees.overlay(
             packed, state.transform.value.pack(state.encoded, dense(state.latents)), is_packed
         )
-        names.append([name for name, _ in trees.named_leaves(jax.eval_shape(state.decoded))])
+        shapes = trees.named_leaves(jax.eval_shape(state.decoded))
+        _check_shapes(shapes, tree)
+        names.append([name for name, _ in shapes])
     transforms = [state.transform.value for state in states]
     steps = max(int(state.step) for state in states)
     return assembled(packed, _recipe(transforms, names, tree), steps, variables)
+
+
+def _check_shapes(trained: list[tuple[str, jax.ShapeDtypeStruct]], params: PyTree) -> None:
+    """Refuses params of other shapes than those that were trained."""
+    given = dict(trees.named_leaves(params))
+    for name, leaf in trained:
+        if name in given and jnp.shape(given[name]) != leaf.shape:
+            raise TreeError(
+                f"leaf {name!r} has the shape {jnp.shape(given[name])}, in the optimizer state {leaf.shape}"
+            )
 
 
 def _recipe(transforms: list[Transform], names: list[list[str]], tree: PyTree) -> Transform:

@@ -54,6 +54,9 @@ def rewind(
     """
     if sparsity is not None and not 0.0 <= sparsity < 1.0:
         raise TransformError(f"sparsity must be in [0, 1), not {sparsity!r}")
+    for name, step in (("early", early), ("late", late)):
+        if not isinstance(step, tuple | list) or len(step) != 2:
+            raise WrapError(f"rewind() takes {name}=(params, opt_state), not a {type(step).__name__}")
     before, after = wrap_states(early[1]), wrap_states(late[1])
     if len(before) != len(after):
         raise WrapError("rewind() takes two steps of one optimizer")

@@ -100,6 +100,8 @@ def _problem(node: PyTree, followed: bool) -> str:
     if isinstance(node, _AROUND) or type(node) in (tuple, list, dict, collections.OrderedDict):
         return ""
     name = type(node).__name__
+    if hasattr(node, "opt_state"):
+        return f"pass the optimizer state that the {name} holds: its .opt_state"
     return (
         f"mz.wrap stands inside the optimizer of {name}, which changes updates or params after it, so that they leave "
         "the compressed weights; turn them around: mz.wrap(that(optimizer), transform)"

@@ -73,7 +73,7 @@ def wrap(
     """
     if isinstance(transform, Packed):
         resume, transform = resume or transform, transform.transform
-    _check_arguments(inner, transform, resume)
+    _check_arguments(inner, transform, resume, offsets_tx)
     from modelzip_jax.loop.serialization import (
         register_static_nodes,  # Flax takes a fifth of a second to import.
     )
@@ -105,6 +105,11 @@ def wrap(
     ) -> tuple[PyTree, WrapState]:
         if params is None:
             raise WrapError("wrap() needs the params: call tx.update(grads, opt_state, params)")
+        if not hasattr(state, "latents"):
+            raise WrapError(
+                "update() takes the gradients, the state that tx.init gave, and the params, in this order; in the "
+                f"place of the state stands a {type(state).__name__}"
+            )
         given_params, params, updates = params, trees.plain(params), trees.plain(updates)
         structure = jax.tree.structure(params)
         keep = _follows(params, updates, state.latents)
@@ -157,11 +162,13 @@ def wrap(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _check_arguments(inner: Any, transform: Any, resume: Any) -> None:
+def _check_arguments(inner: Any, transform: Any, resume: Any, offsets_tx: Any) -> None:
     if isinstance(inner, Transform | Packed) and not isinstance(transform, Transform):
         raise WrapError("wrap() takes the optimizer first: mz.wrap(optax.adamw(1e-3), transform)")
     if not (hasattr(inner, "init") and hasattr(inner, "update")):
         raise WrapError(f"wrap() takes an optax optimizer such as optax.adamw(1e-3), not {inner!r:.200}")
+    if offsets_tx is not None and not hasattr(offsets_tx, "init"):
+        raise WrapError(f"offsets_tx= takes an optax optimizer, not {offsets_tx!r:.100}")
     check_transform(transform, "wrap()")
     if resume is not None and not isinstance(resume, Packed):
         raise WrapError(
@@ -183,14 +190,21 @@ def _begun(
         return transform.init(params, Context()), 0
     weights, context, _ = selected(transform, params, given, "wrap()")
     trees.check_floating(weights, "wrap()")
+    trees.check_finite(weights)
     return transform.init(weights, context), 0
 
 
 def _started(inner: optax.GradientTransformation, trained: PyTree) -> optax.OptState:
     try:
-        return inner.init(trained)
+        state = inner.init(trained)
     except AttributeError as error:
         raise _wants_pairs(error) from error
+    inside = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, WrapState))
+    if any(isinstance(x, WrapState) for x in inside):
+        raise WrapError(
+            "mz.wrap stands inside mz.wrap; put both transforms into one, by mz.chain or mz.partition"
+        )
+    return state
 
 
 def _wants_pairs(error: AttributeError) -> WrapError:

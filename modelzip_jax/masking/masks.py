@@ -20,7 +20,7 @@ from modelzip_jax.masking.scores import Score
 from modelzip_jax.masking.structures import Structure, unstructured
 from modelzip_jax.meshes import sharded_as
 from modelzip_jax.packed import is_packed, narrowed, widened
-from modelzip_jax.stacking import LayerAxes, stacked, stacked_axes, unstacked
+from modelzip_jax.stacking import LayerAxes, check_layers, stacked, stacked_axes, unstacked
 from modelzip_jax.transform import Context, Encoded, Rate, Transform
 from modelzip_jax.tree import PyTree, Static
 
@@ -103,6 +103,7 @@ class Masking(Transform, abc.ABC):
 
     def init(self, weights: PyTree, context: Context) -> Encoded:
         trees.check_floating(weights, "prune")
+        check_layers(self.layers, weights)
         dtypes = jax.tree.map(lambda x: Static(str(jnp.result_type(x))), weights)
         latents = jax.tree.map(trees.latent, weights)
         masks, near = self.first_masks(latents, context)

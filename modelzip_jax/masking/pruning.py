@@ -50,7 +50,8 @@ class Prune(Masking):
         if not _is_zero(lambda: self.amount(context.step)) or self.structure.fixes_sparsity:
             raise TransformError(
                 f"the score {type(self.score).__name__} needs {', '.join(missing)} to choose the first masks: pass "
-                "them to mz.compress(..., grads=...) or mz.wrap(..., given={...}), or begin with a schedule at 0"
+                f"them to mz.compress(..., {missing[0]}=...) or mz.wrap(..., given={{...}}), or begin with a "
+                "schedule at 0"
             )
         return jax.tree.map(lambda w: pack_mask(jnp.ones_like(w, bool)), weights), near
 

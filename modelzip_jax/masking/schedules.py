@@ -113,12 +113,14 @@ def check_sparsity(sparsity: Any) -> None:
         return
     if isinstance(sparsity, Schedule):
         return
-    for step in (0, 1):
+    for step in (0, *(10**power for power in range(8))):
         try:
             with jax.ensure_compile_time_eval():
-                value = np.asarray(sparsity(jnp.int32(step)))
+                value = np.asarray(sparsity(jnp.int32(step)), np.float64)
         except jax.errors.JAXTypeError:  # It closes over something traced, as under a vmap over sparsities.
             return
+        except (TypeError, ValueError) as error:
+            raise TransformError(f"the sparsity at step {step} is no number: {error}") from error
         if value.size != 1 or not 0.0 <= float(value) <= 1.0:
             raise TransformError(
                 f"the sparsity at step {step} is {value}; a schedule returns a share in [0, 1]"
@@ -270,5 +272,8 @@ def _check_sparsity(name: str, value: float) -> None:
 
 
 def _check_order(begin: int, end: int) -> None:
+    for name, step in (("begin", begin), ("end", end)):
+        if isinstance(step, bool) or not isinstance(step, int | np.integer):
+            raise TransformError(f"{name} counts optimizer steps, a whole number, not {step!r}")
     if end < begin:
         raise TransformError(f"the schedule ends at step {end}, before it begins at step {begin}")

@@ -22,7 +22,7 @@ from modelzip_jax.quantization.quantized import Quantized
 from modelzip_jax.quantization.ranges import RANGES, choose_step, code_range, initial_step
 from modelzip_jax.quantization.rounding import fake_quantize, stored_codes
 from modelzip_jax.recipe import recordable
-from modelzip_jax.stacking import LayerAxes, as_layers, stacked_axes
+from modelzip_jax.stacking import LayerAxes, as_layers, check_layers, stacked_axes
 from modelzip_jax.transform import Context, Encoded, Rate, Transform
 from modelzip_jax.tree import PyTree, Static
 
@@ -115,6 +115,7 @@ class Quantizer(Transform):
 
     def init(self, weights: PyTree, context: Context) -> Encoded:
         trees.check_floating(weights, "quantize")
+        check_layers(self.layers, weights)
 
         def begin(name: str, w: jax.Array) -> QuantizeState:
             layers = stacked_axes(self.layers, name, jnp.shape(w))
@@ -295,6 +296,10 @@ def quantize(
     if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
         raise TransformError(f"bits must be an integer from 1 to 8, not {bits!r}")
     check_granularity(granularity, group_size)
+    if group_size != 128 and granularity != "group":
+        raise TransformError(
+            f"group_size={group_size} goes with granularity='group', not with {granularity!r}"
+        )
     if range not in RANGES:
         raise TransformError(f"range must be one of {RANGES}, not {range!r}")
     return Quantize(

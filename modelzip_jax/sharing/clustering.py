@@ -30,7 +30,7 @@ from modelzip_jax.sharing.clustered import (
 )
 from modelzip_jax.sharing.codebook import Book
 from modelzip_jax.sharing.lookup import look_up, soft_read
-from modelzip_jax.stacking import LayerAxes, as_layers, stacked, stacked_axes, unstacked
+from modelzip_jax.stacking import LayerAxes, as_layers, check_layers, stacked, stacked_axes, unstacked
 from modelzip_jax.transform import Context, Encoded, Rate, Transform
 from modelzip_jax.tree import PyTree
 
@@ -140,6 +140,7 @@ class Cluster(Transform):
 
     def init(self, weights: PyTree, context: Context) -> Encoded:
         trees.check_floating(weights, "cluster")
+        check_layers(self.layers, weights)
         latents = jax.tree.map(trees.latent, weights)
         leaves = trees.map_named(self._outline, weights)
         masses = self._masses(latents, context)

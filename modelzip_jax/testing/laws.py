@@ -15,13 +15,15 @@ import optax
 
 from modelzip_jax import packing
 from modelzip_jax import tree as trees
-from modelzip_jax.chaining import chain
-from modelzip_jax.combinator import Combinator, Selected, ends, selected, selects
+from modelzip_jax.chaining import Chain, chain
+from modelzip_jax.combinator import Combinator, Selected, check_transform, ends, selected, selects
+from modelzip_jax.errors import ModelzipError
+from modelzip_jax.linear import Linear
 from modelzip_jax.loop.reading import start
 from modelzip_jax.loop.states import wrap_states
 from modelzip_jax.loop.wrapping import wrap
 from modelzip_jax.packed import is_packed
-from modelzip_jax.partitioning import only, partition
+from modelzip_jax.partitioning import Partition, only, partition
 from modelzip_jax.recipe import from_plain, opaque_fields, to_plain
 from modelzip_jax.testing.comparison import Case, host, spacing
 from modelzip_jax.transform import Encoded, Transform, identity, rate
@@ -69,6 +71,7 @@ def check_laws(
     """
     if steps < 2:
         raise ValueError(f"check_laws() takes at least 2 training steps, not {steps}")
+    check_transform(transform, "check_laws()")
     _check_methods(transform)
     params = jax.tree.map(np.asarray, trees.plain(params))
     key = jax.random.key(0) if key is None else key
@@ -76,6 +79,8 @@ def check_laws(
     loop = _Loop(transform, jax.tree.map(jnp.asarray, params), given, key)
     begun = Case(transform, params, _init(transform, params, given), given, ulp, "at init")
     _check_encoding(begun)
+    for part in _linear_parts(transform):
+        _check_inverse(begun, part)
     trained = begun._replace(encoded=_check_training(loop, steps, ulp), when=f"after {steps} training steps")
     for case in (begun, trained):
         packed = _check_unpack(case)
@@ -125,6 +130,33 @@ def _check_encoding(case: Case) -> None:
     case.same(0, case.transform.init(chosen, context), case.encoded, "a second init differs from the first")
     case.same(0, case.decode(), decoded, "a second decode differs from the first")
     case.same(0, (chosen, case.encoded), before, "init or decode changed its input")
+
+
+def _linear_parts(transform: Transform) -> Iterator[Linear]:
+    if isinstance(transform, Linear):
+        yield transform
+    elif isinstance(transform, Chain):
+        for part in transform.parts:
+            yield from _linear_parts(part)
+    elif isinstance(transform, Partition):
+        for _, part in transform.parts:
+            yield from _linear_parts(part)
+
+
+def _check_inverse(case: Case, part: Linear) -> None:
+    """Synthesis inverts analysis where it can: what was decoded once stays as it is when encoded again."""
+    chosen, context, _ = _chosen(case.transform, case.params, case.given)
+    weights = jax.tree.map(lambda x: x.astype(jnp.float32), chosen)
+    try:
+        once = part.decode(part.init(weights, context))
+        twice = part.decode(part.init(once, context))
+    except ModelzipError:  # It takes fewer leaves than the whole does.
+        return
+    for (name, a), b in zip(trees.named_leaves(once), jax.tree.leaves(twice), strict=True):
+        if np.abs(host(a) - host(b)).max(initial=0.0) > 1e-4 * np.abs(host(a)).max(initial=0.0):
+            case.fail(
+                0, f"leaf {name!r}: synthesis() of {type(part).__name__} does not invert its analysis()"
+            )
 
 
 def _check_unpack(case: Case) -> packing.Packed:

@@ -138,6 +138,11 @@ def resolve(allocation: str | Allocation) -> Allocation:
     """
     if isinstance(allocation, Allocation):
         return allocation
+    if not isinstance(allocation, str):
+        raise TransformError(
+            "allocation takes a name or one of mz.allocation, such as mz.allocation.layers({...}), not "
+            f"{allocation!r:.100}"
+        )
     if allocation not in _NAMED:
         raise TransformError(f"allocation is {allocation!r}; {nearest_name(str(allocation), _NAMED)}")
     return _NAMED[allocation]
