@@ -73,26 +73,25 @@ def selected(transform: Transform, params: PyTree, given: Mapping[str, Any], whe
     """
     keep = selects(transform, trees.outlines(params))
     weights = trees.select(params, keep, jax.tree.structure(params))
-    _check_given(given, params, where)
+    _check_given(given, weights, where)
     return Selected(weights, told(params, keep, given, where), keep)
 
 
-def _check_given(given: Mapping[str, Any], params: PyTree, where: str) -> None:
+def _check_given(given: Mapping[str, Any], weights: PyTree, where: str) -> None:
     """Refuses names that are nearly those of the context, and trees whose leaves have other shapes."""
     fields = [f.name for f in dataclasses.fields(Context)]
     for name in set(given) - set(fields):
         if difflib.get_close_matches(name, fields, n=1, cutoff=0.7):
             raise TransformError(f"{where} was given {name!r}; {nearest_name(name, fields)}")
     for field in ("grads", "scores", "importance"):
-        tree = (
-            trees.aligned(given[field], params, f"{field}= of {where}")
-            if given.get(field) is not None
-            else None
-        )
-        for (name, x), p in zip(trees.named_leaves(tree), jax.tree.leaves(params), strict=False):
-            if jnp.shape(x) != jnp.shape(p):
+        if given.get(field) is None:
+            continue
+        # Where weights are absent, so is what is aligned with them.
+        tree = trees.aligned(given[field], weights, f"{field}= of {where}")
+        for (name, x), w in zip(trees.named_leaves(tree), jax.tree.leaves(weights), strict=False):
+            if jnp.shape(x) != jnp.shape(w):
                 raise TreeError(
-                    f"{field}= of {where} has the shape {jnp.shape(x)} at leaf {name!r}, the leaf {jnp.shape(p)}"
+                    f"{field}= of {where} has the shape {jnp.shape(x)} at leaf {name!r}, the leaf {jnp.shape(w)}"
                 )
 
 

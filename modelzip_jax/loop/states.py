@@ -100,7 +100,7 @@ def _problem(node: PyTree, followed: bool) -> str:
     if isinstance(node, _AROUND) or type(node) in (tuple, list, dict, collections.OrderedDict):
         return ""
     name = type(node).__name__
-    if hasattr(node, "opt_state"):
+    if hasattr(node, "opt_state") and not type(node).__module__.startswith("optax"):
         return f"pass the optimizer state that the {name} holds: its .opt_state"
     return (
         f"mz.wrap stands inside the optimizer of {name}, which changes updates or params after it, so that they leave "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -113,18 +114,23 @@ def check_sparsity(sparsity: Any) -> None:
         return
     if isinstance(sparsity, Schedule):
         return
+    found = []
     for step in (0, *(10**power for power in range(8))):
         try:
             with jax.ensure_compile_time_eval():
-                value = np.asarray(sparsity(jnp.int32(step)), np.float64)
+                found.append(np.asarray(sparsity(jnp.int32(step)), np.float64))
         except jax.errors.JAXTypeError:  # It closes over something traced, as under a vmap over sparsities.
             return
         except (TypeError, ValueError) as error:
             raise TransformError(f"the sparsity at step {step} is no number: {error}") from error
-        if value.size != 1 or not 0.0 <= float(value) <= 1.0:
+        begins = step <= 1
+        if found[-1].size != 1 or not 0.0 <= float(found[-1]) <= (1.0 if begins else math.inf):
             raise TransformError(
-                f"the sparsity at step {step} is {value}; a schedule returns a share in [0, 1]"
+                f"the sparsity at step {step} is {found[-1]}; a schedule returns a share in [0, 1]"
             )
+    # What still rises is clipped on its way; what stays above 1 was meant otherwise, such as in percent.
+    if found[-1] == found[-2] > 1.0:
+        raise TransformError(f"the sparsity ends at {found[-1]}; a schedule returns a share in [0, 1]")
 
 
 @recordable
