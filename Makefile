@@ -27,9 +27,9 @@ demo: $(VENV)/.demo
 test: test-quick
 	$(BIN)/python -m pytest -n 2 -m "not slow" $(AS_USERS)
 
-# All but AS_USERS: what a second interpreter is tested with.
+# All but AS_USERS and SKIP: what a second interpreter is tested with.
 test-quick: $(VENV)/.test
-	XLA_FLAGS="$(QUICK_XLA)" $(BIN)/python -m pytest -n 2 -m "not slow" $(AS_USERS:%=--ignore=%)
+	XLA_FLAGS="$(QUICK_XLA)" $(BIN)/python -m pytest -n 2 -m "not slow" $(AS_USERS:%=--ignore=%) $(SKIP:%=--ignore=%)
 
 test-all: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2

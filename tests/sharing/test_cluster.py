@@ -224,9 +224,10 @@ def test_wrong_arguments(options):
 @pytest.mark.parametrize(
     "options",
     [
-        {"every": 1},
+        pytest.param({"every": 1}, marks=pytest.mark.slow),
         pytest.param({"temperature": 0.1}, marks=pytest.mark.slow),
         pytest.param({"block": 2, "temperature": 0.1}, marks=pytest.mark.slow),
+        {"every": 0},
     ],
 )
 def test_empty_leaves_and_scalars(options):
