@@ -46,8 +46,14 @@ PRUNES = [
     mz.prune(sparsity=CUBIC, every=2, allocation="global"),
 ]
 
+
+def quantizer(bits, granularity, group_size, **options):
+    size = {"group_size": group_size} if granularity == "group" else {}
+    return mz.quantize(bits, granularity=granularity, **size, **options)
+
+
 quantizers = st.builds(
-    mz.quantize,
+    quantizer,
     st.integers(1, 8),
     granularity=st.sampled_from(["tensor", "channel", "group"]),
     group_size=st.sampled_from([4, 7]),

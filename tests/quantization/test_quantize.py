@@ -17,12 +17,16 @@ def tree(dtype=jnp.float32):
     }
 
 
+def sized(granularity, size):
+    return {"group_size": size} if granularity == "group" else {}
+
+
 @pytest.mark.parametrize("bits", [1, 2, 3, 8])
 @pytest.mark.parametrize(
     ("granularity", "symmetric"), [("channel", True), ("group", False), ("tensor", True)]
 )
 def test_no_more_values_than_codes(bits, granularity, symmetric):
-    t = mz.quantize(bits, granularity=granularity, symmetric=symmetric, group_size=4, axis=-1)
+    t = mz.quantize(bits, granularity=granularity, symmetric=symmetric, axis=-1, **sized(granularity, 4))
     got = np.asarray(mz.decoded({"w": RNG.normal(size=(16, 6)).astype("f4")}, t)["w"])
     columns = {
         "tensor": got.reshape(-1, 1),
@@ -53,10 +57,13 @@ def test_memory_is_bits_and_side_information():
     w = RNG.normal(size=(64, 8)).astype("f4")
     size = {"tensor": 1, "channel": 8, "group": 16}
     for granularity, steps in size.items():
-        packed = mz.compress({"w": w}, mz.quantize(3, granularity=granularity, group_size=32, axis=-1))
+        packed = mz.compress(
+            {"w": w}, mz.quantize(3, granularity=granularity, axis=-1, **sized(granularity, 32))
+        )
         assert packed.nbytes == 512 * 3 // 8 + 4 * steps
         packed = mz.compress(
-            {"w": w}, mz.quantize(3, granularity=granularity, group_size=32, axis=-1, symmetric=False)
+            {"w": w},
+            mz.quantize(3, granularity=granularity, axis=-1, symmetric=False, **sized(granularity, 32)),
         )
         assert packed.nbytes == 512 * 3 // 8 + 8 * steps
 
