@@ -232,7 +232,7 @@ def test_tied_leaves_have_none():
 
 @pytest.mark.parametrize(("shards", "axes"), [(1, (0,)), (2, ()), (4, (0,))])
 def test_a_shard_of_one_layer_is_one_and_of_several_is_not(shards, axes):
-    mesh = jax.sharding.AbstractMesh((shards,), ("d",))
+    mesh = jax.sharding.AbstractMesh((shards,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
 
     def body(w, x):
         return lax.psum(lax.scan(lambda x, w: (x @ w, None), x, w)[0], "d")
