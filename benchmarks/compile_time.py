@@ -2,7 +2,7 @@
 
     python -m benchmarks.compile_time [--repeats 5] [--device cpu] [--quick]
 
-A decoder of 24 unstacked layers, 195 leaves, narrow, as the time of both depends on the number of operations and not
+A decoder of 24 unstacked layers, 388 leaves, narrow, as the time of both depends on the number of operations and not
 on their size. Plain AdamW and the same wrapped take turns; JAX's caches are cleared before each, and the compilation
 cache on disk is off. Tracing is `jax.jit(step).trace`, from Python to a jaxpr; lowering goes from there to StableHLO;
 compiling is XLA's part.
