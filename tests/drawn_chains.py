@@ -204,9 +204,12 @@ def _chain(r: random.Random) -> mz.Transform:
     return mz.chain(*parts)
 
 
-def _combined(r: random.Random, transform: mz.Transform, params: Any) -> mz.Transform:
+HOW = ("alone", "only", "matrices", "partition")
+
+
+def combined(transform: mz.Transform, params: Any, how: str) -> mz.Transform:
+    """The transform for all leaves, or some of them."""
     names = [name for name, _ in mz.tree.named_leaves(params)]
-    how = r.choice(["alone", "only", "matrices", "matrices", "partition"])
     if how == "only":
         return mz.only(names[0], transform)
     if how == "matrices":
@@ -224,7 +227,7 @@ def drawn(r: random.Random) -> tuple[str, mz.Transform, int]:
     """
     name, chained = r.choice(sorted(TREES)), _chain(r)
     sums = any(isinstance(part, mz.Linear) for part in chained.parts)
-    return name, _combined(r, chained, TREES[name]), SUMS_ULP if sums else 0
+    return name, combined(chained, TREES[name], r.choice((*HOW, "matrices"))), SUMS_ULP if sums else 0
 
 
 def draw(seed: int) -> Drawn:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_chains import HOW, combined
 from flax import nnx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -77,28 +78,16 @@ ends = links | quantizers | st.sampled_from(CLUSTERS)
 chains = st.builds(lambda first, last: mz.chain(*first, last), st.lists(links, max_size=2), ends)
 
 
-def combined(transform, tree, how):
-    names = [name for name, _ in mz.tree.named_leaves(tree)]
-    if how == "only":
-        return mz.only(names[0], transform)
-    if how == "matrices":
-        return mz.only("**", transform, min_ndim=2)
-    if how == "partition":
-        return mz.partition({"x": transform, "y": mz.quantize(2)}, {names[-1]: "y", "**": "x"})
-    return transform
-
-
 def allowed(chained):
     """Wavelets decode by sums, all else bit for bit."""
     return LINEAR_ULP if any(part in WAVELETS for part in chained.parts) else 0
 
 
-HOW = st.sampled_from(["alone", "only", "matrices", "partition"])
-
-
 def any_case(examples):
     def decorate(test):
-        given_case = given(transform=chains, name=st.sampled_from(sorted(TREES)), how=HOW)(test)
+        given_case = given(transform=chains, name=st.sampled_from(sorted(TREES)), how=st.sampled_from(HOW))(
+            test
+        )
         return settings(
             max_examples=examples, deadline=None, derandomize=True, database=None,
             suppress_health_check=list(HealthCheck),
