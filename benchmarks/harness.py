@@ -212,6 +212,7 @@ class Report:
         record = {
             "name": self.name,
             "title": self.title,
+            "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
             "machine": _machine(self.load_before),
             "options": vars(self.chosen),
             "tables": self.tables,

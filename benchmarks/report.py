@@ -41,14 +41,11 @@ def _summary(records: list[dict[str, Any]]) -> str:
 
 
 def _section(record: dict[str, Any]) -> str:
-    machine, options = record["machine"], record["options"]
-    flags = [f"--repeats {options['repeats']}"] + (
-        [f"--cores {options['cores']}"] if options["cores"] else []
-    )
+    machine = record["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     parts = [
         f"## {record['title']}\n",
-        f"`python -m benchmarks.{record['name']} {' '.join(flags)}`, {machine['date']}, "
+        f"`{record['command']}`, {machine['date']}, "
         f"commit {machine['commit']}. {machine['device']}, "
         f"{machine['cpu']}, {machine['cores']} core(s), load average {machine['load_before']} before and "
         f"{machine['load_after']} after; repeated timings in {machine.get('clock', 'wall')} time. "

@@ -3,7 +3,8 @@
     python -m benchmarks.step_overhead [--repeats 15] [--device cpu] [--cores 1] [--quick] [--kept]
 
 One core, so that no two cases share or split them differently, and CPU time is what counts; `--cores 2` has
-bars of its own. With `--kept` nothing is donated. A case is a jitted step (loss, gradients, update; params
+bars of its own; on a GPU or TPU (`--device gpu --cores 0`: all of the host's) a wide network takes the
+convolutions' place, and bars do not apply. With `--kept` nothing is donated. A case is a jitted step (loss, gradients, update; params
 and optimizer state donated) of the same Flax model on the same batch. All cases take turns; every figure is
 the median of a case's ratios to plain AdamW in the same round. Plain AdamW runs twice: how far the second
 is from 1 is what this benchmark cannot tell apart.
@@ -60,6 +61,17 @@ class MLP(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x.reshape(x.shape[0], -1)
         for width in (1200, 1200, 400):
+            x = nn.relu(nn.Dense(width)(x))
+        return nn.Dense(10)(x)
+
+
+class WideMLP(nn.Module):
+    """784-8192-8192-8192-10 with biases: 141 million parameters, for accelerators."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.reshape(x.shape[0], -1)
+        for width in (8192, 8192, 8192):
             x = nn.relu(nn.Dense(width)(x))
         return nn.Dense(10)(x)
 
@@ -206,11 +218,14 @@ def main() -> None:
     if chosen.kept:
         DONATED.clear()
     kept = "kept" if chosen.kept else "donated"
-    record = (
-        "step_overhead" if (chosen.cores, kept) == (1, "donated") else f"step_overhead_{chosen.cores}_{kept}"
-    )
-    report = harness.Report(record, f"Training step, {chosen.cores} core(s), {kept}", chosen)
-    for model in (MLP(),) if chosen.quick else (MLP(), CNN()):
+    platform = jax.default_backend()
+    where = f"{chosen.cores} core(s)" if platform == "cpu" else platform
+    record = "step_overhead"
+    if (where, kept) != ("1 core(s)", "donated"):
+        record += f"_{chosen.cores if platform == 'cpu' else platform}_{kept}"
+    report = harness.Report(record, f"Training step, {where}, {kept}", chosen)
+    second = CNN() if platform == "cpu" else WideMLP()
+    for model in (MLP(),) if chosen.quick else (MLP(), second):
         name = type(model).__name__
         runs = cases(model, chosen, report)
         # A step that sorts all weights takes as long as 30 others: those have rounds of their own.
@@ -226,7 +241,8 @@ def main() -> None:
             rows += _rows(slow_times, list(slow))
         columns = ["case", "median, ms", "min, ms", "ratio to plain", "± half IQR", "ratio of minima"]
         report.table(f"{name}, batch {BATCH}: {(model.__doc__ or '').rstrip('.')}", columns, rows)
-        _bars(report, name, times, TWO_CORES if chosen.cores == 2 else {"prune, fixed masks": 1.06})
+        if platform == "cpu":
+            _bars(report, name, times, TWO_CORES if chosen.cores == 2 else {"prune, fixed masks": 1.06})
     report.finish()
 
 
