@@ -3,11 +3,11 @@
     python -m benchmarks.step_overhead [--repeats 15] [--device cpu] [--cores 1] [--quick] [--kept]
 
 One core, so that no two cases share or split them differently, and CPU time is what counts; `--cores 2` has
-bars of its own; on a GPU or TPU (`--device gpu --cores 0`: all of the host's) a wide network takes the
-convolutions' place, and bars do not apply. With `--kept` nothing is donated. A case is a jitted step (loss, gradients, update; params
-and optimizer state donated) of the same Flax model on the same batch. All cases take turns; every figure is
-the median of a case's ratios to plain AdamW in the same round. Plain AdamW runs twice: how far the second
-is from 1 is what this benchmark cannot tell apart.
+bars of its own; on a GPU or TPU (`--device gpu --cores 0`: all of the host's) a wide network takes the place
+of the convolutions, and bars do not apply. With `--kept` nothing is donated. A case is a jitted step (loss,
+gradients, update; params and optimizer state donated) of the same Flax model on the same batch. All cases take
+turns; every figure is the median of a case's ratios to plain AdamW in the same round. Plain AdamW runs twice:
+how far the second is from 1 is what this benchmark cannot tell apart.
 
 JaxPruner is not on PyPI: name a checkout of its repository in MODELZIP_JAXPRUNER_SOURCE
 (`benchmarks/peers/jaxpruner_patch.py` says what it needs to run on current JAX). Its masks cover the
@@ -66,12 +66,12 @@ class MLP(nn.Module):
 
 
 class WideMLP(nn.Module):
-    """784-8192-8192-8192-10 with biases: 141 million parameters, for accelerators."""
+    """784-6144-6144-6144-10 with biases: 80 million parameters, for accelerators."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x.reshape(x.shape[0], -1)
-        for width in (8192, 8192, 8192):
+        for width in (6144, 6144, 6144):
             x = nn.relu(nn.Dense(width)(x))
         return nn.Dense(10)(x)
 
