@@ -421,7 +421,8 @@ def _count_nonfinite(leaf: Any) -> int:
     seen = leaf if isinstance(leaf, np.ndarray) else host_view(leaf)
     if seen is not None:  # nothing to compile for each shape
         return seen.size - int(np.count_nonzero(np.isfinite(seen)))
-    return int(_nonfinite(leaf))
+    with jax.ensure_compile_time_eval():  # within somebody's jit, a leaf it closes over is still known
+        return int(_nonfinite(leaf))
 
 
 def nbytes(tree: PyTree) -> int:

@@ -49,7 +49,8 @@ class StepQuantize(Quantizer):
         if isinstance(w, jax.core.Tracer) or not w.size:
             return
         reach, seen = self.step * ((1 << (self.bits - 1)) - 0.5), host_view(w)
-        largest = float(jnp.max(jnp.abs(w)) if seen is None else np.max(np.abs(seen)))
+        with jax.ensure_compile_time_eval():
+            largest = float(jnp.max(jnp.abs(w)) if seen is None else np.max(np.abs(seen)))
         if largest > reach:
             raise LeafError(
                 f"leaf {name!r} has magnitudes up to {largest:.4g}, and {self.bits} bits of step {self.step:.4g} "

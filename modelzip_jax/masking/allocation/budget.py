@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
@@ -74,7 +75,7 @@ class AtMost(Allocation):
         """
         parts, arrays, score, structure, frozen, near = groups
         for part, group in zip(parts, arrays, strict=True):
-            if not isinstance(group, jax.core.Tracer) and bool(jnp.any(jnp.isnan(score(group)))):
+            if not isinstance(group, jax.core.Tracer) and _any_nan(score, group):
                 raise NonFiniteError(f"leaf {part.name!r} has scores that are NaN, which have no order")
         largest = [structure.largest(part.shape) for part in parts]
         if self.params is not None:
@@ -128,6 +129,11 @@ class AtMost(Allocation):
                 f"{known[:5]}: trace the cost with the tree that is compressed"
             )
         return [found[p.name] for p in parts], frozen
+
+
+def _any_nan(score: Callable[[jax.Array], jax.Array], group: jax.Array) -> bool:
+    with jax.ensure_compile_time_eval():  # as in `tree.check_finite`
+        return bool(jnp.any(jnp.isnan(score(group))))
 
 
 def _weights(part: Part) -> int:
