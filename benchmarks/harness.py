@@ -57,7 +57,7 @@ def options(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=repeats, help="rounds of interleaved timing")
-    parser.add_argument("--device", help="platform that JAX shall use: cpu, gpu or tpu")
+    parser.add_argument("--device", help="platform that JAX shall use: cpu, cuda, rocm or tpu")
     parser.add_argument("--cores", type=int, default=cores, help="CPU cores to use; 0 for all")
     parser.add_argument("--quick", action="store_true", help="small cases only, written to no file")
     for flag, meaning in (flags or {}).items():

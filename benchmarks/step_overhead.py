@@ -3,11 +3,11 @@
     python -m benchmarks.step_overhead [--repeats 15] [--device cpu] [--cores 1] [--quick] [--kept]
 
 One core, so that no two cases share or split them differently, and CPU time is what counts; `--cores 2` has
-bars of its own; on a GPU or TPU (`--device gpu --cores 0`: all of the host's) a wide network takes the place
-of the convolutions, and bars do not apply. With `--kept` nothing is donated. A case is a jitted step (loss,
-gradients, update; params and optimizer state donated) of the same Flax model on the same batch. All cases take
-turns; every figure is the median of a case's ratios to plain AdamW in the same round. Plain AdamW runs twice:
-how far the second is from 1 is what this benchmark cannot tell apart.
+bars of its own; on a GPU or TPU (`--device cuda --cores 0`: all of the host's) it is a wide network, whose step
+is long beside the time to start it, and bars do not apply. With `--kept` nothing is donated. A case is a jitted
+step (loss, gradients, update; params and optimizer state donated) of the same Flax model on the same batch. All
+cases take turns; every figure is the median of a case's ratios to plain AdamW in the same round. Plain AdamW runs
+twice: how far the second is from 1 is what this benchmark cannot tell apart.
 
 JaxPruner is not on PyPI: name a checkout of its repository in MODELZIP_JAXPRUNER_SOURCE
 (`benchmarks/peers/jaxpruner_patch.py` says what it needs to run on current JAX). Its masks cover the
@@ -23,6 +23,7 @@ import argparse
 import functools
 import importlib
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -203,8 +204,10 @@ def cases(model: nn.Module, chosen: argparse.Namespace, report: harness.Report) 
     found = {}
     for name, make in makers.items():
         try:
+            began = time.perf_counter()
             case = make()
             case()
+            print(f"{type(model).__name__}: {name} ready in {time.perf_counter() - began:.1f} s", flush=True)
         except (ImportError, TypeError) as error:
             report.note(f"{type(model).__name__}: {name} does not run: {str(error).splitlines()[0]}")
             continue
@@ -224,8 +227,8 @@ def main() -> None:
     if (where, kept) != ("1 core(s)", "donated"):
         record += f"_{chosen.cores if platform == 'cpu' else platform}_{kept}"
     report = harness.Report(record, f"Training step, {where}, {kept}", chosen)
-    second = CNN() if platform == "cpu" else WideMLP()
-    for model in (MLP(),) if chosen.quick else (MLP(), second):
+    models = (MLP(), CNN()) if platform == "cpu" else (WideMLP(),)
+    for model in models[:1] if chosen.quick else models:
         name = type(model).__name__
         runs = cases(model, chosen, report)
         # A step that sorts all weights takes as long as 30 others: those have rounds of their own.
