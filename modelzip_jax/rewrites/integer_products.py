@@ -221,9 +221,8 @@ def _product(
         if how.arithmetic == "fake":
             return bind(equation.eqn, ordered(rounded(a, s), rounded(w, t)))[0]
         codes = ordered(_codes(a, s, how.high).astype(jnp.int8), _codes(w, t, how.high).astype(jnp.int8))
-        sums = _bind_integer(equation, codes)
         dtype = equation.eqn.outvars[0].aval.dtype
-        return (sums.astype(jnp.float32) * _scales(equation, ordered(s, t))).astype(dtype)
+        return (_sums(equation, codes) * _scales(equation, ordered(s, t))).astype(dtype)
 
     def forward(*x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         return compute(*x), x
@@ -237,12 +236,25 @@ def _product(
     return compute(activation, weight, step, weight_step)
 
 
-def _bind_integer(equation: Equation, codes: list[jax.Array]) -> jax.Array:
-    """The same product of int8 operands, in int32."""
-    params = {**equation.params, "preferred_element_type": jnp.dtype(jnp.int32), "precision": None}
-    if "out_sharding" in params:
-        params["out_sharding"] = None
-    return equation.eqn.primitive.bind(*codes, **params)
+def _sums(equation: Equation, codes: list[jax.Array]) -> jax.Array:
+    """The same product of int8 operands, in int32, then float32."""
+
+    def bound(codes: Sequence[jax.Array], dtype: Any) -> jax.Array:
+        params = {**equation.params, "preferred_element_type": jnp.dtype(dtype), "precision": None}
+        if "out_sharding" in params:
+            params["out_sharding"] = None
+        return equation.eqn.primitive.bind(*codes, **params).astype(jnp.float32)
+
+    def integers(*codes: jax.Array) -> jax.Array:
+        return bound(codes, jnp.int32)
+
+    def floats(*codes: jax.Array) -> jax.Array:
+        return bound([c.astype(jnp.float32) for c in codes], jnp.float32)
+
+    if equation.primitive == "dot_general":
+        return integers(*codes)
+    # cuDNN convolves integers of some shapes only. Codes are exact in TF32, too, and sums of them up to 2**24.
+    return lax.platform_dependent(*codes, cpu=integers, tpu=integers, default=floats)
 
 
 def _scales(equation: Equation, steps: list[jax.Array]) -> jax.Array:

@@ -30,6 +30,7 @@ from modelzip_jax.sharing.clustered import (
 )
 from modelzip_jax.sharing.codebook import Book
 from modelzip_jax.sharing.lookup import look_up, soft_read
+from modelzip_jax.sharing.sums import summed_at
 from modelzip_jax.stacking import LayerAxes, as_layers, check_layers, stacked, stacked_axes, unstacked
 from modelzip_jax.transform import Context, Encoded, Rate, Transform
 from modelzip_jax.tree import PyTree
@@ -324,7 +325,8 @@ class Cluster(Transform):
 
     def rate(self, encoded: Encoded, inner: PyTree) -> PyTree:
         def costs(codes: jax.Array, book: Book) -> jax.Array:
-            counts = jnp.zeros(book.base.shape[0]).at[codes].add(1.0)
+            # Integers: a float32 counts no further than 2**24.
+            counts = summed_at(codes, jnp.ones(codes.shape, jnp.int32), len(book.base)).astype(jnp.float32)
             if book.zero.value and not self.zero:  # What a mask hides is not stored.
                 counts = counts.at[0].set(0.0)
             share = jnp.maximum(counts, 1.0) / jnp.maximum(jnp.sum(counts), 1.0)

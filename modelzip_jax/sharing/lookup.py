@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from modelzip_jax.sharing.scaling import scaled, unit
-from modelzip_jax.sharing.sums import matmul
+from modelzip_jax.sharing.sums import matmul, summed_at
 
 __all__ = ["attention", "look_up", "soft_means", "soft_read", "twins"]
 
@@ -38,9 +38,7 @@ def _read_forward(w, codebook, codes, through):  # type: ignore[no-untyped-def]
 
 def _read_backward(through, saved, g):  # type: ignore[no-untyped-def]
     codebook, codes = saved
-    # XLA:CPU scatters by bytes in up to twice the time; two halves, or lanes, side by side gain nothing.
-    at = codes.astype(jnp.int32)
-    summed = jnp.zeros_like(codebook).at[at].add(g, mode="promise_in_bounds")
+    summed = summed_at(codes, g, len(codebook))
     return (g if through else None), summed, None  # None: a zero that nothing is computed with.
 
 

@@ -6,16 +6,20 @@ second fit of the same weights would differ in the last bit from the first.
 
 from __future__ import annotations
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Integer
 
 from modelzip_jax.sharing.prefix import between, prefix_sums
 
-__all__ = ["matmul", "segment_sums"]
+__all__ = ["matmul", "segment_sums", "summed_at"]
 
 _FEW = 256
-_ROWS = 4096
+_GROUP = 16
+_PLACES = 1 << 21
 
 
 def matmul(
@@ -44,22 +48,64 @@ def segment_sums(
         return start.at[index].add(values, mode="promise_in_bounds")
 
     def ordered(index: jax.Array, values: jax.Array) -> jax.Array:
-        return (_multiplied if count <= _FEW else _sorted)(index, values, count)
+        return (_compared if count <= _FEW else _sorted)(index, values, count)
 
     return jax.lax.platform_dependent(index, values, cpu=scattered, default=ordered)
 
 
-def _multiplied(index: jax.Array, values: jax.Array, count: int) -> jax.Array:
-    """By products with the 0/1 matrix of membership, some rows at a time."""
-    fill = -len(index) % _ROWS
-    rows = jnp.pad(index, (0, fill)).reshape(-1, _ROWS)
-    parts = jnp.pad(values, ((0, fill), (0, 0))).reshape(-1, _ROWS, values.shape[1])
+def summed_at(index: Integer[jax.Array, ...], values: jax.Array, count: int) -> jax.Array:
+    """What `segment_sums` gives, in the least time: on a GPU in no fixed order beyond 16 numbers.
 
-    def add(total: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        member = jax.nn.one_hot(part[0], count, dtype=values.dtype, axis=0)
-        return total + matmul(member, part[1]), None
+    80 million float32 on an H200: 0.45 ms for 16 numbers and 1.1 ms for 256, where one scatter takes 21 and 10 ms,
+    and 115 ms where four of five weights share an entry.
 
-    return jax.lax.scan(add, jnp.zeros((count, values.shape[1]), values.dtype), (rows, parts))[0]
+    Args:
+      index: integers from 0 to `count` - 1, of any shape. values: numbers of that shape, or with axes behind it.
+
+    Returns:
+      `(count, ...)`, with the axes behind, of the values' dtype.
+
+    >>> summed_at(jnp.array([[1, 0], [1, 1]]), jnp.ones((2, 2), jnp.int32), 2)
+    Array([1, 3], dtype=int32)
+    """
+
+    def scattered(index: jax.Array, values: jax.Array) -> jax.Array:
+        start = jnp.zeros((count, *values.shape[index.ndim :]), values.dtype)
+        # XLA:CPU scatters by bytes in up to twice the time; two halves, or lanes, side by side gain nothing.
+        return start.at[index.astype(jnp.int32)].add(values, mode="promise_in_bounds")
+
+    def apart(index: jax.Array, values: jax.Array) -> jax.Array:
+        return (_compared if count <= _GROUP else _in_lanes)(index, values, count)
+
+    return jax.lax.platform_dependent(index, values, cpu=scattered, default=apart)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _compared(index: jax.Array, values: jax.Array, count: int) -> jax.Array:
+    """One sum for each number, of the values at it; XLA reads them once for all of a group's."""
+
+    def one(number: jax.Array) -> jax.Array:
+        at = (index == number).reshape(index.shape + (1,) * (values.ndim - index.ndim))
+        return jnp.sum(jnp.where(at, values, jnp.zeros((), values.dtype)), axis=tuple(range(index.ndim)))
+
+    def of_group(numbers: jax.Array) -> jax.Array:
+        return jnp.stack([one(number) for number in numbers])
+
+    group = min(_GROUP, count)
+    numbers = jnp.arange(count + -count % group, dtype=index.dtype).reshape(-1, group)
+    sums = of_group(numbers[0])[None] if len(numbers) == 1 else jax.lax.map(of_group, numbers)
+    return sums.reshape(-1, *values.shape[index.ndim :])[:count]
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _in_lanes(index: jax.Array, values: jax.Array, count: int) -> jax.Array:
+    """By a scatter to many places for each index, so that few threads wait for one another."""
+    index, values = index.reshape(-1), values.reshape(index.size, *values.shape[index.ndim :])
+    lanes = max(_PLACES // (count * math.prod(values.shape[1:])), 1)
+    at = index.astype(jnp.int32) * lanes + jax.lax.iota(jnp.int32, index.size) % lanes
+    places = jnp.zeros((count * lanes, *values.shape[1:]), values.dtype)
+    places = places.at[at].add(values, mode="promise_in_bounds")
+    return places.reshape(count, lanes, *values.shape[1:]).sum(axis=1)
 
 
 def _sorted(index: jax.Array, values: jax.Array, count: int) -> jax.Array:

@@ -208,8 +208,23 @@ def test_choices_have_no_gradient(temperature, block):
 def test_sums_in_one_order_are_those_of_a_scatter(count):
     index, values = jnp.asarray(RNG.integers(0, count, 9000)), normal(9000, 2)
     scattered = module.segment_sums(index, values, count)
-    ordered = (module._multiplied if count <= 256 else module._sorted)(index, values, count)
+    ordered = (module._compared if count <= 256 else module._sorted)(index, values, count)
     np.testing.assert_allclose(ordered, scattered, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("count", "dtype"), [(3, "u1"), (16, "u1"), (200, "u1"), (256, "u1"), (5000, "u2")])
+@pytest.mark.parametrize("behind", [(), (2,)])
+@pytest.mark.parametrize("by", ["_compared", "_in_lanes"])
+def test_sums_of_other_devices_are_those_of_a_scatter(count, dtype, behind, by):
+    shape = (50, 180)
+    index = jnp.asarray(RNG.integers(0, count, shape).astype(dtype))
+    for values in (normal(*shape, *behind), jnp.ones((*shape, *behind), jnp.int32)):
+        expected = module.summed_at(index, values, count)
+        found = getattr(module, by)(index, values, count)
+        assert (found.shape, found.dtype) == (expected.shape, values.dtype)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+    empty = getattr(module, by)(index[:0], jnp.zeros((0, *shape[1:], *behind)), count)
+    np.testing.assert_array_equal(empty, jnp.zeros((count, *behind)))
 
 
 def test_products_of_blocks_and_attention_are_in_full_precision():
