@@ -122,8 +122,9 @@ def told(params: PyTree, keep: Sequence[bool], given: Mapping[str, Any], where: 
 def wide(tree: PyTree) -> PyTree:
     """Half precision as float32: squares of gradients would underflow, and latents are not of half precision either.
 
-    >>> wide({"w": jnp.float16(1e-4)})["w"] ** 2
-    Array(1.0001659e-08, dtype=float32)
+    >>> g = jnp.float16(2.0**-14)
+    >>> float(g * g), float(wide({"w": g})["w"] ** 2) == 2.0**-28
+    (0.0, True)
     """
 
     def widened(x: Any) -> Any:
