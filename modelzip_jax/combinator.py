@@ -17,7 +17,17 @@ from modelzip_jax.naming import nearest_name
 from modelzip_jax.transform import Context, Encoded, Transform
 from modelzip_jax.tree import Leaf, PyTree
 
-__all__ = ["Combinator", "Selected", "check_transform", "ends", "selected", "selects", "support_of", "told"]
+__all__ = [
+    "Combinator",
+    "Selected",
+    "check_transform",
+    "ends",
+    "selected",
+    "selects",
+    "support_of",
+    "told",
+    "wide",
+]
 
 
 class Combinator(Transform):
@@ -83,7 +93,7 @@ def _check_given(given: Mapping[str, Any], weights: PyTree, where: str) -> None:
     for name in set(given) - set(fields):
         if difflib.get_close_matches(name, fields, n=1, cutoff=0.7):
             raise TransformError(f"{where} was given {name!r}; {nearest_name(name, fields)}")
-    for field in ("grads", "scores", "importance"):
+    for field in _NUMBERS:
         if given.get(field) is None:
             continue
         # Where weights are absent, so is what is aligned with them.
@@ -95,13 +105,34 @@ def _check_given(given: Mapping[str, Any], weights: PyTree, where: str) -> None:
                 )
 
 
+_NUMBERS = ("grads", "scores", "importance")
+"""Fields of the context that have a number for each weight."""
+
+
 def told(params: PyTree, keep: Sequence[bool], given: Mapping[str, Any], where: str) -> Context:
     """What the caller passed by name, of the leaves that are encoded; see `selected`."""
     context = Context.of(given)
     aligned = {n: trees.aligned(tree, params, f"{n}= of {where}") for n, tree in context.trees().items()}
     sizes = zip(jax.tree.leaves(params), keep, strict=True)
     frozen = sum(int(np.size(x)) for x, chosen in sizes if not chosen)
+    aligned |= {name: wide(aligned[name]) for name in _NUMBERS if name in aligned}
     return context.replace(**aligned, frozen=frozen).select(keep, jax.tree.structure(params))
+
+
+def wide(tree: PyTree) -> PyTree:
+    """Half precision as float32: squares of gradients would underflow, and latents are not of half precision either.
+
+    >>> g = jnp.float16(2.0**-14)
+    >>> float(g * g), float(wide({"w": g})["w"] ** 2) == 2.0**-28
+    (0.0, True)
+    """
+
+    def widened(x: Any) -> Any:
+        dtype = jnp.result_type(x)
+        short = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
+        return x.astype(trees.latent_dtype(dtype)) if short else x
+
+    return jax.tree.map(widened, tree)
 
 
 def support_of(transform: Transform, encoded: Encoded) -> PyTree | None:

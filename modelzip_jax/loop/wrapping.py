@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from modelzip_jax import tree as trees
-from modelzip_jax.combinator import check_transform, selected, support_of, told
+from modelzip_jax.combinator import check_transform, selected, support_of, told, wide
 from modelzip_jax.errors import TreeError, WrapError
 from modelzip_jax.loop.callables import at_weights
 from modelzip_jax.loop.moments import hold_hidden, renew_hidden
@@ -94,7 +94,7 @@ def wrap(
             latents = trees.select(
                 trained, [not trees.absent(x) for x in structure.flatten_up_to(latents)], structure
             )
-        offsets_inner = offsets_tx.init(encoded.offsets) if jax.tree.leaves(encoded.offsets) else ()
+        offsets_inner = offsets_tx.init(encoded.offsets) if _has_offsets(encoded.offsets) else ()
         return WrapState(
             jnp.asarray(step, jnp.int32), latents, encoded.offsets, encoded.state, _started(inner, trained),
             offsets_inner, Static(transform),
@@ -115,7 +115,9 @@ def wrap(
         keep = _follows(params, updates, state.latents)
         grads = trees.select(updates, keep, structure)
         step = optax.safe_increment(state.step)
-        context = told(params, keep, {**(given or {}), **extra}, "update()").replace(step=step, grads=grads)
+        context = told(params, keep, {**(given or {}), **extra}, "update()").replace(
+            step=step, grads=wide(grads)
+        )
         # Before the step: masks chosen from the stored latents leave the step itself one fused pass
         # over the weights (after it, a refresh that does not happen would still cost a third more).
         fixed = jax.lax.stop_gradient  # Nothing that is chosen has a derivative, nor has the search for it.
@@ -239,6 +241,11 @@ def _stepped(
 def _placed(param: Any, latent: PyTree) -> PyTree:
     """A latent of a param's shape, sharded as the param is."""
     return placed_as(latent, param) if isinstance(latent, jax.Array) else latent
+
+
+def _has_offsets(offsets: PyTree) -> bool:
+    """By structure, as by placeholders for the params, which have no leaves, the same states must be found."""
+    return bool(jax.tree.leaves(offsets, is_leaf=lambda x: type(x) is not tuple))
 
 
 def _offsets_step(

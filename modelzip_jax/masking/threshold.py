@@ -123,8 +123,8 @@ def _around(sample: jax.Array, share: jax.Array) -> jax.Array:
 
 def _first_look(data: _Data, keep: jax.Array, near: jax.Array, start: _Search) -> jax.Array:
     """The thresholds of the first pass, uint32 `(3, groups)`: by samples, and where the last search ended."""
-    beside = near + jnp.array([[-_NEAR], [0], [_NEAR]]).astype(jnp.uint32)
-    looks = jnp.where(near > 0, beside, _next(start, keep))
+    beside = near[None] + jnp.array([[-_NEAR], [0], [_NEAR]]).astype(jnp.uint32)
+    looks = jnp.where(near[None] > 0, beside, _next(start, keep))
     for g, (arrays, size) in enumerate(zip(data.groups, data.sizes(), strict=True)):
         if size > 4 * _SAMPLE and not any(is_sharded_in_type(x) for x in arrays):
             look = _around(_sample(arrays, data.score), keep[g].astype(jnp.float32) / size)
@@ -143,7 +143,8 @@ def _next(s: _Search, keep: jax.Array) -> jax.Array:
     middle = jnp.where(stalled, 0.5, above / (above + below))
     apart = jnp.where(stalled, 0.25, apart)
     shares = jnp.clip(jnp.stack([middle - apart, middle, middle + apart]), 0.0, 1.0 - 2.0**-24)
-    return s.low + jnp.clip((shares * width.astype(jnp.float32)).astype(jnp.uint32), 1, width - 1)
+    inside = (shares * width.astype(jnp.float32)[None]).astype(jnp.uint32)
+    return s.low[None] + jnp.clip(inside, 1, width[None] - 1)
 
 
 def _search(data: _Data, keep: jax.Array, near: jax.Array) -> _Search:

@@ -57,6 +57,21 @@ def test_json_reports_every_size(monkeypatch, capsys, tmp_path, checkpoint):
     assert "dense/kernel" in out
 
 
+@pytest.mark.parametrize("sparsity", [0.5, 0.8, 0.9])
+def test_inspect_reads_masks_in_every_form(monkeypatch, capsys, tmp_path, sparsity):
+    """The file holds a mask as bits or as distances, whichever is smaller."""
+    w = np.random.default_rng(1).normal(size=(256, 256)).astype(np.float32)
+    np.savez(tmp_path / "w.npz", kernel=w)
+    options = ("--bits", 4, "--sparsity", sparsity)
+    assert run(monkeypatch, capsys, "compress", tmp_path / "w.npz", tmp_path / "m.mz", *options)[0] == 0
+    code, out, err = run(monkeypatch, capsys, "inspect", tmp_path / "m.mz", "--json")
+    assert code == 0, err
+    (tensor,) = json.loads(out)["tensors"]
+    assert tensor["sparsity"] == pytest.approx(
+        sparsity, abs=0.1
+    )  # Small kept weights have the code of zero, too.
+
+
 def test_a_recipe_can_be_taken_from_a_file(monkeypatch, capsys, tmp_path, checkpoint):
     source, _ = checkpoint
     run(monkeypatch, capsys, "compress", source, tmp_path / "a.mz", "--bits", 3, "--granularity", "group")

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from every_transform import TRANSFORMS
+from flax import nnx
 
 import modelzip_jax as mz
 from modelzip_jax.errors import WrapError
@@ -158,3 +160,33 @@ def test_ordered_states_survive_jit():
     _, state = train(tx, PARAMS)
     assert isinstance(state, collections.OrderedDict)
     assert list(state) == ["clip", "zip"]
+
+
+ALWAYS = ("prune, scheduled", "quantize, learned zeros", "cluster, differentiable")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in ALWAYS else pytest.param(n, marks=pytest.mark.slow) for n in TRANSFORMS]
+)
+def test_an_nnx_optimizer_holds_any_state(name):
+    """It replaces every array by a variable; the second update is the first that reads them."""
+
+    class Model(nnx.Module):
+        def __init__(self):
+            self.a, self.half = nnx.Linear(8, 8, rngs=nnx.Rngs(0)), nnx.Linear(8, 4, rngs=nnx.Rngs(1))
+
+        def __call__(self, x):
+            return self.half(jnp.tanh(self.a(x)))
+
+    @nnx.jit
+    def step(model, optimizer):
+        optimizer.update(model, nnx.grad(lambda m: jnp.mean(m(jnp.eye(8)) ** 2))(model))
+
+    model = Model()
+    optimizer = nnx.Optimizer(model, adam(TRANSFORMS[name]), wrt=nnx.Param)
+    for _ in range(3):
+        step(model, optimizer)
+    params = nnx.state(model, nnx.Param)
+    exact = mz.tree.plain(mz.params(optimizer.opt_state, params))
+    jax.tree.map(np.testing.assert_array_equal, mz.unpack(mz.pack(optimizer.opt_state, params)), exact)
+    assert mz.loop.wrap_states(optimizer.opt_state)[0].step == 3

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from every_optimizer import OPTIMIZERS, missing
+from every_optimizer import OPTIMIZERS, RATE, missing
 from flax import linen, nnx
 
 import modelzip_jax as mz
@@ -124,3 +124,78 @@ def test_trains_lands_and_packs(name, transform, loop):
 
 def test_no_optimizer_is_missing():
     assert missing() == []
+
+
+MOMENTA = {
+    "adafactor with momentum": lambda: optax.adafactor(RATE, momentum=0.9),
+    "sgd with momentum": lambda: optax.sgd(RATE, momentum=0.9, nesterov=True),
+    "ema first": lambda: optax.chain(optax.ema(0.9), optax.scale(-RATE)),
+}
+REMEMBERING = ("adam", "ademamix", "simplified_ademamix", "prodigy", "ema")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in (*MOMENTA, *REMEMBERING) else pytest.param(n, marks=pytest.mark.slow)
+     for n in (*MOMENTA, *OPTIMIZERS) if n not in REFUSED],
+)  # fmt: skip
+def test_hidden_latents_stay_where_they_are(name):
+    """Dense for four steps, which fill the optimizer's memory; then half of the weights are hidden."""
+    later = mz.prune(sparsity=lambda step: jnp.where(step < 5, 0.0, 0.5), every=5)
+    tx = mz.wrap((MOMENTA | OPTIMIZERS)[name](), mz.only("kernel", later))
+    params, state = mz.start(
+        tx, {"kernel": jax.random.normal(jax.random.key(3), (8, 4)), "bias": jnp.zeros(4)}
+    )
+
+    @jax.jit
+    def step(params, state):
+        value, grads = jax.value_and_grad(loss_of)(params)
+        updates, state = tx.update(grads, state, params, **extra(name, loss_of, value, grads))
+        return optax.apply_updates(params, updates), state
+
+    latents = []
+    for _ in range(9):
+        params, state = step(params, state)
+        latents.append(np.asarray(state.latents["kernel"]))
+    hidden = np.asarray(params["kernel"]) == 0
+    assert hidden.sum() == 16
+    for now in latents[5:]:
+        np.testing.assert_array_equal(now[hidden], latents[4][hidden])
+    assert np.abs(latents[-1]).max() < 10
+
+
+@pytest.mark.parametrize("name", ["ademamix", "simplified_ademamix", "adam"])
+def test_masks_that_come_and_go_blow_nothing_up(name):
+    t = mz.prune(sparsity=mz.schedules.cubic(0.5, begin=2, end=30), every=2)
+    tx = mz.wrap(OPTIMIZERS[name](), t)
+    params, state = mz.start(tx, {"kernel": jax.random.normal(jax.random.key(0), (16, 16))})
+    update = jax.jit(tx.update)
+    for _ in range(40):
+        updates, state = update({"kernel": params["kernel"] - 0.1}, state, params)
+        params = optax.apply_updates(params, updates)
+    assert np.abs(params["kernel"]).max() < 10
+
+
+def test_a_line_search_sees_the_weights_of_the_network():
+    """As masks multiplied in by hand: functions of the params are called with decoded weights, not with latents."""
+    start = {"kernel": jax.random.normal(jax.random.key(3), (8, 4)), "bias": jnp.zeros(4)}
+    t = mz.only("kernel", mz.prune(sparsity=0.5))
+    mask = mz.decoded(start, t)["kernel"] != 0
+    by_hand = lambda p: loss_of({**p, "kernel": p["kernel"] * mask})  # noqa: E731
+
+    def last(tx, params, state, loss):
+        @jax.jit
+        def step(params, state):
+            value, grads = jax.value_and_grad(loss)(params)
+            updates, state = tx.update(grads, state, params, value=value, grad=grads, value_fn=loss)
+            return optax.apply_updates(params, updates), state, value
+
+        for _ in range(10):
+            params, state, value = step(params, state)
+        return value
+
+    tx = mz.wrap(optax.lbfgs(), t)
+    found = last(tx, *mz.start(tx, start), loss_of)
+    np.testing.assert_allclose(
+        found, last(optax.lbfgs(), start, optax.lbfgs().init(start), by_hand), rtol=1e-4
+    )

@@ -226,6 +226,20 @@ def test_half_precision_params_have_latents_that_move():
     equal(params, mz.params(state, params))
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_gradients_land_zeros_exactly(dtype):
+    """Updates of the gradients' dtype would miss the zeros of float32 params."""
+    t = mz.prune(sparsity=lambda step: jnp.where(step < 1, 0.0, 0.5), every=1)
+    params, state = mz.start(mz.wrap(optax.sgd(0.1), t), tree())
+    updates, state = mz.wrap(optax.sgd(0.1), t).update(
+        jax.tree.map(lambda x: jnp.ones(x.shape, dtype), params), state, params
+    )
+    assert all(u.dtype == p.dtype for u, p in zip(*map(jax.tree.leaves, (updates, params)), strict=True))
+    landed = optax.apply_updates(params, updates)
+    on_the_grid(landed, state)
+    assert jnp.sum(landed["a"]["kernel"] == 0) == 15
+
+
 def test_offsets_are_trained_by_their_own_optimizer():
     t = mz.quantize(2, learned=True)
     for offsets_tx, moves in ((optax.sgd(0.1), True), (optax.set_to_zero(), False)):

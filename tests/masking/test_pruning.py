@@ -77,6 +77,14 @@ def test_masks_are_refreshed_on_the_beat_and_at_the_end():
     assert churn[6] == churn[5]  # of the last refresh
 
 
+@pytest.mark.parametrize("every", [1, 4])
+@pytest.mark.parametrize("make", [mz.schedules.cubic, mz.schedules.polynomial], ids=["cubic", "polynomial"])
+def test_a_schedule_that_begins_where_it_ends_prunes_at_that_step(make, every):
+    sparsity, _ = run(mz.prune(sparsity=make(0.75, begin=5, end=5), every=every), 9)
+    assert sparsity[:5] == [0.0] * 5
+    np.testing.assert_allclose(sparsity[5:], 0.75, atol=0.02)
+
+
 def test_a_number_chooses_once_unless_asked():
     assert run(mz.prune(sparsity=0.5), 3)[0] == [0.5] * 4
     assert mz.prune(sparsity=0.5).every == 0

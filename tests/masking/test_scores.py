@@ -204,6 +204,27 @@ def test_a_file_resumes_without_what_a_score_needs():
     np.testing.assert_array_equal(params["a"], mz.unpack(packed)["a"])
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize(
+    "score", [scores.fisher(0.5), scores.taylor(), scores.gradient_magnitude(), scores.movement()],
+    ids=["fisher", "taylor", "gradient", "movement"],
+)  # fmt: skip
+def test_half_precision_gradients_choose_as_wide_ones(score, dtype):
+    """Squares of 1e-5 are zero in float16, so that all scores would be alike."""
+    w = jnp.asarray(RNG.normal(size=64), jnp.float32)
+    grads = jnp.asarray(1e-5 * RNG.normal(size=64), dtype)
+    tx = mz.wrap(optax.sgd(0.0), mz.prune(score, sparsity=mz.schedules.cubic(0.5, begin=0, end=1), every=1))
+    found = []
+    for g in (grads, grads.astype(jnp.float32)):
+        params, state = mz.start(tx, {"w": w})
+        _, state = tx.update({"w": g}, state, params)
+        found.append(np.asarray(mz.params(state, params)["w"]))
+        given = mz.compress({"w": w}, mz.prune(score, sparsity=0.5), grads={"w": g})
+        found.append(np.asarray(mz.unpack(given)["w"]))
+    np.testing.assert_array_equal(found[0], found[2])
+    np.testing.assert_array_equal(found[1], found[3])
+
+
 def test_missing_needs_are_named():
     with pytest.raises(TransformError, match="Saliency needs grads"):
         mz.compress(VALUES, mz.prune(scores.saliency(), sparsity=0.5))

@@ -111,6 +111,27 @@ def test_erk_meets_the_sparsity_and_keeps_small_layers_dense():
             assert kept["c"] / kept["b"] == pytest.approx(raw["c"] / raw["b"], rel=0.02)
 
 
+def test_erk_beside_a_scalar_meets_the_sparsity_and_keeps_the_scalar():
+    """A temperature or a logit scale, of which ERK's density is the largest."""
+    leaf = lambda *shape: jnp.asarray(RNG.normal(size=shape), jnp.float32)  # noqa: E731
+    tree = {"scale": jnp.float32(2.0), "a": leaf(64, 64), "b": leaf(128, 64)}
+    got = mz.decoded(tree, mz.prune(sparsity=0.8, allocation="erk"))
+    zeros = sum(int((x == 0).sum()) for x in jax.tree.leaves(got))
+    assert zeros / sum(x.size for x in jax.tree.leaves(tree)) == pytest.approx(0.8, abs=1e-3)
+    assert got["scale"] == 2.0
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "erk"])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_each_layer_of_a_stack_is_pruned_as_a_tensor_of_its_own(layer, allocation):
+    """`nn.scan` and vmapped experts: a layer of small weights keeps as many as the others."""
+    each = RNG.normal(size=(3, 8, 6)).astype("f4") * np.float32([0.01, 1, 100]).reshape(3, 1, 1)
+    t = mz.prune(sparsity=0.5, layers=layer, allocation=allocation)
+    got = np.moveaxis(mz.decoded({"w": np.moveaxis(each, 0, layer)}, t)["w"], layer, 0)
+    for one, alone in zip(got, each, strict=True):
+        np.testing.assert_array_equal(one, mz.decoded({"w": alone}, mz.prune(sparsity=0.5))["w"])
+
+
 def test_erk_under_a_traced_sparsity():
     parts = [Part("a", (4, 4), 16), Part("b", (32, 32), 1024)]
     both = jax.jit(jax.vmap(lambda s: jnp.stack(erk()(parts, s))))(jnp.array([0.5, 0.9]))

@@ -191,6 +191,71 @@ def test_learned_steps_beat_fixed_ones(symmetric):
     assert found[1] < first
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_channels_of_any_size_keep_within_a_step(bits, symmetric):
+    """Zeros exact; a constant, subnormal, huge, one-sided and normal channel beside them."""
+    columns = [np.zeros(9), np.full(9, 0.3), RNG.normal(size=9) * 1e-41, RNG.normal(size=9) * 1e37,
+               np.abs(RNG.normal(size=9)) + 5, RNG.normal(size=9)]  # fmt: skip
+    w = np.stack(columns, 1).astype(np.float32)
+    t = mz.quantize(bits, symmetric=symmetric, axis=-1)
+    got = np.asarray(mz.unpack(mz.compress({"w": w}, t))["w"], np.float64)
+    levels = 2 ** (bits - 1) - 1 if symmetric else 2**bits - 1
+    span = np.abs(w).max(0) if symmetric else np.maximum(w.max(0), 0) - np.minimum(w.min(0), 0)
+    assert np.isfinite(got).all()
+    assert not got[:, 0].any()
+    allowed = span.astype(np.float64) / levels * (0.5 if symmetric else 1.0) * 1.001 + 1.2e-38
+    assert (np.abs(got - w).max(0) <= allowed).all()
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_the_largest_weights_have_gradients_at_the_start(bits):
+    """w / (max / high) often rounds above high, where weights count as clipped."""
+    t = mz.quantize(bits, axis=-1)
+    encoded = t.init({"w": jnp.asarray(RNG.normal(size=(64, 4096)), jnp.float32)}, mz.Context())
+    grads = jax.grad(lambda w: jnp.sum(t.decode(encoded._replace(latents=w))["w"]))(encoded.latents)
+    np.testing.assert_array_equal(grads["w"], 1.0)
+
+
+ZERO_STARTS = {
+    "8 bits": mz.quantize(8), "learned": mz.quantize(4, learned=True), "mse": mz.quantize(4, range="mse"),
+    "asymmetric": mz.quantize(4, symmetric=False, learned=True),
+    "groups": mz.quantize(4, granularity="group", group_size=4),
+    "pruned": mz.chain(mz.prune(sparsity=0.25), mz.quantize(8)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ZERO_STARTS)
+def test_a_layer_that_starts_at_zero_trains(name):
+    """LoRA's B, or a zero-initialised head."""
+    x, target = RNG.normal(size=(256, 8)).astype("f4"), 0.2 * RNG.normal(size=(8, 3)).astype("f4")
+    first, last = fitted(ZERO_STARTS[name], jnp.zeros((8, 3)), x, lambda step: x @ target, 400)
+    assert last < first / (1.5 if name == "pruned" else 4)
+
+
+def fitted(t, start, x, target, steps):
+    """The first and the last loss of a linear regression towards `target(step)`."""
+    tx = mz.wrap(optax.adam(1e-2), t, offsets_tx=optax.adam(1e-2))
+
+    @jax.jit
+    def step(carry, index):
+        params, state = carry
+        value, grads = jax.value_and_grad(lambda p: jnp.mean((x @ p["w"] - target(index)) ** 2))(params)
+        updates, state = tx.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), value
+
+    losses = jax.lax.scan(step, mz.start(tx, {"w": start}), jnp.arange(steps))[1]
+    return float(losses[0]), float(losses[-1])
+
+
+def test_a_step_that_gradients_have_shrunk_to_its_floor_comes_back():
+    """200 steps towards zero weights, then 600 towards those of the start."""
+    x, w = RNG.normal(size=(64, 8)).astype("f4"), RNG.normal(size=(8, 4)).astype("f4")
+    t = mz.quantize(4, learned=True, granularity="tensor")
+    _, last = fitted(t, jnp.asarray(w), x, lambda step: jnp.where(step < 200, 0.0, 1.0) * (x @ w), 800)
+    assert last < 0.1 * np.mean((x @ w) ** 2)
+
+
 def test_rate_follows_the_width():
     rates = []
     w = {"w": jnp.asarray(RNG.laplace(size=(128, 4)), jnp.float32)}
