@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 
 import jax
@@ -114,10 +115,13 @@ class Chain(Combinator):
         return inner
 
     def metrics(self, encoded: Encoded) -> dict[str, jax.Array]:
-        found: dict[str, jax.Array] = {}
-        for part, own in zip(self.parts, self._unfolded(encoded), strict=True):
-            found.update(part.metrics(own))
-        return found
+        each = [part.metrics(own) for part, own in zip(self.parts, self._unfolded(encoded), strict=True)]
+        times = collections.Counter(name for found in each for name in found)
+        return {
+            f"{index}:{name}" if times[name] > 1 else name: x
+            for index, found in enumerate(each)
+            for name, x in found.items()
+        }
 
     @property
     def leafwise(self) -> bool:

@@ -115,8 +115,8 @@ def told(params: PyTree, keep: Sequence[bool], given: Mapping[str, Any], where: 
     aligned = {n: trees.aligned(tree, params, f"{n}= of {where}") for n, tree in context.trees().items()}
     sizes = zip(jax.tree.leaves(params), keep, strict=True)
     frozen = sum(int(np.size(x)) for x, chosen in sizes if not chosen)
-    aligned |= {name: wide(aligned[name]) for name in _NUMBERS if name in aligned}
-    return context.replace(**aligned, frozen=frozen).select(keep, jax.tree.structure(params))
+    context = context.replace(**aligned, frozen=frozen).select(keep, jax.tree.structure(params))
+    return context.replace(**{name: wide(getattr(context, name)) for name in _NUMBERS if name in aligned})
 
 
 def wide(tree: PyTree) -> PyTree:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["host_view", "host_views", "placed", "zeros_like"]
+__all__ = ["any_nan", "host_view", "host_views", "placed", "zeros_like"]
 
 
 def host_view(x: Any) -> np.ndarray | None:
@@ -38,6 +38,21 @@ def host_views(*arrays: Any) -> tuple[np.ndarray, ...] | None:
     """The `host_view` of each, if there is one of all."""
     views = tuple(host_view(x) for x in arrays)
     return None if any(view is None for view in views) else views  # type: ignore[return-value]
+
+
+def any_nan(x: Any) -> bool:
+    """Whether a value is NaN; False of a tracer, which nobody can look at.
+
+    >>> any_nan(jnp.array([1.0, jnp.nan])), any_nan(jnp.array([1.0, jnp.inf]))
+    (True, False)
+    """
+    if isinstance(x, jax.core.Tracer) or not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+        return False
+    seen = host_view(x)
+    if seen is not None:
+        return bool(np.isnan(seen).any())
+    with jax.ensure_compile_time_eval():
+        return bool(jnp.isnan(x).any())
 
 
 def placed(x: np.ndarray) -> jax.Array:

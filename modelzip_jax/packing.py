@@ -209,10 +209,19 @@ def _fused(packed: PackedArray) -> jax.Array:
     return packed.unpack()
 
 
+def _kind(x: Any) -> str:
+    return f"an array {jnp.result_type(x)}{list(x.shape)}" if trees.is_array(x) else type(x).__name__
+
+
 def _unpack(packed: PackedArray) -> Any:
     if not is_packed(packed):
-        hint = "; read a file by mz.load(path)" if isinstance(packed, str) else ""
-        raise TransformError(f"unpack() takes a packed model, not {packed!r:.100}{hint}")
+        if isinstance(packed, str):
+            raise TransformError(
+                f"unpack() takes a packed model, not {packed!r:.100}; read a file by mz.load(path)"
+            )
+        raise TransformError(
+            f"unpack() takes a packed model, as mz.compress, mz.pack and mz.load give it, not {_kind(packed)}"
+        )
     if not isinstance(packed, Dense):
         here = unpacked_on_host(packed)
         return _fused(packed) if here is None else here
@@ -265,6 +274,11 @@ def resumed(packed: Packed, transform: Transform, params: PyTree) -> Encoded:
     return _checked(_resumed(inside, transform), packed, inside, transform)
 
 
+def _short(transform: Transform, length: int = 160) -> str:
+    text = repr(transform)
+    return text if len(text) <= length else f"{text[: length - 2]} …"
+
+
 def _checked(encoded: Encoded, packed: Packed, inside: PyTree, transform: Transform) -> Encoded:
     """Refuses a recipe other than the model's own under which its weights would be others.
 
@@ -275,12 +289,19 @@ def _checked(encoded: Encoded, packed: Packed, inside: PyTree, transform: Transf
     if transform == packed.transform or any(isinstance(x, jax.core.Tracer) for x in arrays):
         return encoded
     advice = (
-        f"resume with the recipe that packed it, in which schedules may differ: {packed.transform!r:.300}"
+        f"resume with the recipe that packed it, in which schedules may differ: {_short(packed.transform)}"
     )
     try:
         decoded = trees.named_leaves(transform.decode(encoded))
+        again = trees.named_leaves(transform.pack(encoded, dense(encoded.latents)), is_packed)
     except (AttributeError, TypeError, ValueError) as error:
         raise RecipeError(f"this recipe cannot decode the packed model; {advice}") from error
+    forms = {name: jax.tree.structure(x) for name, x in trees.named_leaves(inside, is_packed)}
+    for name, x in again:
+        if jax.tree.structure(x) != forms[name]:
+            raise RecipeError(
+                f"this recipe would store leaf {name!r} of the packed model otherwise; {advice}"
+            )
     weights = dict(trees.named_leaves(unpack(inside)))
     for name, leaf in decoded:
         was = np.asarray(weights[name], np.float32)
@@ -305,7 +326,7 @@ def _resumed(params: PyTree, transform: Transform) -> Encoded:
         offsets, state, inner = transform.resume(trees.select(params, keep, treedef))
     except (AttributeError, TypeError, ValueError) as error:
         raise RecipeError(
-            f"the packed model was not made by {transform!r:.300}; pass the transform that packed it, in which "
-            f"schedules may differ ({error})"
+            f"the packed model was not made by {_short(transform)}; pass the transform that packed it, in which "
+            "schedules may differ"
         ) from error
     return Encoded(unpack(inner), offsets, state)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from modelzip_jax import tree as trees
 from modelzip_jax.combinator import Combinator, check_transform, ends, selects
-from modelzip_jax.errors import TransformError
+from modelzip_jax.errors import PatternError, TransformError
 from modelzip_jax.packed import is_packed
 from modelzip_jax.recipe import recordable
 from modelzip_jax.transform import Context, Encoded, Transform
@@ -58,7 +58,19 @@ class Partition(Combinator):
         return self._ask(ends, leaves)
 
     def _check(self, leaves: list[Leaf]) -> None:
-        trees.require_matches([pattern for pattern, _ in self.labels], [leaf.name for leaf in leaves])
+        patterns, names = [pattern for pattern, _ in self.labels], [leaf.name for leaf in leaves]
+        trees.require_matches(patterns, names)
+        deciding = {next((p for p in patterns if trees.matches(p, name)), None) for name in names}
+        for pattern, label in self.labels:
+            if pattern in deciding:
+                continue
+            name = next(name for name in names if trees.matches(pattern, name))
+            first = next(p for p in patterns if trees.matches(p, name))
+            if dict(self.labels)[first] != label:
+                raise PatternError(
+                    f"pattern {pattern!r} decides nothing: the first pattern that matches a leaf does, and {first!r} "
+                    f"stands before it; put {pattern!r} first"
+                )
 
     def _place(self, leaf: Leaf) -> int:
         label = next((label for pattern, label in self.labels if trees.matches(pattern, leaf.name)), None)
@@ -197,7 +209,7 @@ def _is_label(x: Any) -> bool:
 
 
 def _check_ndim(min_ndim: Any) -> None:
-    if isinstance(min_ndim, bool) or not isinstance(min_ndim, int):
+    if isinstance(min_ndim, bool) or not isinstance(min_ndim, int) or min_ndim < 0:
         raise TransformError(f"min_ndim is a number of axes, not {min_ndim!r}")
 
 
@@ -252,7 +264,8 @@ def partition(
       floating: integer leaves are left alone, too; otherwise transforms refuse them.
 
     Raises:
-      TransformError: a label has no transform.
+      TransformError: a label has no transform, or a transform no pattern. PatternError (at `init`): a pattern matches
+        nothing, or other patterns that stand before it decide about all that it matches.
 
     >>> import modelzip_jax as mz
     >>> t = mz.partition({"fine": mz.quantize(bits=8), "coarse": mz.quantize(bits=2)},
@@ -274,4 +287,7 @@ def partition(
         raise TransformError(
             f"no transform for the labels {missing}; there are transforms for {sorted(transforms)}"
         )
+    unused = sorted(set(transforms) - set(labels.values()))
+    if unused:
+        raise TransformError(f"no pattern has the labels {unused}, so that their transforms apply to nothing")
     return Partition(tuple(transforms.items()), tuple(labels.items()), min_ndim, floating)

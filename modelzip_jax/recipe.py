@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from modelzip_jax.errors import RecipeError
 
-__all__ = ["Opaque", "from_plain", "opaque_fields", "recordable", "recorded", "to_plain"]
+__all__ = ["Opaque", "alike", "from_plain", "opaque_fields", "recordable", "recorded", "to_plain"]
 
 Class = TypeVar("Class", bound=type)
 
@@ -88,6 +88,27 @@ def to_plain(value: Any) -> Any:
         fields = {f.name: to_plain(x) for f, x in held if f.default is dataclasses.MISSING or x != f.default}
         return {"type": name, "fields": fields}
     return {"opaque": repr(value)[:200]}
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Whether two transforms have the same recipe, as far as one is recorded: of functions nothing is known.
+
+    >>> import modelzip_jax as mz
+    >>> alike(mz.prune(sparsity=lambda step: 0.5), mz.prune(sparsity=lambda step: 0.6))
+    True
+    >>> alike(mz.quantize(4), mz.quantize(8))
+    False
+    """
+
+    def same(x: Any, y: Any) -> bool:
+        if isinstance(x, dict) and isinstance(y, dict):
+            opaque = "opaque" in x and "opaque" in y
+            return opaque or (x.keys() == y.keys() and all(same(x[key], y[key]) for key in x))
+        if isinstance(x, list) and isinstance(y, list):
+            return len(x) == len(y) and all(map(same, x, y))
+        return bool(x == y)
+
+    return same(to_plain(a), to_plain(b))
 
 
 def from_plain(data: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -199,7 +199,7 @@ def require_matches(patterns: Iterable[str], names: Sequence[str]) -> None:
     """
     for pattern in patterns:
         if not any(matches(pattern, name) for name in names):
-            shown = ", ".join(names[:12]) + (f", … ({len(names)} paths)" if len(names) > 12 else "")
+            shown = "(the tree is one leaf without a path)" if list(names) == [""] else listed(names, 12)
             meant = similar(pattern, names, matches)
             raise PatternError(
                 f"pattern {pattern!r} matches no leaf{f'; did you mean {meant!r}?' if meant else ';'} '*' stays within "
@@ -236,8 +236,10 @@ def merge(tree: PyTree, selected: PyTree) -> PyTree:
     try:
         parts = treedef.flatten_up_to(selected)
     except (ValueError, TypeError, KeyError) as error:
+        check_not_module(tree)
+        started = "that the transform was started with"
         raise TreeError(
-            f"the parameters do not have the structure that the transform was started with: {error}"
+            f"the params do not have the structure {started}: {unlike(tree, selected)}"
         ) from error
     pairs = zip(leaves, parts, strict=True)
     return treedef.unflatten([leaf if absent(part) else part for leaf, part in pairs])
@@ -255,19 +257,28 @@ def restructured(tree: PyTree, like: PyTree, is_leaf: Callable[[Any], bool] | No
     stored = {
         leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
     }
+    check_not_module(like)
     wanted = named_leaves(like)
     if len(dict(wanted)) < len(wanted):
         raise TreeError("`like` has several leaves of one path")
-    missing = [name for name, _ in wanted if name not in stored]
-    extra = sorted(set(stored) - {name for name, _ in wanted})
-    if missing or extra:
-        raise TreeError(f"what was read lacks {missing[:5]} and has {extra[:5]} that `like` lacks")
+    if {name for name, _ in wanted} != set(stored):
+        raise TreeError(
+            f"the leaves of `like` are not those that were read: {unlike(like, stored)}{_under(wanted, stored)}"
+        )
     for name, leaf in wanted:
         if tuple(np.shape(leaf)) != tuple(np.shape(stored[name])):
             raise TreeError(
                 f"{name!r} has the shape {np.shape(stored[name])}, `like` {tuple(np.shape(leaf))}"
             )
     return jax.tree.unflatten(jax.tree.structure(like), [stored[name] for name, _ in wanted])
+
+
+def _under(wanted: list[tuple[str, Any]], stored: Mapping[str, Any]) -> str:
+    """What to pass where all of the wanted leaves lie under one name more than the stored ones."""
+    heads = {name.partition("/")[0] for name, _ in wanted}
+    if len(heads) == 1 and {name.partition("/")[2] for name, _ in wanted} == set(stored):
+        return f"; pass like[{heads.pop()!r}]"
+    return ""
 
 
 def absent(node: Any) -> bool:
@@ -293,9 +304,37 @@ def overlay(tree: PyTree, top: PyTree, is_leaf: Callable[[Any], bool] = lambda _
             lambda new, old: old if absent(new) else new, top, tree, is_leaf=lambda x: absent(x) or is_leaf(x)
         )
     except (ValueError, TypeError, KeyError) as error:
+        check_not_module(tree)
+        started = "that the transform was started with"
         raise TreeError(
-            f"the parameters do not have the structure that the transform was started with: {error}"
+            f"the params do not have the structure {started}: {unlike(tree, top, is_leaf)}"
         ) from error
+
+
+def unlike(tree: PyTree, other: PyTree, is_leaf: Callable[[Any], bool] = lambda _: False) -> str:
+    """What one tree has that another one lacks, in words.
+
+    >>> unlike({"a": 1, "c": {"w": 2}}, {"a": 1, "b": {"w": 2}})
+    "they lack 'b/w'; they have 'c/w' too many"
+    >>> unlike([1, 2], (1, 2))
+    'list in the place of tuple, with the same paths'
+    """
+
+    def names(tree: PyTree) -> list[str]:
+        return [name for name, _ in named_leaves(tree, lambda x: absent(x) or is_leaf(x))]
+
+    here, there = names(tree), names(other)
+    lacking, more = ([x for x in a if x not in set(b)] for a, b in ((there, here), (here, there)))
+    found = [f"they lack {listed(lacking)}"] if lacking else []
+    found += [f"they have {listed(more)} too many"] if more else []
+    return "; ".join(found) or (
+        f"{type(tree).__name__} in the place of {type(other).__name__}, with the same paths"
+    )
+
+
+def listed(names: Sequence[str], count: int = 5) -> str:
+    """Names for a message, the first ones if there are many."""
+    return ", ".join(map(repr, names[:count])) + (f", … ({len(names)} paths)" if len(names) > count else "")
 
 
 def aligned(tree: PyTree, params: PyTree, what: str) -> PyTree:
@@ -310,7 +349,9 @@ def aligned(tree: PyTree, params: PyTree, what: str) -> PyTree:
     try:
         return jax.tree.map(lambda p, x: p if absent(p) else x, params, plain(tree), is_leaf=absent)
     except (ValueError, TypeError, KeyError) as error:
-        raise TreeError(f"{what} does not have the structure of the params: {error}") from error
+        raise TreeError(
+            f"{what} does not have the structure of the params: in it, {unlike(plain(tree), params)}"
+        ) from error
 
 
 def plain(tree: PyTree) -> PyTree:
@@ -357,12 +398,14 @@ def is_array(leaf: Any) -> bool:
 
 
 def check_not_module(params: PyTree) -> None:
-    """Raises `LeafError` if the params are a whole NNX module."""
-    nnx = sys.modules.get("flax.nnx")
+    """Raises `LeafError` if the params are a whole NNX or equinox module with what is no array."""
+    nnx, equinox = sys.modules.get("flax.nnx"), sys.modules.get("equinox")
+    what = f"params is the module {type(params).__name__}; pass its"
     if nnx is not None and isinstance(params, nnx.Module):
-        raise LeafError(
-            f"params is the module {type(params).__name__}; pass its state: nnx.state(model, nnx.Param)"
-        )
+        raise LeafError(f"{what} state: nnx.state(model, nnx.Param)")
+    functions = (x for x in jax.tree.leaves(params) if callable(x))
+    if equinox is not None and isinstance(params, equinox.Module) and any(functions):
+        raise LeafError(f"{what} arrays: eqx.filter(model, eqx.is_array)")
 
 
 def check_arrays(tree: PyTree) -> None:

@@ -88,7 +88,7 @@ def test_only_takes_several_patterns():
 
 
 def test_each_pattern_has_to_match():
-    with pytest.raises(mz.errors.PatternError, match=r"'c/\*' matches no leaf.*a/bias"):
+    with pytest.raises(mz.mz.errors.PatternError, match=r"'c/\*' matches no leaf.*a/bias"):
         mz.compress(TREE, mz.only(("a/*", "c/*"), HALF))
 
 
@@ -119,8 +119,26 @@ def test_the_first_pattern_that_matches_decides():
 
 
 def test_a_part_of_a_partition_may_be_without_leaves():
+    t = mz.partition({"x": HALF, "y": mz.quantize(4)}, {"a/bias": "y", "**": "x"}, min_ndim=2)
+    same(decoded(t), decoded(mz.only("**", HALF, min_ndim=2)))
+
+
+def test_a_pattern_that_decides_nothing_is_refused():
     t = mz.partition({"x": HALF, "y": mz.quantize(4)}, {"**": "x", "a/*": "y"})
-    same(decoded(t), decoded(HALF))
+    with pytest.raises(mz.errors.PatternError, match=r"'a/\*' decides nothing.*'\*\*' stands before it"):
+        decoded(t)
+    same(decoded(mz.only(("**", "a/*"), HALF)), decoded(HALF))
+    with pytest.raises(mz.errors.TransformError, match=r"no pattern has the labels \['y'\]"):
+        mz.partition({"x": HALF, "y": mz.quantize(4)}, {"**": "x"})
+
+
+def test_metrics_of_several_masks_in_a_chain_are_told_apart():
+    first = mz.prune(structure=mz.structures.n_of_m(2, 4))
+    t = mz.chain(first, mz.prune(sparsity=0.75), mz.quantize(4))
+    found = t.metrics(t.init({"w": jnp.arange(1.0, 17.0).reshape(8, 2)}, mz.Context()))
+    assert {name: float(x) for name, x in found.items() if "sparsity" in name} == {
+        "0:sparsity": 0.5, "1:sparsity": 0.75
+    }  # fmt: skip
 
 
 def test_partitions_nest():

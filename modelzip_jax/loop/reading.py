@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,8 @@ import optax
 
 from modelzip_jax import tree as trees
 from modelzip_jax.combinator import selects
-from modelzip_jax.errors import TransformError, TreeError, WrapError
+from modelzip_jax.concrete import any_nan
+from modelzip_jax.errors import NonFiniteError, TransformError, TreeError, WrapError
 from modelzip_jax.loop.averaging import mean_of
 from modelzip_jax.loop.states import WrapState, replace_states, wrap_states
 from modelzip_jax.meshes import placed_as
@@ -58,14 +60,15 @@ def start(tx: optax.GradientTransformation, params: PyTree) -> tuple[PyTree, opt
 
 
 def params(opt_state: PyTree, params: PyTree) -> PyTree:
-    """The exact decoded weights, in the params' structure and dtypes.
+    """The exact decoded weights, in the params' structure.
 
     Args:
       opt_state: the state of an optimizer that holds one `mz.wrap` or more.
       params: the loop's params: unselected leaves are taken from here.
 
     Raises:
-      WrapError: the state holds no `mz.wrap`. TreeError: it belongs to params of another structure.
+      WrapError: the state holds no `mz.wrap`. TreeError: it belongs to params of another structure, of other shapes or
+        dtypes.
 
     >>> import jax.numpy as jnp, modelzip_jax as mz
     >>> tx = mz.wrap(optax.sgd(0.1), mz.prune(sparsity=0.5))
@@ -79,16 +82,20 @@ def params(opt_state: PyTree, params: PyTree) -> PyTree:
 def _decoded(opt_state: PyTree, params: PyTree) -> PyTree:
     found = trees.plain(params)
     for state in wrap_states(opt_state):
-        found = trees.overlay(found, state.decoded())
+        decoded = state.decoded()
+        _check_leaves(trees.named_leaves(decoded), found)
+        found = trees.overlay(found, decoded)
     return trees.restored(found, params)
 
 
 def metrics(opt_state: PyTree) -> dict[str, jax.Array]:
     """Scalars about the encoded leaves, computed from the state alone, also under `jit`.
 
-    Always: "bits_per_weight", the estimated stored bits over the number of weights. From `prune`:
-    "sparsity" and "mask_churn" (the share of mask bits that the last refresh changed). Of several `mz.wrap` in one
-    optimizer, names begin with "0/", "1/" and so on, in the order in which the state holds them.
+    Always: "bits_per_weight", the estimated stored bits over the number of weights. From `prune`: "sparsity" and
+    "mask_churn" (the share of mask bits that the last refresh changed), each of its own masks. Where several parts of
+    a chain have a metric, its name begins with the part's index, "0:sparsity"; in a partition, with the part's label,
+    "conv:sparsity". Of several `mz.wrap` in one optimizer, names begin with "0/", "1/" and so on, in the order in
+    which the state holds them.
 
     >>> import jax.numpy as jnp, modelzip_jax as mz
     >>> tx = mz.wrap(optax.sgd(0.1), mz.prune(sparsity=0.75))
@@ -124,7 +131,7 @@ def pack(opt_state: PyTree, params: PyTree, *, variables: PyTree = None) -> Pack
 
     Raises:
       WrapError: the state holds no `mz.wrap`.
-      NonFiniteError: a latent, a step size or a codebook is NaN or infinite: training has diverged.
+      NonFiniteError: a latent, a step size or a codebook is NaN or infinite, or any leaf NaN: training has diverged.
 
     >>> import jax.numpy as jnp, modelzip_jax as mz
     >>> tx = mz.wrap(optax.sgd(0.1), mz.prune(sparsity=0.5))
@@ -137,6 +144,8 @@ def pack(opt_state: PyTree, params: PyTree, *, variables: PyTree = None) -> Pack
             "pack() takes the optimizer state, which holds the transform: mz.pack(opt_state, params)"
         )
     states, tree = wrap_states(opt_state), trees.plain(params)
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((opt_state, tree))):
+        raise TransformError("pack() makes what a file holds, outside of jit; within it, mz.params works")
     packed, names = tree, []
     for state in states:
         trees.check_finite(state.encoded)
@@ -144,21 +153,30 @@ def pack(opt_state: PyTree, params: PyTree, *, variables: PyTree = None) -> Pack
             packed, state.transform.value.pack(state.encoded, dense(state.latents)), is_packed
         )
         shapes = trees.named_leaves(jax.eval_shape(state.decoded))
-        _check_shapes(shapes, tree)
+        _check_leaves(shapes, tree)
         names.append([name for name, _ in shapes])
+    for name, leaf in trees.named_leaves(packed, is_packed):
+        if not is_packed(leaf) and any_nan(leaf):
+            raise NonFiniteError(f"leaf {name!r} is NaN, and no transform selects it: training has diverged")
     transforms = [state.transform.value for state in states]
     steps = max(int(state.step) for state in states)
     return assembled(packed, _recipe(transforms, names, tree), steps, variables)
 
 
-def _check_shapes(trained: list[tuple[str, jax.ShapeDtypeStruct]], params: PyTree) -> None:
-    """Refuses params of other shapes than those that were trained."""
+def _check_leaves(trained: list[tuple[str, Any]], params: PyTree) -> None:
+    """Refuses params of other shapes or dtypes than those that were trained."""
     given = dict(trees.named_leaves(params))
     for name, leaf in trained:
-        if name in given and jnp.shape(given[name]) != leaf.shape:
-            raise TreeError(
-                f"leaf {name!r} has the shape {jnp.shape(given[name])}, in the optimizer state {leaf.shape}"
-            )
+        if name not in given:
+            continue
+        for what, here, there in (
+            ("shape", jnp.shape(given[name]), leaf.shape),
+            ("dtype", jnp.result_type(given[name]), leaf.dtype),
+        ):
+            if here != there:
+                raise TreeError(
+                    f"leaf {name!r} has the {what} {here}, in the optimizer state {there}; pass the loop's params"
+                )
 
 
 def _recipe(transforms: list[Transform], names: list[list[str]], tree: PyTree) -> Transform:

@@ -100,6 +100,11 @@ def _problem(node: PyTree, followed: bool) -> str:
     if isinstance(node, _AROUND) or type(node) in (tuple, list, dict, collections.OrderedDict):
         return ""
     name = type(node).__name__
+    if isinstance(node, optax.LookaheadState):
+        return (
+            "mz.wrap stands inside optax.lookahead, which mixes decoded weights; mz.loop.with_average keeps such an "
+            "average inside mz.wrap"
+        )
     if hasattr(node, "opt_state") and not type(node).__module__.startswith("optax"):
         return f"pass the optimizer state that the {name} holds: its .opt_state"
     return (

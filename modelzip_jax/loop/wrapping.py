@@ -17,6 +17,7 @@ from modelzip_jax.loop.moments import hold_hidden, renew_hidden
 from modelzip_jax.loop.states import WrapState
 from modelzip_jax.meshes import placed_as, sharded_as
 from modelzip_jax.packing import Packed, resumed
+from modelzip_jax.recipe import alike
 from modelzip_jax.transform import Context, Encoded, Transform
 from modelzip_jax.tree import PyTree, Static
 
@@ -110,6 +111,7 @@ def wrap(
                 "update() takes the gradients, the state that tx.init gave, and the params, in this order; in the "
                 f"place of the state stands a {type(state).__name__}"
             )
+        _check_recipe(state.transform.value, transform)
         given_params, params, updates = params, trees.plain(params), trees.plain(updates)
         structure = jax.tree.structure(params)
         keep = _follows(params, updates, state.latents)
@@ -178,10 +180,22 @@ def _check_arguments(inner: Any, transform: Any, resume: Any, offsets_tx: Any) -
         )
 
 
+def _check_recipe(began: Transform, goes_on: Transform) -> None:
+    """Refuses a state that another recipe began; functions without a name are not looked at."""
+    if began is goes_on or alike(began, goes_on):
+        return
+    raise WrapError(
+        "the optimizer state was begun by another transform than the one that this mz.wrap has; to go on with another, "
+        "pack it and resume: mz.wrap(optimizer, transform, resume=mz.pack(opt_state, params))"
+    )
+
+
 def _begun(
     transform: Transform, params: PyTree, given: Mapping[str, Any], resume: Packed | None
 ) -> tuple[Encoded, int]:
     """What training begins with, and the steps already taken."""
+    if isinstance(params, optax.LookaheadParams):
+        raise _wants_pairs("its params are LookaheadParams")
     if resume is not None:
         encoded = resumed(resume, transform, params)
         trees.check_floating(encoded.latents, "wrap()")
@@ -209,7 +223,7 @@ def _started(inner: optax.GradientTransformation, trained: PyTree) -> optax.OptS
     return state
 
 
-def _wants_pairs(error: AttributeError) -> WrapError:
+def _wants_pairs(error: AttributeError | str) -> WrapError:
     return WrapError(
         f"the optimizer does not train a tree of weights ({error}); optax.lookahead, which wants pairs of "
         "them, does not go into mz.wrap: mz.loop.with_average keeps an average there"
@@ -264,7 +278,9 @@ def _follows(params: PyTree, updates: PyTree, latents: PyTree) -> list[bool]:
     """For each leaf of params whether it has a latent; refuses gradients of another structure."""
     structure = jax.tree.structure(params)
     if jax.tree.structure(updates) != structure:
-        raise TreeError("the gradients do not have the structure of the params")
+        raise TreeError(
+            f"the gradients do not have the structure of the params: {trees.unlike(updates, params)}"
+        )
     for (name, g), p in zip(trees.named_leaves(updates), jax.tree.leaves(params), strict=True):
         if jnp.shape(g) != jnp.shape(p):
             raise TreeError(
@@ -274,7 +290,7 @@ def _follows(params: PyTree, updates: PyTree, latents: PyTree) -> list[bool]:
         parts = structure.flatten_up_to(latents)
     except (ValueError, TypeError, KeyError) as error:
         raise TreeError(
-            f"the params do not have the structure that mz.wrap was started with: {error}"
+            f"the params do not have the structure that mz.wrap was started with: {trees.unlike(params, latents)}"
         ) from error
     return [not trees.absent(part) for part in parts]
 

@@ -20,7 +20,8 @@ def count_kept(size: int, sparsity: jax.Array | float) -> jax.Array:
     """How many of `size` weights stay: `size - round(sparsity * size)`, counted in integers.
 
     The sparsity is read to seven decimals, so that a float32 0.9 means nine tenths of 50 million
-    to the last weight; half a weight rounds towards pruning.
+    to the last weight; half a weight rounds towards pruning. One stays at least, unless the sparsity is 1: a
+    layer without any would cut the network in two.
 
     Args:
       size: number of weights, below 2**31.
@@ -40,7 +41,8 @@ def count_kept(size: int, sparsity: jax.Array | float) -> jax.Array:
         carried = remainder * 100 + rest * digit
         quotient, remainder = quotient * 100 + carried // DIGITS, carried % DIGITS
     pruned = whole * parts + quotient + (remainder >= DIGITS // 2).astype(jnp.uint32)
-    return jnp.int32(size) - pruned.astype(jnp.int32)
+    kept = jnp.int32(size) - pruned.astype(jnp.int32)
+    return jnp.maximum(kept, (parts < DIGITS).astype(jnp.int32)) if size else kept
 
 
 def order_keys(scores: Num[jax.Array, "*shape"]) -> UInt32[jax.Array, "*shape"]:

@@ -18,6 +18,7 @@ from modelzip_jax.masking.counting import count_kept
 from modelzip_jax.masking.masks import Masking, check_told
 from modelzip_jax.masking.pruning import check_strategies, prune
 from modelzip_jax.masking.schedules import check_sparsity
+from modelzip_jax.masking.scores.score import checked
 from modelzip_jax.masking.structures import Structure, unstructured
 from modelzip_jax.masking.threshold import keep_largest_each
 from modelzip_jax.recipe import recordable
@@ -64,7 +65,7 @@ class Regrow(Masking):
     ) -> tuple[PyTree, jax.Array]:
         check_told([self.score, self.grow], context)
         dropping, growing = (
-            self.grouped(score(weights, context, m))
+            self.grouped(checked(score, weights, context, m))
             for score, m in zip((self.score, self.grow), memory, strict=True)
         )
         if not dropping:

@@ -58,7 +58,7 @@ def count_kept_exactly(size: int, sparsity: float) -> int:
     5000000
     """
     parts = int(np.rint(np.float32(sparsity) * np.float32(DIGITS)))
-    return size - (size * parts + DIGITS // 2) // DIGITS
+    return max(size - (size * parts + DIGITS // 2) // DIGITS, min(int(parts < DIGITS), size))
 
 
 def _threshold(arrays: Sequence[np.ndarray], keep: int, score: BlockScore) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from modelzip_jax.masking.allocation import Allocation, Groups, resolve
 from modelzip_jax.masking.bitmask import pack_mask
 from modelzip_jax.masking.masks import Masking, check_told, nowhere
 from modelzip_jax.masking.schedules import check_sparsity
+from modelzip_jax.masking.scores.score import checked
 from modelzip_jax.masking.structures import Structure, unstructured
 from modelzip_jax.recipe import recordable
 from modelzip_jax.stacking import as_layers
@@ -66,7 +67,7 @@ class Prune(Masking):
     ) -> tuple[PyTree, jax.Array]:
         """The masks that the scores choose; `old` ones where scores are not finite, as after a skipped step."""
         pointwise = self.score.pointwise() if self.structure.pointwise else None
-        scores = weights if pointwise else self.score(weights, context, memory)
+        scores = weights if pointwise else checked(self.score, weights, context, memory)
         if not jax.tree.leaves(scores):
             return scores, near
         if self.structure.fixes_sparsity:

@@ -131,6 +131,8 @@ def channel(axis: int = -1) -> Channel:
     >>> channel().group(jnp.array([[1.0, 2.0], [3.0, 6.0]]))
     Array([2., 4.], dtype=float32)
     """
+    if isinstance(axis, bool) or not isinstance(axis, int):
+        raise TransformError(f"channel() takes an axis, such as -1, not {axis!r:.100}")
     return Channel(axis)
 
 

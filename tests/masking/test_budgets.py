@@ -82,13 +82,21 @@ def test_nan_scores_are_an_error_that_names_the_leaf():
     params = {"a": jnp.ones(4), "b": jnp.ones(4)}
     t = mz.prune(mz.scores.given(), allocation=mz.allocation.at_most(params=3))
     scores = {"a": jnp.ones(4), "b": jnp.float32([1, jnp.nan, 1, 1])}
-    with pytest.raises(NonFiniteError, match="leaf 'b' has scores that are NaN"):
+    with pytest.raises(NonFiniteError, match="Given gives scores that are NaN for leaf 'b'"):
         mz.compress(params, t, scores=scores)
     got = jax.jit(lambda s: t.decode(t.init(params, mz.Context(scores=s))))(
         scores
     )  # traced: NaN ranks highest
     np.testing.assert_array_equal(got["b"], [0, 1, 0, 0])
     assert int(got["a"].sum()) == 2
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global", "erk"])
+def test_nan_scores_are_an_error_under_every_allocation(allocation):
+    t = mz.prune(mz.scores.given(), sparsity=0.5, allocation=allocation)
+    params = {"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2))}
+    with pytest.raises(NonFiniteError, match="Given gives scores that are NaN for leaf 'b'"):
+        mz.compress(params, t, scores={"a": jnp.ones((2, 2)), "b": jnp.full((2, 2), jnp.nan)})
 
 
 def test_infinite_and_negative_scores():

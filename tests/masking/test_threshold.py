@@ -131,7 +131,11 @@ def kept(size, sparsity):
     """Exact: the sparsity to seven decimals, half a weight towards pruning."""
     share = Fraction(round(Fraction(float(np.float32(sparsity))) * 10**7), 10**7)
     exact = share * size
-    return size - int(exact + Fraction(1, 2))
+    return at_least_one(size - int(exact + Fraction(1, 2)), size)
+
+
+def at_least_one(count, size):
+    return max(count, min(size, 1))
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 7, 100, 10_000_001, 50_000_000, 123_456_789, 2**31 - 1])
@@ -143,12 +147,8 @@ def test_counts_are_exact(size):
     assert found.dtype == jnp.int32
     for sparsity, count in zip(wanted, np.asarray(found), strict=True):
         # float32 products of the sparsity by 10^7 round in the last decimal; within one of it is meant.
-        options = {kept(size, sparsity)} | {
-            size
-            - int(
-                Fraction(round(float(np.float32(sparsity) * np.float32(1e7))), 10**7) * size + Fraction(1, 2)
-            )
-        }
+        rounded = Fraction(round(float(np.float32(sparsity) * np.float32(1e7))), 10**7)
+        options = {kept(size, sparsity)} | {at_least_one(size - int(rounded * size + Fraction(1, 2)), size)}
         assert int(count) in options, sparsity
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from modelzip_jax.concrete import any_nan
 from modelzip_jax.errors import NonFiniteError, TransformError
 from modelzip_jax.masking.allocation.allocator import Allocation, Groups, Part
 from modelzip_jax.masking.allocation.solver import within
@@ -75,7 +75,7 @@ class AtMost(Allocation):
         """
         parts, arrays, score, structure, frozen, near = groups
         for part, group in zip(parts, arrays, strict=True):
-            if not isinstance(group, jax.core.Tracer) and _any_nan(score, group):
+            if any_nan(score(group)):
                 raise NonFiniteError(f"leaf {part.name!r} has scores that are NaN, which have no order")
         largest = [structure.largest(part.shape) for part in parts]
         if self.params is not None:
@@ -129,11 +129,6 @@ class AtMost(Allocation):
                 f"{known[:5]}: trace the cost with the tree that is compressed"
             )
         return [found[p.name] for p in parts], frozen
-
-
-def _any_nan(score: Callable[[jax.Array], jax.Array], group: jax.Array) -> bool:
-    with jax.ensure_compile_time_eval():  # as in `tree.check_finite`
-        return bool(jnp.any(jnp.isnan(score(group))))
 
 
 def _weights(part: Part) -> int:

@@ -101,6 +101,7 @@ class Layers(Allocation):
     sparsities: tuple[tuple[str, float], ...]
 
     def __call__(self, parts: list[Part], sparsity: jax.Array) -> list[jax.Array]:
+        trees.require_matches([pattern for pattern, _ in self.sparsities], [part.name for part in parts])
         found = []
         for part in parts:
             own = next((s for pattern, s in self.sparsities if trees.matches(pattern, part.name)), None)
@@ -114,6 +115,9 @@ def layers(sparsities: Mapping[str, float]) -> Layers:
     Args:
       sparsities: path pattern → sparsity in [0, 1); the first pattern that matches decides. Leaves have the names
         they have in the whole tree.
+
+    Raises:
+      TransformError: a sparsity out of range. PatternError (when masks are chosen): a pattern matches no pruned leaf.
 
     >>> layers({"first/kernel": 0.5})([Part("first/kernel", (2,), 2), Part("b", (2,), 2)], 0.9)
     [Array(0.5, dtype=float32), 0.9]

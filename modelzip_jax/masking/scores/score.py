@@ -19,11 +19,15 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 
+from modelzip_jax import tree as trees
+from modelzip_jax.concrete import any_nan
+from modelzip_jax.errors import NonFiniteError, TransformError
 from modelzip_jax.transform import Context
 from modelzip_jax.tree import PyTree
 
-__all__ = ["NOTHING", "Score"]
+__all__ = ["NOTHING", "Score", "checked"]
 
 NOTHING = Context()
 """What a score of the weights alone is told."""
@@ -65,3 +69,24 @@ class Score:
     def __call__(self, weights: PyTree, context: Context = NOTHING, memory: PyTree = ()) -> PyTree:
         """Scores of the shapes of `weights`; larger is kept."""
         raise TypeError(f"{type(self).__name__} defines no __call__")
+
+
+def checked(score: Score, weights: PyTree, context: Context, memory: PyTree) -> PyTree:
+    """The scores, if they are some of these weights.
+
+    Raises:
+      TransformError: other leaves or shapes. NonFiniteError: one is NaN, which has no order; traced ones pass.
+    """
+    scores, name = score(weights, context, memory), type(score).__name__
+    if jax.tree.structure(scores) != jax.tree.structure(weights):
+        raise TransformError(
+            f"{name} gives no scores for each of the weights: of its result, {trees.unlike(scores, weights)}"
+        )
+    for (leaf, x), w in zip(trees.named_leaves(scores), jax.tree.leaves(weights), strict=True):
+        if jnp.shape(x) != jnp.shape(w):
+            raise TransformError(
+                f"{name} gives scores of the shape {jnp.shape(x)} for leaf {leaf!r} of shape {jnp.shape(w)}"
+            )
+        if any_nan(x):
+            raise NonFiniteError(f"{name} gives scores that are NaN for leaf {leaf!r}, which have no order")
+    return scores
