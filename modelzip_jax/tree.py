@@ -315,7 +315,7 @@ def unlike(tree: PyTree, other: PyTree, is_leaf: Callable[[Any], bool] = lambda 
     """What one tree has that another one lacks, in words.
 
     >>> unlike({"a": 1, "c": {"w": 2}}, {"a": 1, "b": {"w": 2}})
-    "they lack 'b/w'; they have 'c/w' too many"
+    'they lack b/w; they have c/w too many'
     >>> unlike([1, 2], (1, 2))
     'list in the place of tuple, with the same paths'
     """
@@ -334,7 +334,7 @@ def unlike(tree: PyTree, other: PyTree, is_leaf: Callable[[Any], bool] = lambda 
 
 def listed(names: Sequence[str], count: int = 5) -> str:
     """Names for a message, the first ones if there are many."""
-    return ", ".join(map(repr, names[:count])) + (f", … ({len(names)} paths)" if len(names) > count else "")
+    return ", ".join(names[:count]) + (f", … ({len(names)} paths)" if len(names) > count else "")
 
 
 def aligned(tree: PyTree, params: PyTree, what: str) -> PyTree:

@@ -82,7 +82,7 @@ def test_only_the_trailing_value_of_a_variable_is_stripped():
 
 
 def test_a_pattern_that_matches_nothing_lists_the_paths():
-    with pytest.raises(errors.PatternError, match=r"'\*/weight'.*'a/kernel', 'b'"):
+    with pytest.raises(errors.PatternError, match=r"'\*/weight'.*a/kernel, b"):
         trees.require_matches(["**", "*/weight"], ["a/kernel", "b"])
     with pytest.raises(errors.PatternError, match=r"no leaves"):
         trees.require_matches(["**"], [])

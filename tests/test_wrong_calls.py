@@ -31,7 +31,90 @@ class NoDataclass(mz.scores.Score):
     pass
 
 
+MORE = {**K, "more": jnp.ones((4, 4))}
+PRUNED = mz.wrap(ADAM, mz.only("**/kernel", mz.prune(sparsity=0.5)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sums(mz.scores.Score):
+    def __call__(self, weights, context=None, memory=()):
+        return jax.tree.map(jnp.sum, weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class Forgetful(mz.scores.Score):
+    def __call__(self, weights, context=None, memory=()):
+        pass
+
+
+def nnx_module():
+    from flax import nnx
+
+    return nnx.Linear(8, 6, rngs=nnx.Rngs(0))
+
+
+def equinox_module():
+    import equinox
+
+    return equinox.nn.MLP(8, 6, 8, 1, key=jax.random.key(0))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def packed_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("files") / "packed.mz"
+    mz.save(path, PACKED)
+    FILE.append(path)
+
+
+FILE: list = []
+
 CALLS = {
+    "a misspelt layer": (
+        lambda: mz.decoded(K, mz.prune(sparsity=0.5, allocation=mz.allocation.layers({"zz": 0.9}))), "'zz'",
+    ),
+    "a state of another recipe": (lambda: PRUNED.update(K, STATE, PARAMS), "begun by another transform"),
+    "a state of other bits": (
+        lambda: mz.wrap(ADAM, mz.only("**/kernel", mz.quantize(8))).update(K, STATE, PARAMS),
+        "begun by another transform",
+    ),
+    "resuming with other bits": (
+        lambda: mz.start(mz.wrap(ADAM, mz.only("**/kernel", mz.quantize(8)), resume=PACKED), K),
+        "would store leaf 'kernel'",
+    ),
+    "resuming with another recipe": (
+        lambda: mz.start(mz.wrap(ADAM, mz.only("**/kernel", mz.cluster(4)), resume=PACKED), K), "was not made by",
+    ),
+    "params of another shape": (
+        lambda: mz.params(STATE, {**K, "kernel": jnp.ones((8, 5))}), r"shape \(8, 5\).*\(8, 6\)",
+    ),
+    "params of another dtype": (
+        lambda: mz.params(STATE, {**K, "kernel": jnp.ones((8, 6), jnp.bfloat16)}), "dtype bfloat16",
+    ),
+    "params of more leaves": (lambda: mz.pack(STATE, MORE), "they have more too many"),
+    "gradients of more leaves": (lambda: TX.update(MORE, STATE, PARAMS), "they have more too many"),
+    "params that are an NNX module": (lambda: mz.params(STATE, nnx_module()), r"nnx\.state\(model"),
+    "params that are an equinox module": (lambda: mz.pack(STATE, equinox_module()), r"eqx\.filter\(model"),
+    "like that is an NNX module": (lambda: mz.load(FILE[0], like=nnx_module()), r"nnx\.state\(model"),
+    "like one name deeper": (lambda: mz.load(FILE[0], like={"params": K}), r"pass like\['params'\]"),
+    "like of more leaves": (lambda: mz.load(FILE[0], like=MORE), "they have more too many"),
+    "pack within jit": (lambda: jax.jit(lambda s: mz.unpack(mz.pack(s, PARAMS)))(STATE), "outside of jit"),
+    "pack of NaN that is not encoded": (
+        lambda: mz.pack(STATE, {**PARAMS, "bias": jnp.full(6, jnp.nan)}), "'bias' is NaN",
+    ),
+    "unpack of params": (lambda: mz.unpack(PARAMS), r"not an array float32\[6\]"),
+    "a channel by name": (lambda: mz.structures.channel("out"), "axis"),
+    "scores of another shape": (lambda: mz.compress(K, mz.prune(Sums(), sparsity=0.5)), "Sums gives scores"),
+    "no scores": (lambda: mz.compress(K, mz.prune(Forgetful(), sparsity=0.5)), "Forgetful gives no scores"),
+    "lookahead around": (
+        lambda: mz.start(optax.lookahead(TX, 5, 0.5), optax.LookaheadParams.init_synced(K)), "with_average",
+    ),
+    "lookahead inside": (
+        lambda: mz.start(
+            mz.wrap(optax.lookahead(ADAM, 5, 0.5), ZIP), optax.LookaheadParams.init_synced(K)
+        ), "with_average",
+    ),
+    "flatten around": (lambda: mz.start(optax.flatten(TX), K), "flatten"),
+    "keys of several types": (lambda: mz.compress({0: jnp.ones((2, 2)), "a": jnp.ones(2)}, ZIP), "keys"),
     "only, turned round": (lambda: mz.only(mz.quantize(4), "**/kernel"), "first"),
     "only, a function": (lambda: mz.only(lambda path: True, mz.quantize(4)), "path pattern"),
     "min_ndim of text": (lambda: mz.only("**", mz.quantize(4), min_ndim="2"), "number of axes"),

@@ -74,7 +74,9 @@ def _storable(key_path: tuple[Any, ...], leaf: Any) -> Any:
     name = leaf_name(key_path)
     array = leaf if isinstance(leaf, jax.Array) else as_stored(name, leaf)
     if array.size == 0:
-        raise CheckpointError(f"leaf {name!r} has no elements, which Orbax cannot store")
+        raise CheckpointError(
+            f"leaf {name!r} has no elements, which Orbax cannot store; write .safetensors or .npz"
+        )
     return array
 
 

@@ -34,6 +34,8 @@ MEMORY = {
 }
 # What an optimizer calls two copies of the weights' shapes that it keeps side by side.
 MOMENTS = (("mu", "nu"), ("exp_avg", "exp_avg_sq"), ("m", "v"), ("v_row", "v_col"))
+# Fields of the state of `mz.wrap`.
+_WRAPPED = {"latents", "offsets", "offsets_inner"}
 
 
 def choose(contents: Contents, key: str | None = None) -> tuple[Contents, dict[str, Any]]:
@@ -85,7 +87,21 @@ def choose(contents: Contents, key: str | None = None) -> tuple[Contents, dict[s
     notes = f"{'/'.join(map(str, (*at, *holder, chosen)))!r} is compressed"
     notes += f"; kept as they are: {', '.join(others)}" if others else ""
     notes += f"; left out: {', '.join(out)}" if out else ""
-    return dataclasses.replace(taken, notes=(*taken.notes, notes)), others
+    told = (*taken.notes, notes)
+    if any(
+        set(map(str, _children(node))) >= _WRAPPED for path in memory for node in _within(contents.tree, path)
+    ):
+        told += (
+            "its optimizer is mz.wrap's, so that the weights are those of a compressed model already, and rounded a "
+            "second time here; mz.pack(opt_state, params) keeps them as they are",
+        )
+    return dataclasses.replace(taken, notes=told), others
+
+
+def _within(tree: Any, path: Keys) -> Iterator[Any]:
+    node = _get(tree, path)
+    yield node
+    yield from _below(node)
 
 
 def _is_memory(node: Any, name: Any) -> bool:

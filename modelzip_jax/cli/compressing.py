@@ -42,7 +42,9 @@ def compress(
     ] = None,
     step_range: Annotated[str, typer.Option("--range", help="Step sizes by max or by mse.")] = "max",
     sparsity: Annotated[float, typer.Option(help="Share of the selected weights set to zero, 0 to 1.")] = 0.0,
-    allocation: Annotated[str, typer.Option(help="Sparsity uniform over tensors, or global.")] = "uniform",
+    allocation: Annotated[
+        str, typer.Option(help="Sparsity uniform over tensors, erk or global.")
+    ] = "uniform",
     only: Annotated[
         list[str] | None, typer.Option(help="Path pattern of what to compress; repeatable.")
     ] = None,
@@ -73,6 +75,7 @@ def compress(
         _refuse_options_beside(recipe, context)
         transform = recipe_of(recipe)
     else:
+        _refuse_without_effect(bits, granularity, sparsity, min_ndim, context)
         encoding = _encoding(bits, granularity, group_size, axis, step_range, sparsity, allocation)
         transform = mz.only(tuple(only or ["**"]), encoding, min_ndim=min_ndim, floating=not only)
     started = time.perf_counter()
@@ -80,10 +83,11 @@ def compress(
         contents, others = checkpoints.read_weights(source, key)
     check_only_arrays(contents.tree, source)
     notes = list(contents.notes)
-    if recipe is None and not only:
+    encodes = bool(bits or sparsity or recipe is not None)
+    if encodes and recipe is None and not only:
         transform, said = without_nonfinite(transform, contents.tree)
         notes += said
-    if bits or sparsity or recipe is not None:
+    if encodes:
         notes += nothing_encoded(transform, contents.tree)
     notes += remarks(transform, contents.tree)
     metadata = _metadata(contents, source)
@@ -113,10 +117,32 @@ def _refuse_options_beside(recipe: str, context: typer.Context) -> None:
         "only",
         "min_ndim",
     ):
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
+        if _is_given(name, context):
             option = names.get(name, name).replace("_", "-")
             raise TransformError(f"--recipe {recipe} is taken instead of --{option}; leave one of them out")
+
+
+def _is_given(name: str, context: typer.Context) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _refuse_without_effect(
+    bits: int, granularity: str, sparsity: float, min_ndim: int, context: typer.Context
+) -> None:
+    """Options that would be passed over beside the others."""
+    of_bits = {"granularity": "--granularity", "axis": "--axis", "step_range": "--range"}
+    cases = [(name, option, not bits, "with --bits 0") for name, option in of_bits.items()]
+    cases += [
+        ("axis", "--axis", granularity == "tensor", "with --granularity tensor"),
+        ("group_size", "--group-size", not bits or granularity != "group", "without --granularity group"),
+        ("allocation", "--allocation", not sparsity, "without --sparsity"),
+    ]
+    for name, option, idle, beside in cases:
+        if idle and _is_given(name, context):
+            raise TransformError(f"{option} does nothing {beside}")
+    if min_ndim < 0:
+        raise TransformError(f"--min-ndim {min_ndim} must be 0 or more")
 
 
 def _encoding(
@@ -143,7 +169,7 @@ def _encoding(
         parts.append(
             mz.quantize(bits, granularity=granularity, group_size=group_size, range=step_range, **along)
         )
-    return mz.chain(*parts) if parts else mz.identity()
+    return mz.chain(*parts)
 
 
 def _compressed(held: list[Any], transform: Any, text: str, quiet: bool) -> Any:
@@ -184,19 +210,24 @@ def _metadata(contents: Any, source: Path) -> dict[str, Any]:
 
 
 def _report(target: Path, packed: Any, sizes: Any, notes: list[str], seconds: float, as_json: bool) -> None:
-    weights = sum(leaf.size for leaf in _leaves(packed.params))
-    ratio, bits = packed.dense_bytes / sizes.total, 8 * sizes.total / max(weights, 1)
+    from modelzip_jax.tree import nbytes
+
+    # Variables count on both sides, as in `inspect`.
+    beside, kept = nbytes(packed.variables), sum(x.size for x in _leaves(packed.variables))
+    dense, held = packed.dense_bytes + beside, packed.nbytes + beside
+    weights = sum(leaf.size for leaf in _leaves(packed.params)) + kept
+    ratio, bits = dense / sizes.total, 8 * sizes.total / max(weights, 1)
     if as_json:
         report = {
-            "dense_bytes": packed.dense_bytes, "packed_bytes": packed.nbytes, "file_bytes": sizes.total,
+            "dense_bytes": dense, "packed_bytes": held, "file_bytes": sizes.total,
             "ratio": ratio, "weights": weights, "bits_per_weight": bits, "seconds": seconds,
             "file": dataclasses.asdict(sizes), "notes": notes,
         }  # fmt: skip
         print(json.dumps(report))
         return
     out.print(
-        f"{target}: {human_bytes(sizes.total)} from {human_bytes(packed.dense_bytes)} ({ratio:.2f} times smaller, "
-        f"{bits:.2f} bits a weight; {human_bytes(packed.nbytes)} packed in memory)",
+        f"{target}: {human_bytes(sizes.total)} from {human_bytes(dense)} ({ratio:.2f} times smaller, "
+        f"{bits:.2f} bits a weight; {human_bytes(held)} packed in memory)",
         soft_wrap=True,
     )
     print_notes(notes)

@@ -61,7 +61,9 @@ def recipe_of(text: str) -> Any:
 
     if text.endswith(".json"):
         try:
-            transform = from_plain(json.loads(Path(text).read_text()))
+            data = json.loads(Path(text).read_text())
+            # All that `inspect --json` prints, or the recipe alone.
+            transform = from_plain(data["recipe"] if isinstance(data, dict) and "recipe" in data else data)
         except ValueError as error:
             raise RecipeError(f"{text} holds no recipe: {error}") from error
     else:

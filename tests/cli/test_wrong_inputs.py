@@ -53,6 +53,11 @@ def folder(tmp_path, monkeypatch, capsys):
 
 
 WRONG = {
+    "compress m.npz x.mz --bits 0 --granularity tensor": "--granularity does nothing with --bits 0",
+    "compress m.npz x.mz --axis 1 --granularity tensor": "--axis does nothing with --granularity tensor",
+    "compress m.npz x.mz --allocation global": "--allocation does nothing without --sparsity",
+    "compress m.npz x.mz --group-size 64": "--group-size does nothing without --granularity group",
+    "compress m.npz x.mz --min-ndim -1": "--min-ndim -1 must be 0 or more",
     "compress m x.mz": "it is a safetensors file: give it the suffix .safetensors",
     "compress checkpoint_3 x.mz": "give it the suffix .msgpack",
     "compress tensors.npz x.mz": "give it the suffix .safetensors",
