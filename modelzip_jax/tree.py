@@ -199,7 +199,11 @@ def require_matches(patterns: Iterable[str], names: Sequence[str]) -> None:
     """
     for pattern in patterns:
         if not any(matches(pattern, name) for name in names):
-            shown = "(the tree is one leaf without a path)" if list(names) == [""] else listed(names, 12)
+            shown = (
+                "(one leaf without a path, as within optax.flatten, which goes into mz.wrap)"
+                if list(names) == [""]
+                else listed(names, 12)
+            )
             meant = similar(pattern, names, matches)
             raise PatternError(
                 f"pattern {pattern!r} matches no leaf{f'; did you mean {meant!r}?' if meant else ';'} '*' stays within "
@@ -262,9 +266,8 @@ def restructured(tree: PyTree, like: PyTree, is_leaf: Callable[[Any], bool] | No
     if len(dict(wanted)) < len(wanted):
         raise TreeError("`like` has several leaves of one path")
     if {name for name, _ in wanted} != set(stored):
-        raise TreeError(
-            f"the leaves of `like` are not those that were read: {unlike(like, stored)}{_under(wanted, stored)}"
-        )
+        differ = unlike(like, tree, is_leaf or absent) + _under(wanted, stored)
+        raise TreeError(f"the leaves of `like` are not those that were read: {differ}")
     for name, leaf in wanted:
         if tuple(np.shape(leaf)) != tuple(np.shape(stored[name])):
             raise TreeError(
@@ -364,6 +367,12 @@ def plain(tree: PyTree) -> PyTree:
     >>> plain({"w": nnx.Param(jnp.zeros(2))})
     {'w': Array([0., 0.], dtype=float32)}
     """
+    try:
+        jax.tree.structure(tree)
+    except ValueError as error:
+        raise TreeError(
+            f"this is no tree that JAX can flatten, as where keys have several types: {error}"
+        ) from error
     nnx = sys.modules.get("flax.nnx")
     if nnx is None:
         return tree
