@@ -412,8 +412,9 @@ def check_not_module(params: PyTree) -> None:
     what = f"params is the module {type(params).__name__}; pass its"
     if nnx is not None and isinstance(params, nnx.Module):
         raise LeafError(f"{what} state: nnx.state(model, nnx.Param)")
-    functions = (x for x in jax.tree.leaves(params) if callable(x))
-    if equinox is not None and isinstance(params, equinox.Module) and any(functions):
+    if equinox is None or not isinstance(params, equinox.Module):
+        return
+    if any(map(callable, jax.tree.leaves(params))):
         raise LeafError(f"{what} arrays: eqx.filter(model, eqx.is_array)")
 
 
