@@ -112,11 +112,11 @@ def compress(
     """
     check_transform(transform, "compress()")
     trees.check_not_module(params)
+    params = trees.plain(params)
     if any(map(is_packed, jax.tree.leaves(params, is_leaf=is_packed))):
         raise TransformError(
             "compress() takes weights, and these are packed already; unpack them: mz.unpack(packed)"
         )
-    params = trees.plain(params)
     trees.check_arrays(params)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
         raise TransformError(
