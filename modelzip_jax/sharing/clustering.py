@@ -248,7 +248,7 @@ class Cluster(Transform):
         state, masses = encoded.state, self._masses(encoded.latents, context)
 
         def refresh(old: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
-            moved = state if self.learned else state._replace(books=self._moved(encoded, masses))
+            moved = state._replace(books=self._moved(encoded, masses))
             return self._assign(encoded._replace(state=moved), masses), moved.books
 
         if self.temperature is not None:
@@ -259,22 +259,29 @@ class Cluster(Transform):
         return encoded._replace(state=ClusterState(codes, found, state.leaves))
 
     def _moved(self, encoded: Encoded, masses: PyTree) -> PyTree:
-        """The books after a Lloyd step, soft in DKM."""
-        latents, _, state = encoded
+        """The books after a Lloyd step, soft in DKM; of learned ones equal entries part, and no others move."""
+        latents, offsets, state = encoded
+        offsets = offsets if self.learned else jax.tree.map(lambda _: None, state.books, is_leaf=_is_book)
 
-        def move(rows: list[jax.Array], masses: list[jax.Array | None], book: Book) -> Book:
+        def move(
+            rows: list[jax.Array], masses: list[jax.Array | None], book: Book, offset: jax.Array | None
+        ) -> Book:
+            if self.learned:
+                return books.respread(book, offset, rows, masses)
             return books.step(book, rows, masses, self.temperature)
 
-        def of_leaf(w: jax.Array, leaf: Outline, mass: jax.Array | None, book: Book) -> Book:
-            one = lambda w, m, b: move([w], [m], b)  # noqa: E731
-            args = self._rows(w, leaf), None if mass is None else self._rows(mass, leaf), book
+        def of_leaf(
+            w: jax.Array, leaf: Outline, mass: jax.Array | None, book: Book, offset: jax.Array | None
+        ) -> Book:
+            one = lambda w, m, b, o: move([w], [m], b, o)  # noqa: E731
+            args = self._rows(w, leaf), None if mass is None else self._rows(mass, leaf), book, offset
             return under_any_mesh(_lifted(one, leaf), args, PartitionSpec())
 
         if self.leafwise:
-            return jax.tree.map(of_leaf, latents, state.leaves, masses, state.books)
+            return jax.tree.map(of_leaf, latents, state.leaves, masses, state.books, offsets)
         if not jax.tree.leaves(latents):
             return state.books
-        args = (*self._all_rows(latents, state.leaves, masses), state.books)
+        args = (*self._all_rows(latents, state.leaves, masses), state.books, offsets)
         return under_any_mesh(move, args, PartitionSpec())
 
     def pack(self, encoded: Encoded, inner: PyTree) -> PyTree:
@@ -393,7 +400,8 @@ def cluster(
       init: "companding", "density", "linear" or "k-means++", see `sharing.kmeans`. Blocks are drawn at random.
       learned: train the codebook by its gradient. If not, entries become means at each refresh.
       every: optimizer steps between refreshes, at which latents, trained by straight-through gradients,
-        are assigned anew. 0 keeps the first assignment, as Deep Compression does.
+        are assigned anew. 0 keeps the first assignment, as Deep Compression does, which suits a trained network;
+        one that is trained from its start needs refreshes, without which weights of an entry stay together.
       temperature: for DKM: the latents get the gradient of a soft assignment, softmax(-distance / temperature),
         in units of the codebook's root mean square, and entries and indices follow them at every step. The
         network computes with the nearest entries, which are stored, not with soft ones. `learned` is
