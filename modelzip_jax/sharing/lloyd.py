@@ -78,7 +78,7 @@ def kmeans(
 
     Lloyd 1982, doi:10.1109/TIT.1982.1056489; initial centroids as in Han et al. 2016, arXiv:1510.00149.
 
-    >>> kmeans(jnp.array([-1.0, 0.0, 0.1, 0.2, 5.0]), 3).centroids
+    >>> kmeans(jnp.array([-1.0, 0.0, 0.1, 0.2, 5.0]), 3).centroids.round(3)
     Array([-1. ,  0.1,  5. ], dtype=float32)
     """
     arrays = [jnp.asarray(leaf) for leaf in jax.tree.leaves(x)]
