@@ -53,7 +53,9 @@ def of_entries(entries: jax.Array, zero: bool) -> Book:
     >>> book.scale, current(None, book)
     (Array(0.125, dtype=float32), Array([ 0.3, -0.1], dtype=float32))
     """
-    scale = power(exponent(root_mean_square(entries)) - 1, entries.dtype)
+    # No further up: the reciprocal would be no normal number, and flushed to zero.
+    most = jnp.finfo(entries.dtype).maxexp - 3
+    scale = power(jnp.minimum(exponent(root_mean_square(entries)) - 1, most), entries.dtype)
     scale = jnp.where(jnp.any(entries != 0), scale, 1.0)
     return Book(entries / scale, scale, Static(zero))
 

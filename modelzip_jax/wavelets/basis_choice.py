@@ -157,6 +157,9 @@ def choices(
     """
     lossless, rounding = lossless_bits(np.asarray(x)), _cast_error(x)
     x = np.ascontiguousarray(np.asarray(x, np.float32))
+    # A power of two rounds nothing, and squares of what is near 1 neither vanish nor overflow.
+    scale = int(np.frexp(np.abs(x).max(initial=0.0))[1])
+    x = np.ldexp(x, -scale)
     norm = float(np.sum(np.square(x), dtype=np.float64))
     if norm == 0.0:
         return [
@@ -170,6 +173,7 @@ def choices(
         choice = _in_basis(x, basis, viewed(x.shape, view, name), target, norm)
         if choice is not None:
             found.append(choice._replace(view=tuple(view)))
+    found = [choice._replace(step=math.ldexp(choice.step, scale)) for choice in found]
     return sorted(found, key=lambda choice: choice.bits * (1.0 + _WORTH * (choice.basis is not None)))
 
 

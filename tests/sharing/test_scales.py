@@ -210,3 +210,10 @@ def test_a_compressed_leaf_has_its_relative_error_at_any_scale(transform):
     for e in (-73, 70, 120):
         found = mz.unpack(mz.compress({"w": np.ldexp(w, e)}, transform))["w"]
         np.testing.assert_array_equal(found, np.ldexp(at_one, e))
+
+
+def test_a_codebook_reaches_the_largest_floats():
+    w = jnp.array([[3.4e38, -3e38], [1.0, 2.0]])
+    np.testing.assert_allclose(
+        mz.unpack(mz.compress({"w": w}, mz.cluster(3)))["w"], [[3.4e38, -3e38], [1.5, 1.5]]
+    )

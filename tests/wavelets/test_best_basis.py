@@ -207,3 +207,13 @@ def test_step_laws():
     for granularity in ("tensor", "channel"):
         transform = quantize_step(0.5, granularity=granularity)
         mz.testing.check_laws(transform, {"w": RNG.normal(size=(4, 3)).astype("f4")}, steps=2)
+
+
+@pytest.mark.parametrize("scale", [-90, -60, 40, 100])
+def test_any_power_of_two_of_the_weights_has_the_same_basis(scale):
+    x = np.asarray(jax.random.normal(jax.random.key(0), (16, 16)))
+    one, other = best_basis({"w": x}), best_basis({"w": np.ldexp(x, scale)})
+    assert [type(part) for _, part in one.parts] == [type(part) for _, part in other.parts]
+    expected = np.ldexp(mz.unpack(mz.compress({"w": x}, one))["w"], scale)
+    found = mz.unpack(mz.compress({"w": np.ldexp(x, scale)}, other))["w"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * float(np.abs(expected).max()))
