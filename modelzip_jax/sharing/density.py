@@ -11,13 +11,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from modelzip_jax.concrete import host_views, placed
 from modelzip_jax.sharing.bins import BINS, FAR, Binning
 from modelzip_jax.sharing.prefix import TwoFloats, halves_outward, outward_sums
 from modelzip_jax.sharing.scaling import scaled
 from modelzip_jax.sharing.sums import segment_sums
 
-__all__ = ["Density", "Points", "binning", "histogram", "sort"]
+__all__ = ["Density", "Points", "binning", "filled", "histogram", "sort"]
 
 _SAMPLE = 4096
 
@@ -156,15 +158,36 @@ def _offsets(x: jax.Array, w: jax.Array | None, bins: Binning, stride: int) -> j
 
 
 def sort(arrays: Sequence[jax.Array], weights: Sequence[jax.Array | None], bins: Binning) -> Points:
-    """Every value of the arrays together as a point, less the centre.
-
-    Points without mass fill the next power of 4 from 1,024 on, so that few sizes are compiled for.
-    """
-    points = jnp.concatenate([x.reshape(-1) for x in arrays])
+    """Every value of the arrays together as a point, less the centre."""
+    points = bins.offset(jnp.concatenate([x.reshape(-1) for x in arrays]))
     pairs = zip(arrays, weights, strict=True)
     masses = [jnp.ones(x.size, points.dtype) if w is None else w.reshape(-1) for x, w in pairs]
-    mass = jnp.concatenate(masses)
-    fill = (0, (1 << 2 * max(5, -(-(points.size - 1).bit_length() // 2))) - points.size)
-    points = bins.offset(jnp.pad(points, fill, mode="edge"))
-    points, mass = jax.lax.sort((points, jnp.pad(mass, fill)), num_keys=1)
+    points, mass = jax.lax.sort((points, jnp.concatenate(masses)), num_keys=1)
     return Points(points, mass, points * mass)
+
+
+def filled(arrays: Sequence[jax.Array], weights: Sequence[jax.Array | None]) -> tuple[jax.Array, jax.Array]:
+    """All values in one array, and their mass, up to the next power of 4 from 1,024 on.
+
+    What fills it has no mass: few sizes are compiled for, and values that can be read on the host are put together there.
+
+    >>> values, mass = filled([jnp.array([1.0, 2.0])], [None])
+    >>> len(values), float(mass.sum())
+    (1024, 2.0)
+    """
+    size = sum(x.size for x in arrays)
+    fill = (0, (1 << 2 * max(5, -(-(size - 1).bit_length() // 2))) - size)
+    seen = host_views(*arrays, *(w for w in weights if w is not None))
+    if seen is not None:
+        given = iter(seen[len(arrays) :])
+        weights = [None if w is None else next(given) for w in weights]  # type: ignore[misc]
+        arrays = seen[: len(arrays)]  # type: ignore[assignment]
+    xp = jnp if seen is None else np
+    dtype = arrays[0].dtype
+    masses = [
+        xp.ones(x.size, dtype) if w is None else w.reshape(-1).astype(dtype)
+        for x, w in zip(arrays, weights, strict=True)
+    ]
+    values = xp.pad(xp.concatenate([x.reshape(-1) for x in arrays]), fill, mode="edge")
+    mass = xp.pad(xp.concatenate(masses), fill)
+    return (values, mass) if seen is None else (placed(values), placed(mass))

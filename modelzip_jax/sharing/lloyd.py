@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from modelzip_jax.errors import TransformError
 from modelzip_jax.sharing.bins import BINS
 from modelzip_jax.sharing.centroids import INITS, initial
-from modelzip_jax.sharing.density import Density, Points, binning, histogram, sort
+from modelzip_jax.sharing.density import Density, Points, binning, filled, histogram, sort
 from modelzip_jax.sharing.prefix import between
 from modelzip_jax.sharing.relocation import relocate
 from modelzip_jax.sharing.scaling import TOP, exponent, largest, scaled
@@ -97,6 +97,10 @@ def kmeans(
     dtype = jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
     # What is chosen has no gradient; loops of any number of steps could not be differentiated.
     values, masses = jax.lax.stop_gradient(([leaf.astype(dtype) for leaf in arrays], masses))
+    kept = [(x, w) for x, w in zip(values, masses, strict=True) if x.size]
+    values, masses = [x for x, _ in kept], [w for _, w in kept]
+    if exact:
+        values, masses = ([x] for x in filled(values, masses))
     points, centre, exponents = _points(values, masses, exact)
     start = None if isinstance(init, str) else jax.lax.stop_gradient(jnp.asarray(init, dtype))
     name = init if isinstance(init, str) else ""
@@ -109,13 +113,11 @@ def _points(
 ) -> tuple[Points, jax.Array, tuple[jax.Array, jax.Array]]:
     """The points less the centre, the centre, and the exponents of the units of values and of masses.
 
-    All that is compiled anew for each shape.
+    All that is compiled anew for each shape of more than 65,536 values.
     """
-    kept = [(x, w) for x, w in zip(arrays, weights, strict=True) if x.size]
-    arrays = [x for x, _ in kept]
     size = largest(arrays)
     length = exponent(size) - TOP
-    importance, weights = normalised(arrays, [w for _, w in kept])
+    importance, weights = normalised(arrays, weights)
     bins = binning(arrays, weights, length)
     points = sort(arrays, weights, bins) if exact else histogram(arrays, weights, bins, scaled(size, -length))
     return points, bins.centre, (length, importance)
