@@ -195,7 +195,7 @@ def require_matches(patterns: Iterable[str], names: Sequence[str]) -> None:
 
     >>> require_matches(["*/kernal"], ["a/kernel", "b/kernel"])
     Traceback (most recent call last):
-    modelzip_jax.errors.PatternError: pattern '*/kernal' matches no leaf; did you mean 'b/kernel'? ...
+    modelzip_jax.errors.PatternError: pattern '*/kernal' matches no leaf; did you mean '*/kernel'? ...
     """
     for pattern in patterns:
         if not any(matches(pattern, name) for name in names):

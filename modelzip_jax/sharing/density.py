@@ -169,7 +169,7 @@ def sort(arrays: Sequence[jax.Array], weights: Sequence[jax.Array | None], bins:
 def filled(arrays: Sequence[jax.Array], weights: Sequence[jax.Array | None]) -> tuple[jax.Array, jax.Array]:
     """All values in one array, and their mass, up to the next power of 4 from 1,024 on.
 
-    What fills it has no mass: few sizes are compiled for, and values that can be read on the host are put together there.
+    What fills it has no mass: few sizes are compiled for. Values that can be read on the host are put together there.
 
     >>> values, mass = filled([jnp.array([1.0, 2.0])], [None])
     >>> len(values), float(mass.sum())
