@@ -81,7 +81,7 @@ def steps(layers: int) -> tuple[dict[str, Callable[[], tuple[Any, ...]]], int]:
         return optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], tokens[:, 1:]).mean()
 
     def case(tx: optax.GradientTransformation) -> Callable[[], tuple[Any, ...]]:
-        state = jax.jit(tx.init)(params)
+        state = tx.init(params)
 
         def fresh() -> tuple[Any, ...]:
             def step(params: Any, state: Any, tokens: jax.Array) -> tuple[Any, Any]:

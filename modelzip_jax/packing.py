@@ -271,7 +271,26 @@ def resumed(packed: Packed, transform: Transform, params: PyTree) -> Encoded:
             )
     treedef = jax.tree.structure(params)
     inside = treedef.unflatten([stored[name] for name, _ in leaves])
+    keep = selects(transform, trees.outlines(params))
+    _check_others([(name, x, stored[name]) for (name, x), k in zip(leaves, keep, strict=True) if not k])
     return _checked(_resumed(inside, transform), packed, inside, transform)
+
+
+def _check_others(leaves: list[tuple[str, Any, PackedArray]]) -> None:
+    """Refuses leaves that no transform selects and that are others than the packed model's: those it was trained with.
+
+    Raises:
+      TreeError: one differs.
+    """
+    for name, leaf, packed in leaves:
+        if isinstance(leaf, jax.core.Tracer):
+            continue
+        here, there = np.asarray(leaf), np.asarray(unpack(packed))
+        if not np.array_equal(here, there.astype(here.dtype), equal_nan=here.dtype.kind in "fc"):
+            raise TreeError(
+                f"leaf {name!r}, which the transform leaves alone, is another one in the packed model, such as a bias "
+                "trained since; begin with the packed model's own: params = mz.unpack(packed)"
+            )
 
 
 def _short(transform: Transform, length: int = 160) -> str:

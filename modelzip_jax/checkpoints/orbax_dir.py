@@ -109,7 +109,8 @@ def _item(path: Path) -> tuple[Path, tuple[str, ...]]:
         others = [name for name in items if name != chosen]
         if others or chosen not in USUAL_ITEMS:
             return path / chosen, (
-                f"the item {chosen!r} is read{f', not {_listed(others)}' if others else ''}",
+                f"the item {chosen!r} is read"
+                + (f", not {_listed(others)}: name another as {path / others[0]}" if others else ""),
             )
         return path / chosen, ()
     if items:

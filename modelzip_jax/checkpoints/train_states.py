@@ -16,7 +16,7 @@ import numpy as np
 from modelzip_jax.checkpoints.contents import Contents
 from modelzip_jax.checkpoints.names import unflatten
 from modelzip_jax.errors import CheckpointError
-from modelzip_jax.tree import named_leaves
+from modelzip_jax.tree import listed, named_leaves
 
 __all__ = ["choose"]
 
@@ -64,7 +64,11 @@ def choose(contents: Contents, key: str | None = None) -> tuple[Contents, dict[s
         at = _find(contents.tree, key)
         if any(_is_memory(_get(contents.tree, at[:depth]), at[depth]) for depth in range(len(at))):
             raise CheckpointError(f"{key!r} is an optimizer's memory and no weights; name those with --key")
+        beside = [str(name) for name in _children(_get(contents.tree, at[:-1])) if name != at[-1]]
         contents = _inside(contents, at)
+        if beside:
+            said = f"{key!r} is compressed; left out: {listed(beside)}"
+            contents = dataclasses.replace(contents, notes=(*contents.notes, said))
     memory = list(_memory(contents.tree, ()))
     if not memory and (nested := _nested(contents)) is not contents:
         memory = list(_memory(nested.tree, ()))

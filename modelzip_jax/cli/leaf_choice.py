@@ -63,7 +63,7 @@ def without_nonfinite(transform: Any, tree: Any) -> tuple[Any, list[str]]:
     labels = dict.fromkeys(bad, "lossless") | dict(transform.labels)
     parts = {"lossless": mz.chain(), "selected": encoding}
     spared = mz.partition(parts, labels, min_ndim=transform.min_ndim, floating=transform.floating)
-    return spared, [f"{_some(bad)} of NaN or infinite values kept lossless"]
+    return spared, [f"{_some(bad)} of NaN, infinite or largest values kept lossless"]
 
 
 def remarks(transform: Any, tree: Any) -> list[str]:
@@ -93,7 +93,11 @@ def _is_finite(leaf: Any) -> bool:
     dtype = getattr(leaf, "dtype", None)
     if dtype is None or not jax.numpy.issubdtype(dtype, np.inexact):
         return True
-    return bool(np.isfinite(leaf).all())
+    if not leaf.size:
+        return True
+    # Where masks hold no -inf they hold the smallest float there is.
+    most = float(jax.numpy.finfo(dtype).max) / 2
+    return float(np.abs(leaf).max()) < most
 
 
 def _some(names: list[str]) -> str:

@@ -11,12 +11,20 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from modelzip_jax.quantization.granularity import Granularity
 
-__all__ = ["blank_on_host", "codes_on_host", "spread_on_host", "steps_on_host", "values_on_host"]
+__all__ = [
+    "blank_on_host",
+    "codes_on_host",
+    "spread_on_host",
+    "step_bounds",
+    "steps_on_host",
+    "values_on_host",
+]
 
 _PIECE = 1 << 18
 """Weights at a time: what is in between stays in the cache."""
@@ -96,13 +104,25 @@ def spread_on_host(steps: np.ndarray, shape: tuple[int, ...], groups: Granularit
     return _spread(steps, whole, groups, cube).reshape(shape)
 
 
+def step_bounds(dtype: Any) -> tuple[np.generic, np.generic]:
+    """Between these a step and its reciprocal are normal numbers: others are flushed to zero on some devices.
+
+    Below 2**125, so that -8 steps are a number, in bfloat16, too: masks hold the smallest float there is.
+
+    >>> [round(float(np.log2(bound)), 2) for bound in step_bounds(np.float32)]
+    [-126.0, 124.99]
+    """
+    tiny = np.finfo(dtype).tiny
+    return tiny, np.dtype(dtype).type(0.5 - 2.0**-9) / tiny
+
+
 def _flushed(x: np.ndarray) -> np.ndarray:
     return np.where(np.abs(x) < np.finfo(x.dtype).tiny, np.zeros((), x.dtype), x)
 
 
 def _positive(step: np.ndarray) -> np.ndarray:
-    step, tiny = _flushed(step), np.finfo(step.dtype).tiny
-    return np.where(step > 0, np.clip(step, tiny, 0.5 / tiny), np.ones((), step.dtype))
+    step = _flushed(step)
+    return np.where(step > 0, np.clip(step, *step_bounds(step.dtype)), np.ones((), step.dtype))
 
 
 def _range(w: np.ndarray, groups: Granularity) -> tuple[np.ndarray, np.ndarray]:

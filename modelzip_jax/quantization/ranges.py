@@ -11,7 +11,7 @@ import numpy as np
 
 from modelzip_jax.concrete import host_view, placed
 from modelzip_jax.quantization.granularity import Granularity, max_abs
-from modelzip_jax.quantization.host_codes import steps_on_host
+from modelzip_jax.quantization.host_codes import step_bounds, steps_on_host
 from modelzip_jax.quantization.rounding import fake_quantize
 
 __all__ = ["RANGES", "choose_step", "code_range", "initial_step", "reciprocal", "search_step"]
@@ -73,9 +73,8 @@ def reciprocal(high: int, dtype: Any) -> np.generic:
 
 
 def _positive(step: jax.Array) -> jax.Array:
-    """Normal and with a normal reciprocal: subnormal numbers are flushed to zero on some devices. 1 for zeros."""
-    tiny = jnp.finfo(step.dtype).tiny
-    return jnp.where(step > 0, jnp.clip(step, tiny, 0.5 / tiny), 1.0)
+    """Normal and with a normal reciprocal, see `step_bounds`. 1 for zeros."""
+    return jnp.where(step > 0, jnp.clip(step, *step_bounds(step.dtype)), 1.0)
 
 
 def search_step(

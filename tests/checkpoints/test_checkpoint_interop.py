@@ -290,4 +290,6 @@ def test_reads_manager_steps(tmp_path):
     latest = checkpoints.read_contents(tmp_path / "one")
     assert_same(latest.tree, ORBAX_TREE)
     assert latest.notes[0].startswith("10 is the latest of 2, 10;")
-    assert checkpoints.read_contents(tmp_path / "two").notes == ("the item 'params' is read, not other",)
+    assert checkpoints.read_contents(tmp_path / "two").notes == (
+        f"the item 'params' is read, not other: name another as {tmp_path / 'two' / '1' / 'other'}",
+    )

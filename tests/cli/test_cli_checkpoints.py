@@ -78,15 +78,22 @@ def test_metadata_that_somebody_else_wrote_are_passed_over(monkeypatch, capsys, 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".msgpack", ""])
 def test_buffers_that_are_not_finite_are_kept(monkeypatch, capsys, tmp_path, bits, suffix):
     mask = np.triu(np.full((8, 8), -np.inf, np.float32), 1)
-    params = {"w": weights(8, 8), "mask": mask, "nan": np.full((2, 2), np.nan, ml_dtypes.bfloat16)}
+    lowest = np.tril(np.full((4, 4), np.finfo(np.float32).min, np.float32))
+    params = {
+        "w": weights(8, 8),
+        "mask": mask,
+        "nan": np.full((2, 2), np.nan, ml_dtypes.bfloat16),
+        "low": lowest,
+    }
     checkpoints.write(tmp_path / f"a{suffix}", params)
     report = there_and_back(
         monkeypatch, capsys, tmp_path / f"a{suffix}", tmp_path / f"b{suffix}", "--bits", bits
     )
-    kept = ["2 tensors (mask, nan) of NaN or infinite values kept lossless"]
+    kept = ["3 tensors (low, mask, nan) of NaN, infinite or largest values kept lossless"]
     assert report["notes"] == (kept if bits else [])
     back = checkpoints.read(tmp_path / f"b{suffix}")
     assert back["mask"].tobytes() == mask.tobytes()
+    assert back["low"].tobytes() == lowest.tobytes()
     assert back["nan"].tobytes() == params["nan"].tobytes()
     assert (back["w"].tobytes() == params["w"].tobytes()) == (bits == 0)
     mz.resume(mz.load(tmp_path / "m.mz"))

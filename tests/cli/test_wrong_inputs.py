@@ -121,7 +121,7 @@ def test_the_suffix_of_a_module_may_stay(monkeypatch, capsys, folder):
 def test_it_says_when_nothing_is_compressed(monkeypatch, capsys, folder, options):
     code, _, err = run(monkeypatch, capsys, "compress", "m.npz", "x.mz", *options)
     assert code == 0
-    assert err.startswith("note: nothing is compressed but by the entropy coder: no tensor")
+    assert "note: nothing is compressed but by the entropy coder: no tensor" in err
     assert "--min-ndim" in err
     assert mz.load("x.mz").params is not None
 

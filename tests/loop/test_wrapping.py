@@ -376,3 +376,16 @@ def test_wrap_refuses_integer_leaves_by_name():
     params = {"steps": jnp.arange(3), "w": jnp.ones(3)}
     with pytest.raises(LeafError, match=r"wrap.*'steps'"):
         mz.wrap(optax.sgd(0.1), mz.identity()).init(params)
+
+
+def test_training_goes_on_with_the_biases_of_the_file_or_says_so():
+    params = {"kernel": jnp.ones((4, 4)), "bias": jnp.zeros(4)}
+    tx = mz.wrap(optax.sgd(0.1), mz.only("kernel", mz.quantize(4)))
+    now, state = mz.start(tx, params)
+    updates, state = tx.update(jax.tree.map(jnp.ones_like, now), state, now)
+    packed = mz.pack(state, optax.apply_updates(now, updates))
+    again = mz.wrap(optax.sgd(0.1), packed)
+    with pytest.raises(mz.errors.TreeError, match=r"'bias'.*mz\.unpack\(packed\)"):
+        mz.start(again, params)
+    resumed, _ = mz.start(again, mz.unpack(packed))
+    np.testing.assert_array_equal(resumed["bias"], mz.unpack(packed)["bias"])

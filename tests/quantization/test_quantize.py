@@ -304,3 +304,15 @@ def test_auto_weighs_the_bytes_of_steps_against_the_error(shape, scaled, axis):
         w *= np.exp(rng.normal(size=shape[scaled])).reshape(spread)
     state = mz.quantize(4).init({"w": jnp.asarray(w, jnp.float32)}, mz.Context()).state
     assert state["w"].axis.value == axis
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("granularity", ["tensor", "channel", "group"])
+def test_the_largest_floats_stay_numbers(bits, symmetric, granularity):
+    """Of float32 and bfloat16; masks hold the smallest float there is."""
+    t = mz.quantize(bits, symmetric=symmetric, granularity=granularity)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        w = jnp.triu(jnp.full((8, 8), jnp.finfo(dtype).min, dtype), 1)
+        for found in (mz.unpack(mz.compress({"w": w}, t)), jax.jit(lambda w: mz.decoded({"w": w}, t))(w)):
+            assert bool(jnp.isfinite(found["w"]).all())
