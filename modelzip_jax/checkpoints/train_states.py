@@ -64,10 +64,10 @@ def choose(contents: Contents, key: str | None = None) -> tuple[Contents, dict[s
         at = _find(contents.tree, key)
         if any(_is_memory(_get(contents.tree, at[:depth]), at[depth]) for depth in range(len(at))):
             raise CheckpointError(f"{key!r} is an optimizer's memory and no weights; name those with --key")
-        beside = [str(name) for name in _children(_get(contents.tree, at[:-1])) if name != at[-1]]
+        around = [str(name) for name in _children(_get(contents.tree, at[:-1])) if name != at[-1]]
         contents = _inside(contents, at)
-        if beside:
-            said = f"{key!r} is compressed; left out: {listed(beside)}"
+        if around:
+            said = f"{key!r} is compressed; left out: {listed(around)}"
             contents = dataclasses.replace(contents, notes=(*contents.notes, said))
     memory = list(_memory(contents.tree, ()))
     if not memory and (nested := _nested(contents)) is not contents:
