@@ -85,12 +85,17 @@ def values_on_host(
     """`dequantize` of codes from 0, 1-D uint8: the leaf's values, of `shape` and `dtype`."""
     cube = _cube(elements.reshape(shape), groups)
     found = np.empty(cube.shape, dtype)
+    tiny = np.finfo(step.dtype).tiny
+    # Half a step may be subnormal, which XLA flushes to a zero of its sign.
+    halved = zero is not None and step.size > 0 and float(step.min()) < 2.0 * tiny
     for piece in _pieces(cube.shape):
         q = cube[piece].astype(step.dtype)
         q += low
         if zero is not None:
             q -= _spread(zero, piece, groups, cube.shape)
         q *= _spread(step, piece, groups, cube.shape)
+        if halved:
+            q = np.where(np.abs(q) < tiny, np.copysign(np.zeros((), q.dtype), q), q)
         found[piece] = q
     return found.reshape(shape)
 

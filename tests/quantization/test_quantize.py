@@ -316,3 +316,12 @@ def test_the_largest_floats_stay_numbers(bits, symmetric, granularity):
         w = jnp.triu(jnp.full((8, 8), jnp.finfo(dtype).min, dtype), 1)
         for found in (mz.unpack(mz.compress({"w": w}, t)), jax.jit(lambda w: mz.decoded({"w": w}, t))(w)):
             assert bool(jnp.isfinite(found["w"]).all())
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel", "group"])
+def test_one_bit_of_a_leaf_of_zeros_is_unpacked_as_it_is_decoded(granularity):
+    """Half of the least step is subnormal."""
+    t, w = mz.quantize(1, granularity=granularity), {"w": jnp.zeros((6, 4))}
+    np.testing.assert_array_equal(
+        mz.unpack(mz.compress(w, t))["w"].view(jnp.uint32), mz.decoded(w, t)["w"].view(jnp.uint32)
+    )
