@@ -21,7 +21,7 @@ def count_kept(size: int, sparsity: jax.Array | float) -> jax.Array:
 
     The sparsity is read to seven decimals, so that a float32 0.9 means nine tenths of 50 million
     to the last weight; half a weight rounds towards pruning. One stays at least, unless the sparsity is 1: a
-    layer without any would cut the network in two.
+    leaf with a sparsity of its own never goes as a whole. Under one threshold for all leaves one of them may.
 
     Args:
       size: number of weights, below 2**31.

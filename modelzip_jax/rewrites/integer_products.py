@@ -74,6 +74,7 @@ def quantize_activations(
       bits: 2 to 8, of activations and weights.
       arithmetic: "integer": int8 operands and int32 sums, scaled afterwards; "fake": the same rounding, then
         a product of floats, for training and for devices without fast integer products.
+        Convolutions on a GPU sum integer codes in float32, exact up to 2**24.
       ranges: of activations. "row": a step for each output row (each token; each image of a convolution);
         "tensor": one for the batch, both from the data at hand; "static": from `stats`.
       stats: for "static", what `trace.statistics` gives with the kind "range".

@@ -121,7 +121,8 @@ def test_the_suffix_of_a_module_may_stay(monkeypatch, capsys, folder):
 def test_it_says_when_nothing_is_compressed(monkeypatch, capsys, folder, options):
     code, _, err = run(monkeypatch, capsys, "compress", "m.npz", "x.mz", *options)
     assert code == 0
-    assert "note: nothing is compressed but by the entropy coder: no tensor" in err
+    said = "note: nothing is compressed but by the entropy coder: no tensor"
+    assert any(line.startswith(said) for line in err.splitlines())
     assert "--min-ndim" in err
     assert mz.load("x.mz").params is not None
 

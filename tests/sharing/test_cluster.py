@@ -224,7 +224,7 @@ def test_wrong_arguments(options):
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({"every": 1}, marks=pytest.mark.slow),
+        {"every": 1},
         pytest.param({"temperature": 0.1}, marks=pytest.mark.slow),
         pytest.param({"block": 2, "temperature": 0.1}, marks=pytest.mark.slow),
         {"every": 0},

@@ -69,7 +69,7 @@ def losses(zipper, start, steps=300):
 )
 def test_a_leaf_whose_weights_start_equal_trains(zipper, value):
     first, last, w = losses(zipper, jnp.full((8, 3), value, jnp.float32))
-    assert last < first / 3
+    assert last < first / (3 if zipper == mz.cluster(8, every=5, block=2) else 4)
     assert len(np.unique(w)) > 4
 
 
