@@ -9,7 +9,7 @@ import numpy as np
 from modelzip_jax.concrete import host_view, placed
 from modelzip_jax.tree import PyTree
 
-__all__ = ["count_bits", "host_mask", "pack_mask", "share_of_bits", "unpack_mask"]
+__all__ = ["count_bits", "host_mask", "pack_mask", "share_of_bits", "share_of_changes", "unpack_mask"]
 
 
 def pack_mask(mask: jax.Array) -> jax.Array:
@@ -61,9 +61,27 @@ def share_of_bits(bits: PyTree, like: PyTree) -> jax.Array:
     >>> share_of_bits({"w": jnp.array([5], jnp.uint8)}, {"w": jnp.zeros(4)})
     Array(0.5, dtype=float32)
     """
+    return _share(jax.tree.map(_ones, bits), like)
+
+
+def share_of_changes(old: PyTree, new: PyTree, like: PyTree) -> jax.Array:
+    """The share of bits in which masks differ, float32 scalar.
+
+    >>> old, new = ({"w": jnp.array([bits], jnp.uint8)} for bits in (5, 6))
+    >>> share_of_changes(old, new, {"w": jnp.zeros(4)})
+    Array(0.5, dtype=float32)
+    """
+    return _share(jax.tree.map(lambda a, b: _ones(a ^ b), old, new), like)
+
+
+def _share(counts: PyTree, like: PyTree) -> jax.Array:
     total = sum(jnp.size(x) for x in jax.tree.leaves(like))
-    rows = [jnp.sum(jax.lax.population_count(b), axis=-1, dtype=jnp.int32) for b in jax.tree.leaves(bits)]
-    return sum((jnp.sum(r.astype(jnp.float32)) for r in rows), jnp.float32(0.0)) / jnp.float32(max(total, 1))
+    return sum(jax.tree.leaves(counts), jnp.float32(0.0)) / jnp.float32(max(total, 1))
+
+
+def _ones(bits: jax.Array) -> jax.Array:
+    rows = jnp.sum(jax.lax.population_count(bits), axis=-1, dtype=jnp.int32)
+    return jnp.sum(rows.astype(jnp.float32))
 
 
 def host_mask(bits: jax.Array, shape: tuple[int, ...]) -> np.ndarray:

@@ -6,9 +6,10 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Num, UInt32
 
-__all__ = ["DIGITS", "TOP", "count_kept", "order_keys", "total", "totals"]
+__all__ = ["DIGITS", "TOP", "count_kept", "order_keys", "totals"]
 
 TOP = 0xFFFFFFFF
 """The largest key."""
@@ -16,7 +17,7 @@ DIGITS = 10_000_000
 """A sparsity is read to a part in this many."""
 
 
-def count_kept(size: int, sparsity: jax.Array | float) -> jax.Array:
+def count_kept(size: int | np.ndarray, sparsity: jax.Array | float) -> jax.Array:
     """How many of `size` weights stay: `size - round(sparsity * size)`, counted in integers.
 
     The sparsity is read to seven decimals, so that a float32 0.9 means nine tenths of 50 million
@@ -24,25 +25,26 @@ def count_kept(size: int, sparsity: jax.Array | float) -> jax.Array:
     leaf with a sparsity of its own never goes as a whole. Under one threshold for all leaves one of them may.
 
     Args:
-      size: number of weights, below 2**31.
+      size: number of weights, below 2**31, or several.
       sparsity: in [0, 1], may be traced.
 
     Returns:
-      int32 scalar.
+      int32 of the shape that the two give together.
 
     >>> int(count_kept(50_000_000, jnp.float32(0.9)))
     5000000
     """
     parts = jnp.round(jnp.asarray(sparsity, jnp.float32) * DIGITS).astype(jnp.uint32)
-    whole, rest = divmod(size, DIGITS)
+    whole, rest = (jnp.asarray(x, jnp.uint32) for x in np.divmod(size, DIGITS))
     quotient, remainder = jnp.uint32(0), jnp.uint32(0)
     for place in (1_000_000, 10_000, 100, 1):
         digit = parts // place % 100
         carried = remainder * 100 + rest * digit
         quotient, remainder = quotient * 100 + carried // DIGITS, carried % DIGITS
     pruned = whole * parts + quotient + (remainder >= DIGITS // 2).astype(jnp.uint32)
-    kept = jnp.int32(size) - pruned.astype(jnp.int32)
-    return jnp.maximum(kept, (parts < DIGITS).astype(jnp.int32)) if size else kept
+    kept = jnp.asarray(size, jnp.int32) - pruned.astype(jnp.int32)
+    least = (parts < DIGITS) & (jnp.asarray(size, jnp.int32) > 0)
+    return jnp.maximum(kept, least.astype(jnp.int32))
 
 
 def order_keys(scores: Num[jax.Array, "*shape"]) -> UInt32[jax.Array, "*shape"]:
@@ -59,30 +61,32 @@ def order_keys(scores: Num[jax.Array, "*shape"]) -> UInt32[jax.Array, "*shape"]:
     return jnp.where(jnp.isnan(scores), jnp.uint32(TOP - 1), keys)
 
 
-def total(flags: jax.Array) -> jax.Array:
-    """The number of true flags, int32, exact.
-
-    XLA:CPU vectorizes float sums but not integer ones (half the time), and float32 counts are exact
-    below 2**24: so leading axes are summed in float where they are shorter, the rest in integers.
-    """
-    if flags.size < 1 << 24:
-        return jnp.sum(flags, dtype=jnp.float32).astype(jnp.int32)
-    if flags.ndim < 2 or math.prod(flags.shape[:-1]) >= 1 << 24:
-        return jnp.sum(flags, dtype=jnp.int32)
-    columns = jnp.sum(flags, axis=tuple(range(flags.ndim - 1)), dtype=jnp.float32)
-    return jnp.sum(columns.astype(jnp.int32), dtype=jnp.int32)
-
-
 def totals(flags: list[jax.Array]) -> list[jax.Array]:
-    """The number of true flags in each of several arrays of one shape.
+    """The numbers of true flags, int32 `(k,)`, exact, in several arrays `(k, *shape)`.
 
     By one reduction of several operands, which XLA:CPU vectorizes: it does not vectorize an integer sum alone, so that
     three counts cost a fourth of one. Of sharded arrays it would gather every operand's part sums one by one,
     where a sum alone is one all-reduce.
+
+    >>> totals([jnp.array([[True, False], [True, True]])])
+    [Array([1, 2], dtype=int32)]
     """
-    if jax.device_count() > 1:
-        return [total(x) for x in flags]
+    if jax.device_count() > 1 or len(flags) == 1:
+        return [_total(x) for x in flags]
     numbers, zeros = [x.astype(jnp.int32) for x in flags], [jnp.int32(0)] * len(flags)
     return jax.lax.reduce(
-        numbers, zeros, lambda a, b: jax.tree.map(jnp.add, a, b), tuple(range(flags[0].ndim))
+        numbers, zeros, lambda a, b: jax.tree.map(jnp.add, a, b), tuple(range(1, flags[0].ndim))
     )
+
+
+def _total(flags: jax.Array) -> jax.Array:
+    """XLA:CPU vectorizes float sums but not integer ones (half the time), and float32 counts are exact
+    below 2**24: so leading axes are summed in float where they are shorter, the rest in integers.
+    """
+    axes = tuple(range(1, flags.ndim))
+    if math.prod(flags.shape[1:]) < 1 << 24:
+        return jnp.sum(flags, axis=axes, dtype=jnp.float32).astype(jnp.int32)
+    if len(axes) < 2 or math.prod(flags.shape[1:-1]) >= 1 << 24:
+        return jnp.sum(flags, axis=axes, dtype=jnp.int32)
+    columns = jnp.sum(flags, axis=axes[:-1], dtype=jnp.float32)
+    return jnp.sum(columns.astype(jnp.int32), axis=-1, dtype=jnp.int32)

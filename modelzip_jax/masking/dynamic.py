@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from modelzip_jax.errors import TransformError
 from modelzip_jax.masking import scores as scoring
@@ -114,7 +115,7 @@ def _exchange(exchanges: list[Exchange], shares: list[jax.Array], moved: jax.Arr
 
     What is dropped may be grown again at once, as in RigL.
     """
-    keep = jnp.stack([count_kept(one.size, share) for one, share in zip(exchanges, shares, strict=True)])
+    keep = count_kept(np.array([one.size for one in exchanges]), jnp.stack(shares))
     count = jnp.round(moved * keep.astype(jnp.float32)).astype(jnp.int32)
     low = jnp.float32(-jnp.inf)
 

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax import tree as trees
+from modelzip_jax.batching import map_alike
 from modelzip_jax.errors import TransformError
 from modelzip_jax.masking.allocation import Allocation, Part, resolve
-from modelzip_jax.masking.bitmask import host_mask, pack_mask, share_of_bits, unpack_mask
+from modelzip_jax.masking.bitmask import host_mask, pack_mask, share_of_bits, share_of_changes, unpack_mask
 from modelzip_jax.masking.masked import Masked
 from modelzip_jax.masking.schedules import Schedule, as_schedule
 from modelzip_jax.masking.scores import Score
@@ -122,8 +123,7 @@ class Masking(Transform, abc.ABC):
 
         def refresh(old: PyTree, near: jax.Array) -> tuple[PyTree, jax.Array, jax.Array]:
             new, place = self.chosen(latents, context, memory, old, near)
-            changed = jax.tree.map(jnp.bitwise_xor, old, new)
-            return new, share_of_bits(changed, latents), place
+            return new, share_of_changes(old, new, latents), place
 
         def rest(old: PyTree, near: jax.Array) -> tuple[PyTree, jax.Array, jax.Array]:
             return old, state.churn, near
@@ -196,16 +196,16 @@ class Masking(Transform, abc.ABC):
     def spread(self, weights: PyTree, kept: list[jax.Array]) -> PyTree:
         """The packed masks of the groups that each leaf keeps."""
 
-        def spread(name: str, shape: tuple[int, ...], kept: jax.Array) -> jax.Array:
-            axes = stacked_axes(self.layers, name, shape)
+        def spread(where: tuple[Any, ...], kept: jax.Array) -> jax.Array:
+            axes, shape = where
             if not axes:
                 return pack_mask(self.structure.spread(kept, shape))
             rest = tuple(n for axis, n in enumerate(shape) if axis not in axes)
             return pack_mask(unstacked(jax.vmap(lambda k: self.structure.spread(k, rest))(kept), axes, shape))
 
-        named = zip(trees.named_leaves(weights), kept, strict=True)
-        masks = [spread(name, jnp.shape(leaf), k) for (name, leaf), k in named]
-        return jax.tree.unflatten(jax.tree.structure(weights), masks)
+        shapes = [(name, jnp.shape(leaf)) for name, leaf in trees.named_leaves(weights)]
+        places = [(stacked_axes(self.layers, *one), one[1]) for one in shapes]
+        return jax.tree.unflatten(jax.tree.structure(weights), map_alike(spread, kept, labels=places))
 
 
 def check_told(scores: Iterable[Score], context: Context) -> None:

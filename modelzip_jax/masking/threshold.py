@@ -8,17 +8,19 @@ one that keeps exactly k; a sort costs hundreds (docs/benchmarks.md).
 
 from __future__ import annotations
 
-import itertools
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from modelzip_jax.batching import unstack
 from modelzip_jax.errors import TransformError
-from modelzip_jax.masking.counting import TOP, order_keys, total, totals
-from modelzip_jax.meshes import is_sharded_in_type
+from modelzip_jax.masking.counting import TOP, order_keys, totals
+from modelzip_jax.masking.grouped_keys import GroupedKeys, KeyStack, beside_alike, numbers_at
 
 __all__ = ["Kept", "keep_largest", "keep_largest_each"]
 
@@ -43,19 +45,6 @@ class Kept(NamedTuple):
     passes: jax.Array
 
 
-class _Data(NamedTuple):
-    """Groups of arrays, each under a threshold of its own, and the pointwise function that scores them."""
-
-    groups: list[list[jax.Array]]
-    score: Callable[[jax.Array], jax.Array]
-
-    def order(self) -> list[list[jax.Array]]:
-        return [[order_keys(self.score(x)) for x in group] for group in self.groups]
-
-    def sizes(self) -> list[int]:
-        return [sum(x.size for x in group) for group in self.groups]
-
-
 class _Search(NamedTuple):
     """`count(low) >= keep >= count(high)` in each group, where `count(t)` is the number of its keys >= t.
 
@@ -74,24 +63,19 @@ class _Search(NamedTuple):
         return (self.at_low != keep) & (self.at_high != keep) & (self.high - self.low > 1)
 
 
-def _counts(data: _Data, thresholds: jax.Array) -> jax.Array:
-    """How many keys reach thresholds `(n, groups)`: int32 like them, from one pass over the data."""
-    columns = []
-    for g, keys in enumerate(data.order()):
-        counts = [jnp.int32(0)] * len(thresholds)
-        for key in keys:
-            counts = list(map(jnp.add, counts, totals([key >= t[g] for t in thresholds])))
-        columns.append(jnp.stack(counts))
-    return jnp.stack(columns, axis=1)
+def _counts(data: GroupedKeys, thresholds: jax.Array) -> list[jax.Array]:
+    """How many keys reach each of the thresholds `(n, groups)`: int32, from one pass over the data."""
+    pairs = zip(data.stacks, data.keys(), strict=True)
+    return data.by_group([totals([keys >= one.each(t) for t in thresholds]) for one, keys in pairs])
 
 
-def _probe(search: _Search, data: _Data, keep: jax.Array, thresholds: jax.Array) -> _Search:
+def _probe(search: _Search, data: GroupedKeys, keep: jax.Array, thresholds: jax.Array) -> _Search:
     """Narrows the brackets by one pass over the data; thresholds outside them change nothing."""
     # The barrier keeps XLA from hoisting the keys out of the loop: a pass that recomputes them is as
     # fast, and a step whose scratch memory stays small is faster even when no refresh happens.
-    groups, thresholds = jax.lax.optimization_barrier((data.groups, thresholds))
+    data, thresholds = data.behind_barrier(thresholds)
     low, high, at_low, at_high, passes, _ = search
-    for threshold, found in zip(thresholds, _counts(data._replace(groups=groups), thresholds), strict=True):
+    for threshold, found in zip(thresholds, _counts(data, thresholds), strict=True):
         inside = (threshold > low) & (threshold < high)
         up, down = inside & (found >= keep), inside & (found <= keep)
         low, at_low = jnp.where(up, threshold, low), jnp.where(up, found, at_low)
@@ -99,37 +83,41 @@ def _probe(search: _Search, data: _Data, keep: jax.Array, thresholds: jax.Array)
     return _Search(low, high, at_low, at_high, passes + 1, search.at_low - search.at_high)
 
 
-def _sample(arrays: list[jax.Array], score: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """About 4,096 keys, sorted, spread evenly over every axis of every array."""
-    taken, size = [], sum(x.size for x in arrays)
-    for x in arrays:
-        stride = max(size // _SAMPLE, 1)
-        index = []
-        for axis, length in enumerate(x.shape):
-            step = min(max(math.ceil(stride ** (1 / (x.ndim - axis))), 1), length)
-            index.append(slice(step // 2, None, step))
-            stride = max(stride // step, 1)
-        taken.append(order_keys(score(x[tuple(index)])).reshape(-1))
-    return jnp.sort(jnp.concatenate(taken))
+def _sample(one: KeyStack, size: int, score: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """Keys of each array, `(arrays, n)`, spread evenly over its axes: about 4,096 of a group of so many."""
+    stride = max(size // _SAMPLE, 1)
+    index, shape = [slice(None)], one.values.shape[1:]
+    for axis, length in enumerate(shape):
+        step = min(max(math.ceil(stride ** (1 / (len(shape) - axis))), 1), length)
+        index.append(slice(step // 2, None, step))
+        stride = max(stride // step, 1)
+    return order_keys(score(one.values[tuple(index)])).reshape(len(one.order), -1)
 
 
 def _around(sample: jax.Array, share: jax.Array) -> jax.Array:
-    """`(3,)`: where by a sorted sample the threshold is that keeps a share, between two others that enclose it."""
-    rank = (1.0 - share) * sample.size
-    spread = 2.5 * jnp.sqrt(jnp.maximum(rank * (1.0 - rank / sample.size), 0.0)) + 2.0
-    places = jnp.stack([rank - spread, rank, rank + spread])
-    return sample[jnp.clip(places, 0, sample.size - 1).astype(jnp.int32)]
+    """Where by samples `(k, n)` the thresholds `(3, k)` are that keep a share, between two others that enclose them."""
+    size = sample.shape[1]
+    rank = (1.0 - share) * size
+    spread = 2.5 * jnp.sqrt(jnp.maximum(rank * (1.0 - rank / size), 0.0)) + 2.0
+    places = jnp.clip(jnp.stack([rank - spread, rank, rank + spread], 1), 0, size - 1).astype(jnp.int32)
+    return jnp.take_along_axis(jnp.sort(sample), places, axis=1).T
 
 
-def _first_look(data: _Data, keep: jax.Array, near: jax.Array, start: _Search) -> jax.Array:
+def _first_look(data: GroupedKeys, keep: jax.Array, near: jax.Array, start: _Search) -> jax.Array:
     """The thresholds of the first pass, uint32 `(3, groups)`: by samples, and where the last search ended."""
     beside = near[None] + jnp.array([[-_NEAR], [0], [_NEAR]]).astype(jnp.uint32)
-    looks = jnp.where(near[None] > 0, beside, _next(start, keep))
-    for g, (arrays, size) in enumerate(zip(data.groups, data.sizes(), strict=True)):
-        if size > 4 * _SAMPLE and not any(is_sharded_in_type(x) for x in arrays):
-            look = _around(_sample(arrays, data.score), keep[g].astype(jnp.float32) / size)
-            looks = looks.at[:, g].set(look.at[1].set(jnp.where(near[g] > 0, near[g], look[1])))
-    return looks
+    looks = [jnp.where(near[None] > 0, beside, _next(start, keep))]
+    place = np.arange(len(data.sizes))
+    for groups, stacks in data.larger(4 * _SAMPLE):
+        size = data.sizes[groups[0]]
+        rows = jnp.concatenate(
+            [_sample(s, size, data.score).reshape(len(groups), -1) for s in stacks], axis=1
+        )
+        there = numbers_at(near, groups)
+        look = _around(rows, numbers_at(keep, groups).astype(jnp.float32) / size)
+        place[groups] = sum(x.shape[1] for x in looks) + np.arange(len(groups))
+        looks.append(look.at[1].set(jnp.where(there > 0, there, look[1])))
+    return jnp.concatenate(looks, axis=1)[:, place] if len(looks) > 1 else looks[0]
 
 
 def _next(s: _Search, keep: jax.Array) -> jax.Array:
@@ -147,10 +135,10 @@ def _next(s: _Search, keep: jax.Array) -> jax.Array:
     return s.low[None] + jnp.clip(inside, 1, width[None] - 1)
 
 
-def _search(data: _Data, keep: jax.Array, near: jax.Array) -> _Search:
+def _search(data: GroupedKeys, keep: jax.Array, near: jax.Array) -> _Search:
     """All groups in one loop: how it narrows brackets is compiled once, not for each leaf of a network."""
     zeros = jnp.zeros_like(keep)
-    size = jnp.array(data.sizes(), jnp.int32)
+    size = jnp.array(data.sizes, jnp.int32)
     start = _Search(jnp.zeros_like(near), jnp.full_like(near, TOP), size, zeros, zeros, zeros)
     first = _first_look(data, keep, near, start)
 
@@ -176,33 +164,29 @@ def _before(cut: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return ((row < last_row) | ((row == last_row) & (column < last_column))).reshape(shape)
 
 
-def _cuts(data: _Data, ties: jax.Array, take: jax.Array) -> jax.Array:
+def _cuts(data: GroupedKeys, ties: jax.Array, take: jax.Array) -> jax.Array:
     """Where in each group, by index in order of array, then C order, its first `take` keys of a value end.
 
     uint32 `(groups,)`, as are the values `ties`; bisects over the index. No pass where nothing is to be taken.
     """
 
     def halve(bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        (low, high), groups = jax.lax.optimization_barrier((bracket, data.groups))
+        anew, (low, high) = data.behind_barrier(bracket)
         middle = low + (high - low) // 2
-        flags = _tied(data._replace(groups=groups), ties, middle)
-        enough = jnp.stack([sum(map(total, group), jnp.int32(0)) for group in flags]) >= take
+        enough = data.by_group([totals([flags]) for flags in _tied(anew, ties, middle)])[0] >= take
         return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
 
-    high = jnp.where(take > 0, jnp.array(data.sizes(), jnp.uint32), 0)
+    high = jnp.where(take > 0, jnp.array(data.sizes, jnp.uint32), 0)
     return jax.lax.while_loop(lambda b: jnp.any(b[1] - b[0] > 1), halve, (jnp.zeros_like(high), high))[1]
 
 
-def _tied(data: _Data, ties: jax.Array, cuts: jax.Array) -> list[list[jax.Array]]:
-    """The keys of a value before a cut, as masks."""
+def _tied(data: GroupedKeys, ties: jax.Array, cuts: jax.Array) -> list[jax.Array]:
+    """The keys of a value before a cut, as masks of each stack."""
     masks = []
-    for keys, value, cut in zip(data.order(), ties, cuts, strict=True):
-        begins = itertools.accumulate((key.size for key in keys), initial=0)
-        each = (
-            (key, jnp.maximum(cut, begin) - jnp.uint32(begin))
-            for key, begin in zip(keys, begins, strict=False)
-        )
-        masks.append([(key == value) & _before(rest, key.shape) for key, rest in each])
+    for one, keys in zip(data.stacks, data.keys(), strict=True):
+        rest = jnp.maximum(numbers_at(cuts, one.groups), one.begins) - one.begins
+        before = jax.vmap(functools.partial(_before, shape=keys.shape[1:]))(rest)
+        masks.append((keys == one.each(ties)) & before)
     return masks
 
 
@@ -258,15 +242,31 @@ def keep_largest_each(
             "mz.partition to group the leaves"
         )
     near = jnp.zeros(len(groups), jnp.uint32) if near is None else near
-    data = _Data([[x for x in arrays if x.size] for arrays in groups], score)
+    # Groups that are alike beside each other, as the arrays of a stack are: their numbers then are slices.
+    order = beside_alike(groups)
+    back = np.argsort(order)
+    sorted_masks, thresholds, passes = _keep_each(
+        [groups[g] for g in order], numbers_at(keep, order), score, numbers_at(near, order)
+    )
+    masks = [mask for g in back for mask in sorted_masks[g]]
+    return Kept(masks, numbers_at(thresholds, back), passes)
+
+
+def _keep_each(
+    groups: list[list[jax.Array]], keep: jax.Array, score: Callable[[jax.Array], jax.Array], near: jax.Array
+) -> tuple[list[list[jax.Array]], jax.Array, jax.Array]:
+    """The masks of each group's arrays, the thresholds, and the passes."""
+    masks = [[jnp.zeros(x.shape, bool) for x in arrays] for arrays in groups]
+    filled = [(g, place) for g, arrays in enumerate(groups) for place, x in enumerate(arrays) if x.size]
+    data = GroupedKeys.of([[x for x in arrays if x.size] for arrays in groups], score)
+    if not data.stacks:
+        return masks, near, jnp.int32(0)
     search = _search(data, keep, near)
     above = jnp.where(search.at_low == keep, search.low, search.high)
     missing = jnp.where(search.at_low == keep, 0, keep - search.at_high)
     tied = _tied(data, above - 1, _cuts(data, above - 1, missing))
-    found = iter([
-        (key >= a) | t
-        for keys, flags, a in zip(data.order(), tied, above, strict=True)
-        for key, t in zip(keys, flags, strict=True)
-    ])  # fmt: skip
-    masks = [next(found) if x.size else jnp.zeros(x.shape, bool) for arrays in groups for x in arrays]
-    return Kept(masks, above, jnp.max(search.passes, initial=0))
+    for one, keys, flags in zip(data.stacks, data.keys(), tied, strict=True):
+        for at, mask in zip(one.order, unstack((keys >= one.each(above)) | flags), strict=True):
+            g, place = filled[at]
+            masks[g][place] = mask
+    return masks, above, jnp.max(search.passes)

@@ -1,3 +1,4 @@
+import math
 from fractions import Fraction
 
 import jax
@@ -80,6 +81,23 @@ def test_groups_searched_together_are_as_if_each_were_alone():
         together = jax.jit(keep_largest_each, static_argnums=2)(arrays, jnp.array(keeps), jnp.abs, near)
         alone = [m for group, keep in zip(groups, keeps, strict=True) for m in masks_of(group, keep)[0]]
         jax.tree.map(np.testing.assert_array_equal, together.masks, alone)
+
+
+@pytest.mark.parametrize("sizes", [(1,) * 12, (2, 1, 4, 1, 3, 1), (12,)])
+def test_arrays_of_one_shape_are_as_if_each_were_alone(sizes):
+    """Their groups of one array, of several, and of both; shapes by turns, one beyond what is laid together."""
+    shapes = [(130, 160), (20, 30), (20, 30), (160, 130)] * 2 + [(), (20, 30), (1100, 1000), (130, 160)]
+    kinds = ["ties", "normal", "zeros", "mostly zeros", "equal", "heavy"] * 2
+    arrays = [data(k, math.prod(s)).reshape(s) for k, s in zip(kinds, shapes, strict=True)]
+    ends = np.cumsum(sizes)
+    groups = [arrays[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+    keeps = [sum(x.size for x in group) * (n + 1) // 13 for n, group in enumerate(groups)]
+    found = jax.jit(keep_largest_each, static_argnums=2)(groups, jnp.array(keeps), jnp.abs).masks
+    for group, end, keep in zip(groups, ends, keeps, strict=True):
+        masks = found[end - len(group) : end]
+        assert [m.shape for m in masks] == [x.shape for x in group]
+        scores = np.concatenate([np.abs(x).reshape(-1) for x in group])
+        np.testing.assert_array_equal(np.concatenate([m.reshape(-1) for m in masks]), best(scores, keep))
 
 
 @pytest.mark.parametrize("kind", ["normal", "ties", "zeros", "infinite"])

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from modelzip_jax.errors import TransformError
 from modelzip_jax.masking.counting import count_kept
@@ -133,8 +134,7 @@ def _largest(
     near: jax.Array,
 ) -> list[tuple[list[jax.Array], jax.Array]]:
     """For each group masks that keep the largest scores over its arrays together, and the threshold: uint32 `(1,)`."""
-    sizes = (sum(x.size for x in arrays) for arrays in groups)
-    keep = jnp.stack([count_kept(size, share) for size, share in zip(sizes, sparsities, strict=True)])
+    keep = count_kept(np.array([sum(x.size for x in arrays) for arrays in groups]), sparsities)
     kept = keep_largest_each(groups, keep, score, near)
     masks = iter(kept.masks)
     return [([next(masks) for _ in arrays], kept.threshold[g : g + 1]) for g, arrays in enumerate(groups)]
