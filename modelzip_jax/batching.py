@@ -56,7 +56,7 @@ def map_alike(
     Args:
       labels: of each leaf, hashable: only leaves of one label go together, and `f` is given it as the first argument.
 
-    >>> jax.jit(lambda *leaves: map_alike(jnp.square, leaves))(jnp.ones(2), jnp.zeros(1), jnp.full(2, 3.0))
+    >>> jax.jit(lambda *leaves: map_alike(jnp.square, leaves))(jnp.ones(2), jnp.zeros(1), jnp.array([3.0, 3.0]))
     [Array([1., 1.], dtype=float32), Array([0.], dtype=float32), Array([9., 9.], dtype=float32)]
     """
     found: dict[int, jax.Array] = {}
