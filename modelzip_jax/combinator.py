@@ -13,6 +13,7 @@ import numpy as np
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import TransformError, TreeError
+from modelzip_jax.latents import latent_dtype
 from modelzip_jax.naming import nearest_name
 from modelzip_jax.transform import Context, Encoded, Transform
 from modelzip_jax.tree import Leaf, PyTree
@@ -130,7 +131,7 @@ def wide(tree: PyTree) -> PyTree:
     def widened(x: Any) -> Any:
         dtype = jnp.result_type(x)
         short = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
-        return x.astype(trees.latent_dtype(dtype)) if short else x
+        return x.astype(latent_dtype(dtype)) if short else x
 
     return jax.tree.map(widened, tree)
 

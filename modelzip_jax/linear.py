@@ -12,6 +12,8 @@ import jax.numpy as jnp
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import RecipeError, TransformError
+from modelzip_jax.latents import latent
+from modelzip_jax.leaf_checks import check_floating
 from modelzip_jax.packed import PackedArray, is_packed, packed_kind, static
 from modelzip_jax.recipe import from_plain, to_plain
 from modelzip_jax.transform import Context, Encoded, Reparametrization
@@ -61,10 +63,10 @@ class Linear(Reparametrization):
         raise TransformError(f"{type(self).__name__} defines no synthesis()")
 
     def init(self, weights: PyTree, context: Context) -> Encoded:
-        trees.check_floating(weights, type(self).__name__)
+        check_floating(weights, type(self).__name__)
         maps = trees.map_named(self.prepare, weights)
         dtypes = jax.tree.map(lambda w: Static(str(jnp.result_type(w))), weights)
-        latents = jax.tree.map(lambda w, leaf: self.analysis(trees.latent(w), leaf), weights, maps)
+        latents = jax.tree.map(lambda w, leaf: self.analysis(latent(w), leaf), weights, maps)
         return Encoded(latents, (), LinearState(maps, dtypes))
 
     def relaxed(self, encoded: Encoded) -> PyTree:

@@ -18,6 +18,7 @@ import numpy as np
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import TransformError
+from modelzip_jax.latents import latent
 
 __all__ = [
     "Bits",
@@ -256,4 +257,4 @@ def narrowed(packed: PackedArray, dtype: str) -> PackedArray:
 
 def widened(packed: PackedArray) -> PackedArray:
     """Floats that `narrowed` stored, as latents again."""
-    return Dense(trees.latent(packed.array), packed.shape) if isinstance(packed, Dense) else packed
+    return Dense(latent(packed.array), packed.shape) if isinstance(packed, Dense) else packed

@@ -14,6 +14,7 @@ from modelzip_jax import tree as trees
 from modelzip_jax.combinator import check_transform, selected, selects
 from modelzip_jax.errors import RecipeError, TransformError, TreeError
 from modelzip_jax.host_unpacking import unpacked_on_host
+from modelzip_jax.leaf_checks import check_arrays, check_finite
 from modelzip_jax.metadata import NOTHING, Metadata
 from modelzip_jax.packed import Dense, PackedArray, is_packed, static
 from modelzip_jax.recipe import opaque_fields
@@ -117,7 +118,7 @@ def compress(
         raise TransformError(
             "compress() takes weights, and these are packed already; unpack them: mz.unpack(packed)"
         )
-    trees.check_arrays(params)
+    check_arrays(params)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
         raise TransformError(
             "compress() packs what the weights are, outside of jit; within it, mz.decoded works"
@@ -125,7 +126,7 @@ def compress(
     leaves, treedef = jax.tree.flatten(params)
     names = [name for name, _ in trees.named_leaves(params)]
     weights, context, keep = selected(transform, params, given, "compress()")
-    trees.check_finite(weights)
+    check_finite(weights)
     every = [index for index, chosen in enumerate(keep) if chosen]
     packed = [leaf if chosen else dense(_copied(leaf)) for leaf, chosen in zip(leaves, keep, strict=True)]
     # A caller who keeps no reference of its own has each leaf freed once it is packed.

@@ -13,6 +13,7 @@ from modelzip_jax import tree as trees
 from modelzip_jax.combinator import Combinator, check_transform, ends, selects
 from modelzip_jax.errors import PatternError, TransformError
 from modelzip_jax.packed import is_packed
+from modelzip_jax.patterns import matches, require_matches
 from modelzip_jax.recipe import recordable
 from modelzip_jax.transform import Context, Encoded, Transform
 from modelzip_jax.tree import UNSELECTED, Leaf, PyTree, Static
@@ -59,13 +60,13 @@ class Partition(Combinator):
 
     def _check(self, leaves: list[Leaf]) -> None:
         patterns, names = [pattern for pattern, _ in self.labels], [leaf.name for leaf in leaves]
-        trees.require_matches(patterns, names)
-        deciding = {next((p for p in patterns if trees.matches(p, name)), None) for name in names}
+        require_matches(patterns, names)
+        deciding = {next((p for p in patterns if matches(p, name)), None) for name in names}
         for pattern, label in self.labels:
             if pattern in deciding:
                 continue
-            name = next(name for name in names if trees.matches(pattern, name))
-            first = next(p for p in patterns if trees.matches(p, name))
+            name = next(name for name in names if matches(pattern, name))
+            first = next(p for p in patterns if matches(p, name))
             if dict(self.labels)[first] != label:
                 raise PatternError(
                     f"pattern {pattern!r} decides nothing: the first pattern that matches a leaf does, and {first!r} "
@@ -73,7 +74,7 @@ class Partition(Combinator):
                 )
 
     def _place(self, leaf: Leaf) -> int:
-        label = next((label for pattern, label in self.labels if trees.matches(pattern, leaf.name)), None)
+        label = next((label for pattern, label in self.labels if matches(pattern, leaf.name)), None)
         if label is None or leaf.ndim < self.min_ndim or (self.floating and not leaf.floating):
             return -1
         return [name for name, _ in self.parts].index(label)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, TransformError
+from modelzip_jax.patterns import matches, require_matches
 
 __all__ = ["LayerAxes", "as_layers", "check_layers", "stacked", "stacked_axes", "unstacked"]
 
@@ -37,8 +38,8 @@ def as_layers(layers: int | tuple[int, ...] | Mapping[str, Any] | None) -> Layer
 def check_layers(layers: LayerAxes, weights: Any) -> None:
     """Raises `PatternError` if layers are named and none of the leaves is among them."""
     names = [name for name, _ in trees.named_leaves(weights)]
-    if layers and names and not any(trees.matches(p, name) for p, _ in layers for name in names):
-        trees.require_matches([layers[0][0]], names)
+    if layers and names and not any(matches(p, name) for p, _ in layers for name in names):
+        require_matches([layers[0][0]], names)
 
 
 def stacked_axes(layers: LayerAxes, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -47,7 +48,7 @@ def stacked_axes(layers: LayerAxes, name: str, shape: tuple[int, ...]) -> tuple[
     Raises:
       LeafError: the leaf does not have them.
     """
-    axes = next((axes for pattern, axes in layers if trees.matches(pattern, name)), ())
+    axes = next((axes for pattern, axes in layers if matches(pattern, name)), ())
     if any(axis >= len(shape) for axis in axes):
         raise LeafError(
             f"leaf {name!r} of shape {shape} has no axes {axes} of layers; name the stacked leaves: "

@@ -6,13 +6,13 @@ import difflib
 import re
 from collections.abc import Callable, Sequence
 
-__all__ = ["similar"]
+__all__ = ["listed", "similar"]
 
 
 def similar(pattern: str, names: Sequence[str], matches: Callable[[str, str], bool]) -> str | None:
     """A pattern like this one that matches some of the names, if there is one.
 
-    >>> from modelzip_jax.tree import matches
+    >>> from modelzip_jax.patterns import matches
     >>> similar("**attention**", ["encoder/self_attention/kernel"], matches)
     '**/*attention*/**'
     >>> similar("**/Wieght", ["bn/weight", "head/weight"], matches)
@@ -44,3 +44,8 @@ def _respelt(pattern: str, names: Sequence[str]) -> str:
         return known[close[0]] if close else part
 
     return "/".join(map(nearest, pattern.split("/")))
+
+
+def listed(names: Sequence[str], count: int = 5) -> str:
+    """Names for a message, the first ones if there are many."""
+    return ", ".join(names[:count]) + (f", … ({len(names)} paths)" if len(names) > count else "")

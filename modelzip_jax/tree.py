@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import re
 import sys
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -13,9 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from modelzip_jax.concrete import host_view, placed
-from modelzip_jax.errors import LeafError, NonFiniteError, PatternError, TreeError
-from modelzip_jax.suggestions import similar
+from modelzip_jax.errors import LeafError, TreeError
+from modelzip_jax.suggestions import listed
 
 __all__ = [
     "Leaf",
@@ -24,17 +21,13 @@ __all__ = [
     "Unselected",
     "absent",
     "aligned",
-    "check_finite",
-    "check_floating",
     "leaf_name",
-    "matches",
     "merge",
     "named_leaves",
     "nbytes",
     "outlines",
     "overlay",
     "plain",
-    "require_matches",
     "restored",
     "restructured",
     "select",
@@ -164,53 +157,6 @@ def named_leaves(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> 
     return [(leaf_name(path), x) for path, x in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)]
 
 
-@functools.cache
-def _regex(pattern: str) -> re.Pattern[str]:
-    parts: list[str] = []
-    segments = pattern.split("/")
-    for index, part in enumerate(segments):
-        last = index == len(segments) - 1
-        if part == "**":
-            parts.append(".*" if last else "(?:.*/)?")
-            continue
-        parts.append("".join("[^/]*" if c == "*" else "[^/]" if c == "?" else re.escape(c) for c in part))
-        if not last:
-            parts.append("/")
-    return re.compile("".join(parts) + r"\Z", re.DOTALL)
-
-
-def matches(pattern: str, name: str) -> bool:
-    """Whether a leaf's name matches a pattern: `*` and `?` stay in a segment, `**` crosses.
-
-    >>> matches("**/kernel", "kernel"), matches("*/kernel", "a/b/kernel")
-    (True, False)
-    >>> matches("encoder/**", "encoder/layer_0/kernel"), matches("**", "bias")
-    (True, True)
-    """
-    return _regex(pattern).match(name) is not None
-
-
-def require_matches(patterns: Iterable[str], names: Sequence[str]) -> None:
-    """Raises `PatternError` for a pattern that matches none of the names; lists them and suggests one that does.
-
-    >>> require_matches(["*/kernal"], ["a/kernel", "b/kernel"])
-    Traceback (most recent call last):
-    modelzip_jax.errors.PatternError: pattern '*/kernal' matches no leaf; did you mean '*/kernel'? ...
-    """
-    for pattern in patterns:
-        if not any(matches(pattern, name) for name in names):
-            shown = (
-                "(one leaf without a path, as within optax.flatten, which goes into mz.wrap)"
-                if list(names) == [""]
-                else listed(names, 12)
-            )
-            meant = similar(pattern, names, matches)
-            raise PatternError(
-                f"pattern {pattern!r} matches no leaf{f'; did you mean {meant!r}?' if meant else ';'} '*' stays within "
-                f"a path segment and '**' crosses them; the paths are: {shown or '(the tree has no leaves)'}"
-            )
-
-
 def select(tree: PyTree, keep: Sequence[bool], treedef: Any) -> PyTree:
     """`tree` with `UNSELECTED` at every position of `treedef` whose `keep` is false.
 
@@ -335,11 +281,6 @@ def unlike(tree: PyTree, other: PyTree, is_leaf: Callable[[Any], bool] = lambda 
     )
 
 
-def listed(names: Sequence[str], count: int = 5) -> str:
-    """Names for a message, the first ones if there are many."""
-    return ", ".join(names[:count]) + (f", … ({len(names)} paths)" if len(names) > count else "")
-
-
 def aligned(tree: PyTree, params: PyTree, what: str) -> PyTree:
     """A tree like the params, with nothing where they are absent; leaves may be subtrees.
 
@@ -418,66 +359,6 @@ def check_not_module(params: PyTree) -> None:
         raise LeafError(f"{what} arrays: eqx.filter(model, eqx.is_array)")
 
 
-def check_arrays(tree: PyTree) -> None:
-    """Raises `LeafError` naming the first leaf that is no array, such as a function or a `Ref`."""
-    for name, leaf in named_leaves(tree):
-        if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and leaf.is_deleted():
-            raise LeafError(f"leaf {name!r} has been donated to a jitted function; pass what that returned")
-        if not is_array(leaf):
-            raise LeafError(
-                f"leaf {name!r} is a {type(leaf).__name__}, not an array; pass arrays only (for an "
-                "equinox module `eqx.filter(model, eqx.is_array)`, for NNX `nnx.state(model, nnx.Param)`)"
-            )
-
-
-def check_floating(tree: PyTree, what: str) -> None:
-    """Raises `LeafError` naming the first leaf that is no real floating-point array.
-
-    >>> check_floating({"w": jnp.zeros(2), "ids": jnp.arange(2)}, "prune")
-    Traceback (most recent call last):
-    modelzip_jax.errors.LeafError: prune cannot encode leaf 'ids' of dtype int32; select ...
-    """
-    check_arrays(tree)
-    for name, leaf in named_leaves(tree):
-        dtype = getattr(leaf, "dtype", None) or jnp.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise LeafError(
-                f"{what} cannot encode leaf {name!r} of dtype {dtype}; select floating-point leaves, "
-                "for example with mz.only('**/kernel', ...)"
-            )
-
-
-def check_finite(tree: PyTree) -> None:
-    """Raises `NonFiniteError` naming the first leaf with NaN or infinity. Tracers pass unread.
-
-    >>> check_finite({"w": jnp.array([1.0, jnp.nan])})
-    Traceback (most recent call last):
-    modelzip_jax.errors.NonFiniteError: leaf 'w' has 1 NaN or infinite values of 2; a network that holds them ...
-    """
-    for name, leaf in named_leaves(tree):
-        if isinstance(leaf, jax.core.Tracer) or not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            continue
-        bad = _count_nonfinite(leaf)
-        if bad:
-            raise NonFiniteError(
-                f"leaf {name!r} has {bad} NaN or infinite values of {np.size(leaf)}; "
-                "a network that holds them cannot be compressed"
-            )
-
-
-@jax.jit
-def _nonfinite(x: jax.Array) -> jax.Array:
-    return jnp.sum(~jnp.isfinite(x), dtype=jnp.int32)
-
-
-def _count_nonfinite(leaf: Any) -> int:
-    seen = leaf if isinstance(leaf, np.ndarray) else host_view(leaf)
-    if seen is not None:  # nothing to compile for each shape
-        return seen.size - int(np.count_nonzero(np.isfinite(seen)))
-    with jax.ensure_compile_time_eval():  # within somebody's jit, a leaf it closes over is still known
-        return int(_nonfinite(leaf))
-
-
 def nbytes(tree: PyTree) -> int:
     """Bytes of all array leaves, at their own dtypes.
 
@@ -490,25 +371,6 @@ def nbytes(tree: PyTree) -> int:
 def _itemsize(x: Any) -> int:
     """Of its own dtype: `jnp.result_type` would narrow a 64-bit NumPy array."""
     return (x.dtype if hasattr(x, "dtype") else jnp.result_type(x)).itemsize
-
-
-def latent_dtype(dtype: Any) -> Any:
-    """float32 for half-precision parameters, whose own dtype is too coarse to train in."""
-    return jnp.float32 if jnp.dtype(dtype).itemsize < 4 else jnp.dtype(dtype)
-
-
-def latent(x: Any) -> jax.Array:
-    """The leaf as a latent: on the device, in `latent_dtype`; shares a NumPy array's memory on CPU."""
-    dtype = latent_dtype(jnp.result_type(x))
-    if getattr(x, "dtype", None) == dtype:
-        return on_device(x)
-    seen = host_view(x)
-    return jnp.asarray(x, dtype) if seen is None else placed(seen.astype(dtype))
-
-
-def on_device(x: Any) -> jax.Array:
-    """The array on the default device. On CPU an aligned NumPy array's memory is shared, not copied."""
-    return jax.device_put(x) if isinstance(x, np.ndarray) else jnp.asarray(x)
 
 
 def map_named(function: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:

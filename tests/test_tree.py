@@ -10,6 +10,9 @@ from flax import nnx
 
 from modelzip_jax import errors
 from modelzip_jax import tree as trees
+from modelzip_jax.latents import latent_dtype
+from modelzip_jax.leaf_checks import check_arrays, check_finite, check_floating
+from modelzip_jax.patterns import matches, require_matches
 
 
 @pytest.mark.parametrize(
@@ -45,7 +48,7 @@ from modelzip_jax import tree as trees
     ],
 )
 def test_globs(pattern, name, expected):
-    assert trees.matches(pattern, name) is expected
+    assert matches(pattern, name) is expected
 
 
 @dataclasses.dataclass
@@ -83,11 +86,11 @@ def test_only_the_trailing_value_of_a_variable_is_stripped():
 
 def test_a_pattern_that_matches_nothing_lists_the_paths():
     with pytest.raises(errors.PatternError, match=r"'\*/weight'.*a/kernel, b"):
-        trees.require_matches(["**", "*/weight"], ["a/kernel", "b"])
+        require_matches(["**", "*/weight"], ["a/kernel", "b"])
     with pytest.raises(errors.PatternError, match=r"no leaves"):
-        trees.require_matches(["**"], [])
+        require_matches(["**"], [])
     with pytest.raises(errors.PatternError, match=r"\(20 paths\)"):
-        trees.require_matches(["x"], [f"p{i}" for i in range(20)])
+        require_matches(["x"], [f"p{i}" for i in range(20)])
 
 
 def test_merge_and_select_are_inverse():
@@ -111,21 +114,21 @@ def test_sentinel_and_static_have_no_leaves_and_hash():
 @pytest.mark.parametrize("leaf", [lambda x: x, "text", jax.ShapeDtypeStruct((1,), jnp.float32)])
 def test_what_is_no_array_is_refused_by_name(leaf):
     with pytest.raises(errors.LeafError, match=r"'layer/act' is a .* not an array"):
-        trees.check_arrays({"layer": {"act": leaf, "w": jnp.ones(2)}})
+        check_arrays({"layer": {"act": leaf, "w": jnp.ones(2)}})
 
 
 def test_refs_are_refused_by_name():
     with pytest.raises(errors.LeafError, match=r"'w' is a .*Ref"):
-        trees.check_arrays({"w": jax.new_ref(jnp.ones(2))})
+        check_arrays({"w": jax.new_ref(jnp.ones(2))})
 
 
 def test_integer_leaves_are_refused_by_name():
     tree = {"ids": jnp.arange(3), "w": jnp.ones(2)}
-    trees.check_arrays(tree)
+    check_arrays(tree)
     with pytest.raises(errors.LeafError, match="prune cannot encode leaf 'ids' of dtype int32"):
-        trees.check_floating(tree, "prune")
+        check_floating(tree, "prune")
     with pytest.raises(errors.LeafError, match="complex64"):
-        trees.check_floating({"w": jnp.ones(2, jnp.complex64)}, "prune")
+        check_floating({"w": jnp.ones(2, jnp.complex64)}, "prune")
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
@@ -133,11 +136,11 @@ def test_integer_leaves_are_refused_by_name():
 def test_nonfinite_leaves_are_refused_by_name(dtype, bad):
     leaf = jnp.ones((2, 3), dtype).at[1, 1].set(bad)
     with pytest.raises(errors.NonFiniteError, match=r"'a/w' has 1 NaN or infinite values of 6"):
-        trees.check_finite({"a": {"w": leaf}, "b": jnp.ones(2), "c": jnp.arange(2)})
+        check_finite({"a": {"w": leaf}, "b": jnp.ones(2), "c": jnp.arange(2)})
 
 
 def test_finite_numpy_and_empty_leaves_pass():
-    trees.check_finite({"a": np.ones(2), "b": jnp.zeros((0, 3)), "c": 1.0, "d": np.arange(3)})
+    check_finite({"a": np.ones(2), "b": jnp.zeros((0, 3)), "c": 1.0, "d": np.arange(3)})
 
 
 def test_nbytes_counts_each_dtype():
@@ -145,9 +148,9 @@ def test_nbytes_counts_each_dtype():
 
 
 def test_latents_of_half_precision_are_float32():
-    assert trees.latent_dtype(jnp.bfloat16) == jnp.float32
-    assert trees.latent_dtype(jnp.float16) == jnp.float32
-    assert trees.latent_dtype(jnp.float32) == jnp.float32
+    assert latent_dtype(jnp.bfloat16) == jnp.float32
+    assert latent_dtype(jnp.float16) == jnp.float32
+    assert latent_dtype(jnp.float32) == jnp.float32
 
 
 def test_outlines_of_arrays():
@@ -171,8 +174,8 @@ def test_outlines_of_arrays():
 def test_a_pattern_of_nothing_gets_a_suggestion(pattern, meant):
     names = ["encoder/attention/kernel", "encoder/attention/bias", "encoder/norm_0"]
     with pytest.raises(errors.PatternError) as caught:
-        trees.require_matches([pattern], names)
+        require_matches([pattern], names)
     text = str(caught.value)
     assert (f"did you mean {meant!r}?" in text) if meant else ("did you mean" not in text)
     if meant:
-        trees.require_matches([meant], names)
+        require_matches([meant], names)

@@ -16,7 +16,8 @@ import numpy as np
 from modelzip_jax.checkpoints.contents import Contents
 from modelzip_jax.checkpoints.names import unflatten
 from modelzip_jax.errors import CheckpointError
-from modelzip_jax.tree import listed, named_leaves
+from modelzip_jax.suggestions import listed
+from modelzip_jax.tree import named_leaves
 
 __all__ = ["choose"]
 

@@ -20,6 +20,7 @@ from modelzip_jax.coding.writer import MAX_CHUNK, MAX_PIECES, Progress
 from modelzip_jax.errors import FormatError, PatternError, TransformError
 from modelzip_jax.packed import PackedArray, is_packed
 from modelzip_jax.packing import Packed
+from modelzip_jax.patterns import require_matches
 from modelzip_jax.recipe import recorded
 from modelzip_jax.tree import PyTree
 
@@ -313,6 +314,6 @@ def load_tensor(path: str | os.PathLike[str], name: str) -> PackedArray:
         names = archive.names
         if f"params/{name}" not in names:
             inside = [n.removeprefix("params/") for n in names if n.startswith("params/")]
-            trees.require_matches([name], inside)
+            require_matches([name], inside)
             raise PatternError(f"{name!r} is a pattern; give the path of one tensor")
         return archive.leaf(names.index(f"params/{name}"))

@@ -16,12 +16,13 @@ from modelzip_jax.coding.header import CHECKSUM, Header, checksum
 from modelzip_jax.coding.skeleton import outline, outline_names
 from modelzip_jax.coding.streams import RAW, Plan, plan_all
 from modelzip_jax.errors import FormatError, TransformError
+from modelzip_jax.leaf_checks import check_arrays
 from modelzip_jax.metadata import Metadata
 from modelzip_jax.packed import PackedArray, is_packed
 from modelzip_jax.packing import Packed
 from modelzip_jax.recipe import to_plain
 from modelzip_jax.transform import dense
-from modelzip_jax.tree import check_arrays, plain
+from modelzip_jax.tree import plain
 
 __all__ = ["FileSizes", "Progress", "encoded", "file_sizes", "save"]
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import EvaluationError
+from modelzip_jax.leaf_checks import check_finite
 from modelzip_jax.tree import PyTree
 
 __all__ = ["adapt_batch_norm", "adapted"]
@@ -63,7 +64,7 @@ def adapt_batch_norm(apply: Callable[..., Any], variables: PyTree, batches: PyTr
     check(variables, batches)
     found, rates = _adapt(apply, variables, batches)
     check_rates(rates)
-    trees.check_finite(found["batch_stats"])
+    check_finite(found["batch_stats"])
     return found
 
 

@@ -13,6 +13,7 @@ from modelzip_jax import tree as trees
 from modelzip_jax.combinator import selects
 from modelzip_jax.concrete import any_nan
 from modelzip_jax.errors import NonFiniteError, TransformError, TreeError, WrapError
+from modelzip_jax.leaf_checks import check_finite
 from modelzip_jax.loop.averaging import mean_of
 from modelzip_jax.loop.states import WrapState, replace_states, wrap_states
 from modelzip_jax.meshes import placed_as
@@ -148,7 +149,7 @@ def pack(opt_state: PyTree, params: PyTree, *, variables: PyTree = None) -> Pack
         raise TransformError("pack() makes what a file holds, outside of jit; within it, mz.params works")
     packed, names = tree, []
     for state in states:
-        trees.check_finite(state.encoded)
+        check_finite(state.encoded)
         packed = trees.overlay(
             packed, state.transform.value.pack(state.encoded, dense(state.latents)), is_packed
         )

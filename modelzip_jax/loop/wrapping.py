@@ -12,6 +12,7 @@ import optax
 from modelzip_jax import tree as trees
 from modelzip_jax.combinator import check_transform, selected, support_of, told, wide
 from modelzip_jax.errors import TreeError, WrapError
+from modelzip_jax.leaf_checks import all_finite, check_arrays, check_finite, check_floating
 from modelzip_jax.loop.callables import at_weights
 from modelzip_jax.loop.moments import hold_hidden, renew_hidden
 from modelzip_jax.loop.states import WrapState
@@ -198,15 +199,15 @@ def _begun(
         raise _wants_pairs("its params are LookaheadParams")
     if resume is not None:
         encoded = resumed(resume, transform, params)
-        trees.check_floating(encoded.latents, "wrap()")
+        check_floating(encoded.latents, "wrap()")
         return encoded, resume.step
-    trees.check_arrays(params)
+    check_arrays(params)
     # Trees without leaves are placeholders, by which optax.tree_map_params asks where the params are.
     if not jax.tree.leaves(params):
         return transform.init(params, Context()), 0
     weights, context, _ = selected(transform, params, given, "wrap()")
-    trees.check_floating(weights, "wrap()")
-    trees.check_finite(weights)
+    check_floating(weights, "wrap()")
+    check_finite(weights)
     return transform.init(weights, context), 0
 
 
@@ -269,7 +270,7 @@ def _offsets_step(
     if not jax.tree.leaves(offsets):
         return offsets, state
     steps, new = tx.update(grads, state, offsets)
-    finite = jnp.stack([jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(grads)]).all()
+    finite = all_finite(grads)
     chosen = lambda a, b: jax.tree.map(lambda x, y: jnp.where(finite, x, y), a, b)  # noqa: E731
     return chosen(optax.apply_updates(offsets, steps), offsets), chosen(new, state)
 

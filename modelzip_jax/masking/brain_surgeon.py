@@ -13,10 +13,12 @@ import numpy as np
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, NonFiniteError, TransformError
+from modelzip_jax.leaf_checks import check_finite, check_floating
 from modelzip_jax.masking.allocation import Allocation, Part, resolve
 from modelzip_jax.masking.counting import count_kept
 from modelzip_jax.masking.structures import NOfM, Structure, unstructured
 from modelzip_jax.masking.surgeon_steps import Padding, prune_stack
+from modelzip_jax.patterns import matches, require_matches
 from modelzip_jax.tree import PyTree
 
 __all__ = ["Surgery", "surgeon"]
@@ -95,11 +97,11 @@ def surgeon(
     patterns = [only] if isinstance(only, str) else list(only)
     params = trees.plain(params)
     named = trees.named_leaves(params)
-    trees.require_matches(patterns, [name for name, _ in named])
+    require_matches(patterns, [name for name, _ in named])
     treedef = jax.tree.structure(params)
-    chosen = [any(trees.matches(p, name) for p in patterns) for name, _ in named]
-    trees.check_floating(trees.select(params, chosen, treedef), "surgeon()")
-    trees.check_finite(trees.select(params, chosen, treedef))
+    chosen = [any(matches(p, name) for p in patterns) for name, _ in named]
+    check_floating(trees.select(params, chosen, treedef), "surgeon()")
+    check_finite(trees.select(params, chosen, treedef))
     parts = [Part(n, jnp.shape(w), jnp.size(w)) for (n, w), c in zip(named, chosen, strict=True) if c]
     shares = resolve(allocation)(parts, jnp.float32(sparsity or 0.0))
     if shares is None:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from modelzip_jax.errors import TransformError
+from modelzip_jax.leaf_checks import all_finite
 from modelzip_jax.masking import scores as scoring
 from modelzip_jax.masking.allocation import Allocation, resolve
 from modelzip_jax.masking.allocation.allocator import shared_out
@@ -89,7 +90,7 @@ class Regrow(Masking):
         shares = resolve(self.allocation)(parts, sparsity)
         rows = list(zip(held, dropping, growing, strict=True))
         new = self.spread(weights, shared_out(shares, sparsity, parts, rows, exchange, exchange_layers))
-        finite = jnp.stack([jnp.all(jnp.isfinite(s)) for s in (*dropping, *growing)]).all()
+        finite = all_finite((dropping, growing))
         return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, masks), near
 
 

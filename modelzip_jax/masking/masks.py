@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from modelzip_jax import tree as trees
 from modelzip_jax.batching import map_alike
 from modelzip_jax.errors import TransformError
+from modelzip_jax.latents import latent
+from modelzip_jax.leaf_checks import check_floating
 from modelzip_jax.masking.allocation import Allocation, Part, resolve
 from modelzip_jax.masking.bitmask import host_mask, pack_mask, share_of_bits, share_of_changes, unpack_mask
 from modelzip_jax.masking.masked import Masked
@@ -103,10 +105,10 @@ class Masking(Transform, abc.ABC):
         return resolve(self.allocation).amount(self.schedule, step)
 
     def init(self, weights: PyTree, context: Context) -> Encoded:
-        trees.check_floating(weights, "prune")
+        check_floating(weights, "prune")
         check_layers(self.layers, weights)
         dtypes = jax.tree.map(lambda x: Static(str(jnp.result_type(x))), weights)
-        latents = jax.tree.map(trees.latent, weights)
+        latents = jax.tree.map(latent, weights)
         masks, near = self.first_masks(latents, context)
         latents = latents if self.remember else jax.tree.map(_silenced, latents, masks)
         churn = jnp.zeros((), jnp.float32)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax.errors import TransformError
+from modelzip_jax.leaf_checks import all_finite
 from modelzip_jax.masking import scores as scoring
 from modelzip_jax.masking.allocation import Allocation, Groups, resolve
 from modelzip_jax.masking.bitmask import pack_mask
@@ -80,7 +81,7 @@ class Prune(Masking):
             new = self.spread(weights, kept)
         if old is None or pointwise:
             return new, near
-        finite = jnp.stack([jnp.all(jnp.isfinite(s)) for s in jax.tree.leaves(scores)]).all()
+        finite = all_finite(scores)
         return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old), near
 
 

@@ -13,6 +13,8 @@ from modelzip_jax import tree as trees
 from modelzip_jax.concrete import zeros_like
 from modelzip_jax.errors import TransformError
 from modelzip_jax.host_unpacking import unpacked
+from modelzip_jax.latents import latent
+from modelzip_jax.leaf_checks import check_floating
 from modelzip_jax.packed import Bits, Dense, is_packed
 from modelzip_jax.quantization.blank_groups import is_blank, replaced
 from modelzip_jax.quantization.channel_axis import check_axis, find_axis
@@ -114,24 +116,24 @@ class Quantizer(Transform):
         return jax.tree.map(lambda w, s, *r: call(w, s, None, *r), encoded.latents, encoded.state, *rest)
 
     def init(self, weights: PyTree, context: Context) -> Encoded:
-        trees.check_floating(weights, "quantize")
+        check_floating(weights, "quantize")
         check_layers(self.layers, weights)
 
         def begin(name: str, w: jax.Array) -> QuantizeState:
             layers = stacked_axes(self.layers, name, jnp.shape(w))
             axis = find_axis(name, w, self.axis, self.granularity, layers)
             groups = self._groups(axis)
-            latent = trees.latent(w)
-            step, zero = self.chosen(name, latent, groups)
+            value = latent(w)
+            step, zero = self.chosen(name, value, groups)
             if self.ranged:
-                blank = is_blank(latent, groups)
+                blank = is_blank(value, groups)
                 step = replaced(step, blank, jnp.finfo(step.dtype).tiny)
             else:
                 blank = zeros_like(step, bool)
             return QuantizeState(step, zero, blank, Static(axis), Static(str(jnp.result_type(w))))
 
         state = trees.map_named(begin, weights)
-        return Encoded(jax.tree.map(trees.latent, weights), self._zero_offsets(weights, state), state)
+        return Encoded(jax.tree.map(latent, weights), self._zero_offsets(weights, state), state)
 
     def _zero_offsets(self, weights: PyTree, state: PyTree) -> PyTree:
         if not self.learned:
@@ -199,7 +201,7 @@ class Quantizer(Transform):
         def over(function: Callable[..., Any], *rest: PyTree) -> PyTree:
             return jax.tree.map(function, packed, *rest, is_leaf=is_packed)
 
-        inner = over(lambda p: Dense(trees.latent(unpacked(p)), p.shape))
+        inner = over(lambda p: Dense(latent(unpacked(p)), p.shape))
         states = over(state, inner)
         return self._zero_offsets(over(lambda _: 0), states), states, inner
 

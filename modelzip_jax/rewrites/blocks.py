@@ -14,6 +14,7 @@ import numpy as np
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, TransformError
 from modelzip_jax.naming import nearest_name
+from modelzip_jax.patterns import matches, require_matches
 from modelzip_jax.tree import PyTree
 
 __all__ = ["Blocks", "Branch", "block_effects", "drop_blocks", "remove_layers", "stacked_blocks"]
@@ -160,7 +161,7 @@ def remove_layers(
     kept = np.delete(np.arange(count), gone)
 
     def cut(name: str, x: Any) -> Any:
-        return jnp.take(x, kept, axis=0) if trees.matches(pattern, name) else x
+        return jnp.take(x, kept, axis=0) if matches(pattern, name) else x
 
     smaller = trees.map_named(cut, params)
     if rebuild is None:
@@ -176,8 +177,8 @@ def _branch(block: str | Sequence[str] | Branch) -> Branch:
 
 def _selected(params: PyTree, patterns: Sequence[str]) -> list[tuple[str, Any]]:
     named = trees.named_leaves(params)
-    trees.require_matches(patterns, [name for name, _ in named])
-    return [(name, x) for name, x in named if any(trees.matches(p, name) for p in patterns)]
+    require_matches(patterns, [name for name, _ in named])
+    return [(name, x) for name, x in named if any(matches(p, name) for p in patterns)]
 
 
 def _layers(params: PyTree, patterns: Sequence[str]) -> int:

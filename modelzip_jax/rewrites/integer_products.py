@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from modelzip_jax import tree as trees
 from modelzip_jax.errors import TraceError, TransformError
 from modelzip_jax.naming import nearest_name
 from modelzip_jax.packed import is_packed
 from modelzip_jax.packing import unpack
+from modelzip_jax.patterns import matches, require_matches
 from modelzip_jax.trace.jaxpr.evaluator import Evaluator, Visitor, bind
 from modelzip_jax.trace.jaxpr.programs import Equation, program
 from modelzip_jax.trace.measures.input_statistics import scans_around
@@ -100,7 +100,7 @@ def quantize_activations(
         if any(map(is_packed, jax.tree.leaves(params, is_leaf=is_packed))):
             params = unpack(params)
         traced = program(apply_fn, params, *inputs)
-        trees.require_matches(patterns, traced.names)
+        require_matches(patterns, traced.names)
         chosen = _chosen(uses_of(traced), patterns)
         if not chosen:
             raise TraceError(f"the model has no product with a leaf that {patterns} matches")
@@ -129,7 +129,7 @@ def _chosen(uses: list[Use], patterns: list[str]) -> dict[str, Use]:
     found: dict[str, Use] = {}
     for use in uses:
         product = use.kind in ("dot", "conv") and not use.derived
-        if product and any(trees.matches(pattern, use.leaf) for pattern in patterns):
+        if product and any(matches(pattern, use.leaf) for pattern in patterns):
             found.setdefault(use.path, use)
     return found
 

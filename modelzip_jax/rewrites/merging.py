@@ -10,6 +10,7 @@ import numpy as np
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, TransformError
+from modelzip_jax.patterns import require_matches
 from modelzip_jax.tree import PyTree
 
 __all__ = ["merge_neurons"]
@@ -44,7 +45,7 @@ def merge_neurons(params: PyTree, incoming: str, outgoing: str, keep: int, bias:
     """
     leaves = dict(trees.named_leaves(params))
     paths = [path for path in (incoming, outgoing, bias) if path is not None]
-    trees.require_matches(paths, list(leaves))
+    require_matches(paths, list(leaves))
     w, a = jnp.asarray(leaves[incoming]), jnp.asarray(leaves[outgoing])
     b = None if bias is None else jnp.asarray(leaves[bias])
     neurons = w.shape[-1] if w.ndim else 0

@@ -15,6 +15,8 @@ from jax.sharding import PartitionSpec
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import TransformError
+from modelzip_jax.latents import latent
+from modelzip_jax.leaf_checks import check_floating
 from modelzip_jax.meshes import spec_of, under_any_mesh
 from modelzip_jax.packed import Bits, Dense, PackedArray, is_packed
 from modelzip_jax.recipe import recordable
@@ -140,9 +142,9 @@ class Cluster(Transform):
         return jax.tree.map(lambda b: jnp.zeros_like(b.base), found, is_leaf=_is_book)
 
     def init(self, weights: PyTree, context: Context) -> Encoded:
-        trees.check_floating(weights, "cluster")
+        check_floating(weights, "cluster")
         check_layers(self.layers, weights)
-        latents = jax.tree.map(trees.latent, weights)
+        latents = jax.tree.map(latent, weights)
         leaves = trees.map_named(self._outline, weights)
         masses = self._masses(latents, context)
         zero = context.support is not None if self.zero is None else self.zero
@@ -327,7 +329,7 @@ class Cluster(Transform):
         if self.fixed:
             inner = over(lambda p: Dense(jnp.zeros((), jnp.float32), ()))
         else:
-            inner = over(lambda p: Dense(trees.latent(p.unpack()), p.shape))
+            inner = over(lambda p: Dense(latent(p.unpack()), p.shape))
         return self._offsets(found), ClusterState(over(codes), found, over(outline)), inner
 
     def rate(self, encoded: Encoded, inner: PyTree) -> PyTree:

@@ -15,6 +15,7 @@ from modelzip_jax.chaining import chain
 from modelzip_jax.coding import histograms
 from modelzip_jax.errors import TransformError
 from modelzip_jax.partitioning import Partition, partition
+from modelzip_jax.patterns import matches, require_matches
 from modelzip_jax.quantization.granularity import Granularity
 from modelzip_jax.transform import Transform, identity
 from modelzip_jax.tree import PyTree
@@ -230,14 +231,14 @@ def best_basis(
     views, given = dict(views or {}), None if bases is None else tuple(bases)
     leaves = trees.named_leaves(trees.plain(params))
     names = [name for name, _ in leaves]
-    trees.require_matches([pattern, *views], names)
+    require_matches([pattern, *views], names)
     transforms: dict[str, Transform] = {}
     for name, leaf in leaves:
         shape = tuple(np.shape(leaf))
-        if not trees.matches(pattern, name) or len(shape) < min_ndim or not math.prod(shape):
+        if not matches(pattern, name) or len(shape) < min_ndim or not math.prod(shape):
             continue
         tried = candidates(shape) if given is None else list(given)
-        for view in (v for p, v in views.items() if trees.matches(p, name)):
+        for view in (v for p, v in views.items() if matches(p, name)):
             whole = viewed(shape, view, name)
             tried += [(basis, whole) for basis in _along((0, 1), min(whole[:2]))]
         transforms[name] = choices(name, leaf, distortion, tried)[0].transform()

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError
+from modelzip_jax.patterns import matches, require_matches
 from modelzip_jax.tree import PyTree
 
 __all__ = ["Fused", "fuse", "unfuse"]
@@ -30,11 +31,11 @@ Fused = dict[str, jax.Array]
 def _groups(params: PyTree, pattern: str) -> dict[str, list[tuple[int, str, Any]]]:
     """Leaves by shape and dtype, in flattening order; each its index, name and value."""
     leaves = trees.named_leaves(params)
-    trees.require_matches([pattern], [name for name, _ in leaves])
+    require_matches([pattern], [name for name, _ in leaves])
     groups: dict[str, list[tuple[int, str, Any]]] = {}
     for index, (name, leaf) in enumerate(leaves):
         shape = "x".join(map(str, jnp.shape(leaf))) or "scalar"
-        fused = trees.matches(pattern, name)
+        fused = matches(pattern, name)
         key = f"fused/{shape}/{jnp.result_type(leaf)}" if fused else f"single/{name}"
         groups.setdefault(key, []).append((index, name, leaf))
     return groups

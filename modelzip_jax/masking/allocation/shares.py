@@ -9,10 +9,10 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from modelzip_jax import tree as trees
 from modelzip_jax.errors import TransformError
 from modelzip_jax.masking.allocation.allocator import Allocation, Part
 from modelzip_jax.naming import nearest_name
+from modelzip_jax.patterns import matches, require_matches
 from modelzip_jax.recipe import recordable
 
 __all__ = ["Erk", "Global", "Layers", "Uniform", "erk", "layers", "resolve"]
@@ -101,10 +101,10 @@ class Layers(Allocation):
     sparsities: tuple[tuple[str, float], ...]
 
     def __call__(self, parts: list[Part], sparsity: jax.Array) -> list[jax.Array]:
-        trees.require_matches([pattern for pattern, _ in self.sparsities], [part.name for part in parts])
+        require_matches([pattern for pattern, _ in self.sparsities], [part.name for part in parts])
         found = []
         for part in parts:
-            own = next((s for pattern, s in self.sparsities if trees.matches(pattern, part.name)), None)
+            own = next((s for pattern, s in self.sparsities if matches(pattern, part.name)), None)
             found.append(sparsity if own is None else jnp.float32(own))
         return found
 

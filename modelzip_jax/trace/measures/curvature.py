@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import TraceError
+from modelzip_jax.patterns import matches, require_matches
 from modelzip_jax.trace.measures.kronecker import Factors, KroneckerPass
 from modelzip_jax.trace.measures.likelihood import Likelihood, Loss, losses
 from modelzip_jax.tree import PyTree
@@ -97,7 +98,7 @@ def fisher_information(
     loss, key = losses(likelihood), jax.random.key(0) if key is None else key
     names = [name for name, _ in trees.named_leaves(params)]
     patterns = [only] if isinstance(only, str) else list(only)
-    trees.require_matches(patterns, names)
+    require_matches(patterns, names)
     chosen = _Chosen.of(params, patterns)
     diagonal = _Mean() if "diagonal" in kinds else None
     kronecker = KroneckerPass(apply_fn, params, loss, patterns) if "kronecker" in kinds else None
@@ -160,8 +161,7 @@ class _Chosen:
         positions = [
             i
             for i, (name, x) in enumerate(zip(named, leaves, strict=True))
-            if any(trees.matches(p, name) for p in patterns)
-            and jnp.issubdtype(jnp.result_type(x), jnp.floating)
+            if any(matches(p, name) for p in patterns) and jnp.issubdtype(jnp.result_type(x), jnp.floating)
         ]
         return _Chosen(
             [named[i] for i in positions], [leaves[i] for i in positions], positions, leaves,

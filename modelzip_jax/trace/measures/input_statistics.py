@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from modelzip_jax import tree as trees
 from modelzip_jax.errors import TraceError
+from modelzip_jax.patterns import matches, require_matches
 from modelzip_jax.trace.jaxpr.evaluator import Evaluator, Visitor, bind
 from modelzip_jax.trace.jaxpr.interpreter import equations_at
 from modelzip_jax.trace.jaxpr.programs import Equation, Program, program
@@ -120,7 +120,7 @@ def statistics(
         key = str(jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), inputs))
         if key not in passes:
             traced = program(apply_fn, params, *inputs)
-            trees.require_matches(patterns, traced.names)
+            require_matches(patterns, traced.names)
             passes[key] = _Pass(traced, frozenset(kinds), places, patterns)
         found = found or _Gathered(passes[key])
         found.add(passes[key](params, *inputs))
@@ -164,7 +164,7 @@ class _Pass:
     ):
         self.traced, self.kinds = traced, kinds
         self.uses = [u for u in uses_of(traced) if u.kind in ("dot", "conv")]
-        self.uses = [u for u in self.uses if any(trees.matches(p, u.leaf) for p in patterns)]
+        self.uses = [u for u in self.uses if any(matches(p, u.leaf) for p in patterns)]
         self.equations = equations_at(traced, {u.path for u in self.uses})
         after = activation_paths(traced) if "activations" in places else {}
         self.taps: dict[_Key, _Layered] = {

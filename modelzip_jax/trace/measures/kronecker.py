@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from modelzip_jax import tree as trees
 from modelzip_jax.errors import TraceError
+from modelzip_jax.patterns import matches
 from modelzip_jax.trace.jaxpr.evaluator import Evaluator, Visitor, bind
 from modelzip_jax.trace.jaxpr.interpreter import equations_at
 from modelzip_jax.trace.jaxpr.programs import Equation, Program, Scan, program
@@ -100,9 +100,7 @@ class KroneckerPass:
 
 def _sites(traced: Program, patterns: Sequence[str]) -> list[_Site]:
     uses = [
-        u
-        for u in uses_of(traced)
-        if u.kind in ("dot", "conv") and any(trees.matches(p, u.leaf) for p in patterns)
+        u for u in uses_of(traced) if u.kind in ("dot", "conv") and any(matches(p, u.leaf) for p in patterns)
     ]
     for use in uses:
         custom = [step for step in use.path.split("/") if ":custom_" in step]
