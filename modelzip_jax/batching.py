@@ -49,30 +49,33 @@ def unstack(x: jax.Array) -> list[jax.Array]:
 
 
 def map_alike(
-    f: Callable[..., jax.Array], leaves: Sequence[jax.Array], labels: Sequence[Hashable] | None = None
-) -> list[jax.Array]:
-    """`[f(leaf) for leaf in leaves]`, of those that are alike by one `jax.vmap`.
+    f: Callable[..., Any], *rows: Sequence[jax.Array], labels: Sequence[Hashable] | None = None
+) -> list[Any]:
+    """`[f(*row) for row in zip(*rows)]`, of places that are alike by one `jax.vmap`.
 
     Args:
-      labels: of each leaf, hashable: only leaves of one label go together, and `f` is given it as the first argument.
+      f: from arrays to a tree of arrays. rows: what is alike in the first one has to be in all.
+      labels: of each place, hashable: only those of one label go together, and `f` is given it as the first argument.
 
     >>> jax.jit(lambda *leaves: map_alike(jnp.square, leaves))(jnp.ones(2), jnp.zeros(1), jnp.array([3.0, 3.0]))
     [Array([1., 1.], dtype=float32), Array([0.], dtype=float32), Array([9., 9.], dtype=float32)]
     """
-    found: dict[int, jax.Array] = {}
-    batches = alike(leaves, labels)
-    places = _unseen(max(map(len, batches), default=0), leaves)
+    found: dict[int, Any] = {}
+    batches = alike(rows[0], labels)
+    places = _unseen(max(map(len, batches), default=0), rows[0])
     for batch in batches:
         g = f if labels is None else functools.partial(f, labels[batch[0]])
         if len(batch) == 1:
-            found[batch[0]] = g(leaves[batch[0]])
+            found[batch[0]] = g(*(row[batch[0]] for row in rows))
             continue
-        together = jax.vmap(g)(stack([leaves[at] for at in batch]))
-        found |= {
-            at: jax.lax.dynamic_index_in_dim(together, n, keepdims=False)
-            for at, n in zip(batch, places, strict=False)
-        }
-    return [found[at] for at in range(len(leaves))]
+        together = jax.vmap(g)(*(stack([row[at] for at in batch]) for row in rows))
+        for at, place in zip(batch, places, strict=False):
+            found[at] = jax.tree.map(functools.partial(_taken, place), together)
+    return [found[at] for at in range(len(rows[0]))]
+
+
+def _taken(place: jax.Array, x: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(x, place, keepdims=False)
 
 
 def _unseen(count: int, leaves: Sequence[jax.Array]) -> list[jax.Array]:

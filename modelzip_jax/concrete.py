@@ -6,13 +6,17 @@ network, as compression does, costs less on the host, or by programs for blocks 
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["any_nan", "host_view", "host_views", "placed", "zeros_like"]
+__all__ = ["any_nan", "host_view", "host_views", "placed", "traced_once", "zeros_like"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def host_view(x: Any) -> np.ndarray | None:
@@ -53,6 +57,35 @@ def any_nan(x: Any) -> bool:
         return bool(np.isnan(seen).any())
     with jax.ensure_compile_time_eval():
         return bool(jnp.isnan(x).any())
+
+
+def traced_once(*static: int) -> Callable[[Function], Function]:
+    """A decorator for what is done to each leaf: of leaves of one shape it is traced and lowered once.
+
+    Within a trace the function is under `jax.jit`, whose traces are kept; otherwise it runs as it is, as XLA would
+    compile a program for every shape.
+
+    Args:
+      static: places of arguments that are no arrays, as in `jax.jit`.
+
+    >>> @traced_once(1)
+    ... def scaled(x, factor):
+    ...     return factor * x
+    >>> scaled(jnp.ones(1), 3.0), jax.jit(lambda x: scaled(x, 3.0))(jnp.ones(1))
+    (Array([3.], dtype=float32), Array([3.], dtype=float32))
+    """
+
+    def decorate(function: Function) -> Function:
+        jitted = jax.jit(function, static_argnums=static)
+
+        @functools.wraps(function)
+        def call(*arguments: Any) -> Any:
+            traced = any(isinstance(x, jax.core.Tracer) for x in arguments)
+            return (jitted if traced else function)(*arguments)
+
+        return call  # type: ignore[return-value]
+
+    return decorate
 
 
 def placed(x: np.ndarray) -> jax.Array:

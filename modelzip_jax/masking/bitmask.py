@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from modelzip_jax.concrete import host_view, placed
+from modelzip_jax.batching import alike, stack
+from modelzip_jax.concrete import host_view, placed, traced_once
 from modelzip_jax.tree import PyTree
 
 __all__ = ["count_bits", "host_mask", "pack_mask", "share_of_bits", "share_of_changes", "unpack_mask"]
@@ -20,6 +21,11 @@ def pack_mask(mask: jax.Array) -> jax.Array:
     """
     if (seen := host_view(mask)) is not None:  # Nothing to compile for each shape.
         return placed(np.packbits(np.atleast_1d(seen), axis=-1, bitorder="little"))
+    return _packed(mask)
+
+
+@traced_once()
+def _packed(mask: jax.Array) -> jax.Array:
     mask = jnp.atleast_1d(mask)
     length = mask.shape[-1]
     padded = jnp.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, -length % 8)])
@@ -35,6 +41,11 @@ def unpack_mask(bits: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """
     if (seen := host_view(bits)) is not None:
         return placed(host_mask(seen, shape))
+    return _spread(bits, shape)
+
+
+@traced_once(1)
+def _spread(bits: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     spread = (bits[..., None] >> _places(bits.ndim + 1)) & 1
     length = shape[-1] if shape else 1
     mask = spread.reshape(*bits.shape[:-1], 8 * bits.shape[-1])[..., :length]
@@ -71,7 +82,9 @@ def share_of_changes(old: PyTree, new: PyTree, like: PyTree) -> jax.Array:
     >>> share_of_changes(old, new, {"w": jnp.zeros(4)})
     Array(0.5, dtype=float32)
     """
-    return _share(jax.tree.map(lambda a, b: _ones(a ^ b), old, new), like)
+    before, after = jax.tree.leaves(old), jax.tree.leaves(new)
+    batches = [([before[at] for at in batch], [after[at] for at in batch]) for batch in alike(after)]
+    return _share([jnp.sum(jax.vmap(_ones)(stack(a) ^ stack(b))) for a, b in batches], like)
 
 
 def _share(counts: PyTree, like: PyTree) -> jax.Array:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from modelzip_jax import tree as trees
 from modelzip_jax.batching import map_alike
+from modelzip_jax.concrete import traced_once
 from modelzip_jax.errors import TransformError
 from modelzip_jax.latents import latent
 from modelzip_jax.leaf_checks import check_floating
@@ -235,6 +236,7 @@ def _finite(new: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(choose, new, old)
 
 
+@traced_once()
 def _silenced(value: jax.Array, bits: jax.Array) -> jax.Array:
     return jnp.where(unpack_mask(bits, jnp.shape(value)), value, jnp.zeros((), value.dtype))
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from modelzip_jax.concrete import host_views
+from modelzip_jax.concrete import host_views, traced_once
 from modelzip_jax.quantization.granularity import Granularity
 from modelzip_jax.quantization.host_codes import codes_on_host
 
@@ -101,6 +101,13 @@ def fake_quantize(
     >>> jax.grad(lambda s: fake_quantize(jnp.array([5.0]), s, none, -2, 1, groups).sum())(one)
     Array([[1.]], dtype=float32)
     """
+    return _rounded(w, step, zero, low, high, groups)
+
+
+@traced_once(3, 4, 5)
+def _rounded(
+    w: jax.Array, step: jax.Array, zero: jax.Array, low: int, high: int, groups: Granularity
+) -> jax.Array:
     return dequantize(codes(w, step, zero, low, high, groups), step, zero, groups)
 
 
@@ -109,7 +116,13 @@ def _forward(w, step, zero, low, high, groups):  # type: ignore[no-untyped-def]
 
 
 def _backward(low, high, groups, saved, g):  # type: ignore[no-untyped-def]
-    w, step, zero = saved
+    return _gradients(*saved, g, low, high, groups)
+
+
+@traced_once(4, 5, 6)
+def _gradients(
+    w: jax.Array, step: jax.Array, zero: jax.Array, g: jax.Array, low: int, high: int, groups: Granularity
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     u, z = _quotient(w, step, groups), groups.expand(zero, w.shape)
     q = jnp.round(jnp.clip(u, low - z, high - z) + z)
     inside = (u >= low - z - _EDGE) & (u <= high - z + _EDGE)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax import tree as trees
+from modelzip_jax.batching import map_alike
 from modelzip_jax.concrete import zeros_like
 from modelzip_jax.errors import TransformError
 from modelzip_jax.host_unpacking import unpacked
@@ -162,22 +163,28 @@ class Quantizer(Transform):
         if not states:
             return encoded.state
 
-        def follow(
-            held: tuple[PyTree, list[tuple[jax.Array, jax.Array]]],
-        ) -> list[tuple[jax.Array, jax.Array]]:
-            found = []
-            for w, s, (step, zero) in zip(held[0], states, held[1], strict=True):
-                groups = self._groups(s.axis.value)
-                new, place = initial_step(w, self.bits, self.symmetric, groups)
-                wider = s.blank & ~is_blank(w, groups) & (new > step)
-                found.append((jnp.where(wider, new, step), jnp.where(wider, place, zero)))
-            return found
+        axes = [s.axis.value for s in states]
+        blank, steps, zeros = ([getattr(s, name) for s in states] for name in ("blank", "step", "zero"))
 
-        steps = [(s.step, s.zero) for s in states]
-        blank = jnp.stack([jnp.any(s.blank) for s in states]).any()
+        def widened(axis: Any, w: jax.Array, blank: jax.Array, step: jax.Array, zero: jax.Array) -> Any:
+            groups = self._groups(axis)
+            new, place = initial_step(w, self.bits, self.symmetric, groups)
+            wider = blank & ~is_blank(w, groups) & (new > step)
+            step = jnp.where(wider, new, step)
+            return step if self.symmetric else (step, jnp.where(wider, place, zero))
+
+        def follow(latents: list[jax.Array], steps: list[jax.Array], zeros: list[jax.Array]) -> list[Any]:
+            return map_alike(widened, latents, blank, steps, zeros, labels=axes)
+
+        def rest(latents: list[jax.Array], steps: list[jax.Array], zeros: list[jax.Array]) -> list[Any]:
+            return steps if self.symmetric else list(zip(steps, zeros, strict=True))
+
         # One condition for all leaves: without blank groups, which is usual, no leaf is read.
-        steps = jax.lax.cond(blank, follow, lambda held: held[1], (jax.tree.leaves(encoded.latents), steps))
-        pairs = zip(states, steps, strict=True)
+        any_blank = jnp.stack([jnp.any(x) for x in blank]).any()
+        found = jax.lax.cond(any_blank, follow, rest, jax.tree.leaves(encoded.latents), steps, zeros)
+        if self.symmetric:
+            found = zip(found, zeros, strict=True)
+        pairs = zip(states, found, strict=True)
         return structure.unflatten([s._replace(step=step, zero=zero) for s, (step, zero) in pairs])
 
     def pack(self, encoded: Encoded, inner: PyTree) -> PyTree:
