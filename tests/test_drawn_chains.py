@@ -11,10 +11,13 @@ from modelzip_jax import recipe
 from modelzip_jax.errors import ModelzipError
 
 ALWAYS, AT_LENGTH = 40, 2000
+FAULTS = (398, 405, 667, 941, 999, 1178)
+"""Drawn chains that found one."""
 
 
 @pytest.mark.parametrize(
-    "seed", [pytest.param(n, marks=() if n < ALWAYS else pytest.mark.slow) for n in range(AT_LENGTH)]
+    "seed",
+    [pytest.param(n, marks=() if n < ALWAYS or n in FAULTS else pytest.mark.slow) for n in range(AT_LENGTH)],
 )
 def test_laws(seed):
     case = draw(seed)

@@ -106,6 +106,8 @@ class Channel(Structure):
 
     def group(self, scores: jax.Array) -> jax.Array:
         axis = self._axis(scores.shape)
+        if not scores.size:  # Channels of no weights have no mean.
+            return jnp.zeros(scores.shape[axis], scores.dtype)
         return jnp.mean(scores, axis=tuple(a for a in range(scores.ndim) if a != axis))
 
     def spread(self, kept: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -202,7 +204,7 @@ class NOfM(Structure):
         rows = jnp.moveaxis(scores, self.axis, -1)
         length = rows.shape[-1]
         padded = jnp.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, -length % self.m)], constant_values=-jnp.inf)
-        groups = padded.reshape(*rows.shape[:-1], -1, self.m)
+        groups = padded.reshape(*rows.shape[:-1], padded.shape[-1] // self.m, self.m)
         # m is small: a rank by comparisons, without a sort.
         rank = jnp.zeros(groups.shape, jnp.int32)
         for other in range(self.m):
@@ -214,7 +216,7 @@ class NOfM(Structure):
         keep = jnp.full(groups.shape[-2], self.n)
         keep = keep.at[-1].set(math.ceil(self.n * rest / self.m)) if rest else keep
         keep = keep.reshape(*[1] * (groups.ndim - 2), -1, 1)
-        mask = (rank < keep).reshape(*rows.shape[:-1], -1)[..., :length]
+        mask = (rank < keep).reshape(padded.shape)[..., :length]
         return jnp.moveaxis(mask, -1, self.axis)
 
 

@@ -86,7 +86,7 @@ def values_on_host(
     cube = _cube(elements.reshape(shape), groups)
     found = np.empty(cube.shape, dtype)
     tiny = np.finfo(step.dtype).tiny
-    # Half a step may be subnormal, which XLA flushes to a zero of its sign.
+    # Half a step may be subnormal, see `dequantize`.
     halved = zero is not None and step.size > 0 and float(step.min()) < 2.0 * tiny
     for piece in _pieces(cube.shape):
         q = cube[piece].astype(step.dtype)
@@ -95,7 +95,7 @@ def values_on_host(
             q -= _spread(zero, piece, groups, cube.shape)
         q *= _spread(step, piece, groups, cube.shape)
         if halved:
-            q = np.where(np.abs(q) < tiny, np.copysign(np.zeros((), q.dtype), q), q)
+            q = np.where(np.abs(q) < tiny, np.zeros((), q.dtype), q)
         found[piece] = q
     return found.reshape(shape)
 

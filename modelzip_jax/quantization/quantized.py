@@ -64,7 +64,7 @@ class Quantized(Elementwise):
     def assemble(self, elements: jax.Array) -> jax.Array:
         q = elements.reshape(self.shape).astype(self.step.dtype) + self.low
         zero = jnp.zeros_like(self.step) if self.zero is None else self.zero
-        return dequantize(q, self.step, zero, self.groups).astype(self.dtype)
+        return dequantize(q, self.step, zero, self.groups, self.codes.bits).astype(self.dtype)
 
     def assemble_host(self, elements: np.ndarray) -> np.ndarray | None:
         step = np.asarray(self.step)

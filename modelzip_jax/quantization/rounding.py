@@ -76,9 +76,15 @@ def _quotient(w: jax.Array, step: jax.Array, groups: Granularity) -> jax.Array:
     return w * groups.expand(1.0 / step, w.shape)
 
 
-def dequantize(q: jax.Array, step: jax.Array, zero: jax.Array, groups: Granularity) -> jax.Array:
+def dequantize(
+    q: jax.Array, step: jax.Array, zero: jax.Array, groups: Granularity, bits: int
+) -> jax.Array:
     """`(q - z) s`: codes (float, the leaf's shape) to weights."""
-    return (q - groups.expand(zero, q.shape)) * groups.expand(step, q.shape)
+    values = (q - groups.expand(zero, q.shape)) * groups.expand(step, q.shape)
+    if bits > 1:
+        return values
+    # Half of the least step is no normal number: a zero, on some devices of its sign, which no code would come back to.
+    return jnp.where(jnp.abs(values) < jnp.finfo(values.dtype).tiny, jnp.zeros_like(values), values)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
@@ -108,7 +114,9 @@ def fake_quantize(
 def _rounded(
     w: jax.Array, step: jax.Array, zero: jax.Array, low: int, high: int, groups: Granularity
 ) -> jax.Array:
-    return dequantize(codes(w, step, zero, low, high, groups), step, zero, groups)
+    return dequantize(
+        codes(w, step, zero, low, high, groups), step, zero, groups, (high - low).bit_length()
+    )
 
 
 def _forward(w, step, zero, low, high, groups):  # type: ignore[no-untyped-def]

@@ -91,7 +91,8 @@ def _difference(a: np.ndarray, b: np.ndarray, ulp: int) -> str:
         unit = spacing(np.max(np.abs(wide[1]), initial=0.0), a.dtype)
         if ulp and np.all(away <= ulp * unit):
             return ""
-        where = np.unravel_index(int(np.argmax(away)), away.shape)
+        signs = np.signbit(wide[0]) != np.signbit(wide[1])  # A zero may differ in its sign only.
+        where = np.unravel_index(int(np.argmax(away if away.any() else signs)), away.shape)
         size = f"by up to {np.max(away) / unit:.3g} ulp of its largest magnitude, "
     else:
         where = np.unravel_index(int(np.argmax(a != b)), a.shape)

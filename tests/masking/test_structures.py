@@ -169,3 +169,26 @@ def test_global_channels_compare_over_layers():
 def test_bad_input(build, error, message):
     with pytest.raises(error, match=message):
         build()
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0, 0), (3, 0, 5)])
+@pytest.mark.parametrize(
+    "structure", [mz.structures.channel(), mz.structures.block(2, 2), mz.structures.n_of_m(2, 4)]
+)
+def test_leaves_without_weights_have_groups_without_nan(shape, structure):
+    params = {"none": jnp.zeros(shape), "w": jnp.arange(1.0, 17.0).reshape(4, 4)}
+    ours = {} if structure.fixes_sparsity else {"sparsity": 0.5}
+    decoded = mz.decoded(params, mz.prune(structure=structure, **ours))
+    assert decoded["none"].shape == shape
+    assert int(jnp.sum(decoded["w"] != 0.0)) == 8
+    if not structure.fixes_sparsity:
+        limited = mz.decoded(
+            params, mz.prune(structure=structure, allocation=mz.allocation.at_most(params=8))
+        )
+        assert int(jnp.sum(limited["w"] != 0.0)) == 8
+
+
+def test_a_budget_of_nothing_to_prune_is_no_division_by_zero():
+    params = {"none": jnp.zeros((0, 4)), "bias": jnp.ones(3)}
+    only = mz.only("none", mz.prune(allocation=mz.allocation.at_most(params=2)))
+    assert mz.decoded(params, only)["none"].shape == (0, 4)

@@ -69,8 +69,8 @@ def test_steps_codes_and_values(granularity, kind):
             codes = jax.jit(rounding.stored_codes, static_argnums=(3, 4, 5))(w, s, zero, low, high, groups)
             same(codes_on_host(w, np.asarray(s), np.asarray(zero), low, high, groups), codes)
             values = jax.jit(
-                lambda q, s, z, groups=groups, low=low, w=w: rounding.dequantize(
-                    q.reshape(w.shape).astype(s.dtype) + low, s, z, groups
+                lambda q, s, z, groups=groups, low=low, w=w, bits=bits: rounding.dequantize(
+                    q.reshape(w.shape).astype(s.dtype) + low, s, z, groups, bits
                 )
             )(codes, s, zero)
             for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
