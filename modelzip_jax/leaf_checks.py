@@ -20,6 +20,11 @@ def check_arrays(tree: PyTree) -> None:
     for name, leaf in named_leaves(tree):
         if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and leaf.is_deleted():
             raise LeafError(f"leaf {name!r} has been donated to a jitted function; pass what that returned")
+        if isinstance(leaf, np.ndarray) and not leaf.dtype.isnative:
+            raise LeafError(
+                f"leaf {name!r} has the byte order of other machines ({leaf.dtype.str}), which JAX does not read; "
+                "pass leaf.astype(leaf.dtype.newbyteorder('='))"
+            )
         if not is_array(leaf):
             raise LeafError(
                 f"leaf {name!r} is a {type(leaf).__name__}, not an array; pass arrays only (for an "

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import RecipeError, TransformError
 from modelzip_jax.latents import latent
-from modelzip_jax.leaf_checks import check_floating
+from modelzip_jax.leaf_checks import check_finite, check_floating
 from modelzip_jax.packed import PackedArray, is_packed, packed_kind, static
 from modelzip_jax.recipe import from_plain, to_plain
 from modelzip_jax.transform import Context, Encoded, Reparametrization
@@ -67,6 +67,7 @@ class Linear(Reparametrization):
         maps = trees.map_named(self.prepare, weights)
         dtypes = jax.tree.map(lambda w: Static(str(jnp.result_type(w))), weights)
         latents = jax.tree.map(lambda w, leaf: self.analysis(latent(w), leaf), weights, maps)
+        check_finite(latents)  # Sums of the largest floats are none.
         return Encoded(latents, (), LinearState(maps, dtypes))
 
     def relaxed(self, encoded: Encoded) -> PyTree:

@@ -68,7 +68,23 @@ def packed_file(tmp_path_factory):
 
 FILE: list = []
 
+HUGE = {"w": np.full((8, 8), 3e38, np.float32)}
+
+
+def saved(params):
+    return mz.save(FILE[0].with_name("more.mz"), mz.compress(params, mz.only("kernel", mz.quantize(4))))
+
+
 CALLS = {
+    "another byte order": (lambda: mz.compress({"w": np.ones((4, 4), ">f4")}, mz.quantize(4)), "'w' has the byte"),
+    "a random key": (lambda: saved({**K, "dropout": jax.random.key(0)}), "'dropout' is a random key"),
+    "a leaf of strings": (lambda: saved({**K, "vocabulary": np.array(["a"])}), "'vocabulary'"),
+    "sums beyond the largest float": (
+        lambda: mz.compress(HUGE, mz.chain(mz.cosines(8, axes=(0, 1)), mz.quantize(8))), "'w' has .* infinite",
+    ),
+    "sums beyond the largest float in a loop": (
+        lambda: mz.start(mz.wrap(ADAM, mz.wavelet("haar", 1)), HUGE), "'w' has .* infinite",
+    ),
     "a misspelt layer": (
         lambda: mz.decoded(K, mz.prune(sparsity=0.5, allocation=mz.allocation.layers({"zz": 0.9}))), "'zz'",
     ),

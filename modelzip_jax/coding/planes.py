@@ -16,9 +16,14 @@ import numpy as np
 from modelzip_jax.coding import histograms
 from modelzip_jax.errors import FormatError, LeafError
 
-__all__ = ["gains", "join_planes", "split_planes"]
+__all__ = ["check_dtype", "gains", "join_planes", "split_planes"]
 
 _BLOCK = 1 << 16
+
+
+def check_dtype(dtype: np.dtype) -> None:
+    """Raises `LeafError` for a dtype whose numbers have no planes, such as objects and strings."""
+    _word(dtype)
 
 
 def _word(dtype: np.dtype) -> tuple[np.dtype, int, bool]:

@@ -13,16 +13,17 @@ import numpy as np
 from modelzip_jax.atomic import atomic_file
 from modelzip_jax.coding import rans, sparse, symbols
 from modelzip_jax.coding.header import CHECKSUM, Header, checksum
+from modelzip_jax.coding.planes import check_dtype
 from modelzip_jax.coding.skeleton import outline, outline_names
 from modelzip_jax.coding.streams import RAW, Plan, plan_all
-from modelzip_jax.errors import FormatError, TransformError
+from modelzip_jax.errors import FormatError, LeafError, TransformError
 from modelzip_jax.leaf_checks import check_arrays
 from modelzip_jax.metadata import Metadata
 from modelzip_jax.packed import PackedArray, is_packed
 from modelzip_jax.packing import Packed
 from modelzip_jax.recipe import to_plain
 from modelzip_jax.transform import dense
-from modelzip_jax.tree import plain
+from modelzip_jax.tree import PyTree, named_leaves, plain
 
 __all__ = ["FileSizes", "Progress", "encoded", "file_sizes", "save"]
 
@@ -96,6 +97,21 @@ def save(
     return file.sizes
 
 
+def _check_storable(tree: PyTree) -> None:
+    """Raises `LeafError` naming the first leaf with what no file stores, such as random keys."""
+    for name, packed in named_leaves(tree, is_packed):
+        for x in jax.tree.leaves(packed):
+            if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+                raise LeafError(
+                    f"leaf {name!r} is a random key, which no file stores; pass weights only, for NNX "
+                    "nnx.state(model, nnx.Param), or jax.random.key_data(key)"
+                )
+            try:
+                check_dtype(np.dtype(x.dtype))
+            except LeafError as error:
+                raise LeafError(f"leaf {name!r}: {error}") from error
+
+
 def file_sizes(packed: Packed) -> FileSizes:
     """What `save` would return, without writing: everything is coded, nothing but its length is kept.
 
@@ -141,6 +157,8 @@ class _File:
             outline(tree, is_packed),
             Metadata(packed.metadata if metadata is None else metadata),
         )
+        _check_storable(packed.params)
+        _check_storable(carried)
         leaves = jax.tree.leaves(tree, is_leaf=is_packed)
         halves = [_halves(leaf.nbytes) for leaf in leaves]
         tell = [_telling(progress, outline_names(structure), [half[i] for half in halves]) for i in (0, 1)]

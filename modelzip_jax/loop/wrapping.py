@@ -38,7 +38,8 @@ def wrap(
     The loop computes gradients at the params as ever. They are pulled back through `decode`, `inner`
     steps the latents, and the returned update lands the params on the newly decoded weights, within
     one ulp of the larger of old and new (p + (n - p) rounds), zeros exactly. `mz.params` gives the
-    exact ones. Leaves that the transform does not select are trained by `inner` as if unwrapped.
+    exact ones. Where decoding is a sum, as of wavelets, every program rounds it in its own way, by a few ulp of the
+    leaf's largest weight. Leaves that the transform does not select are trained by `inner` as if unwrapped.
 
     What averages, clips, scales or schedules belongs inside. Around it may stand `optax.chain` with `mz.wrap` last,
     `partition`, `masked`, `MultiSteps`, `apply_if_finite` and `inject_hyperparams`; whatever else changes updates
@@ -57,7 +58,8 @@ def wrap(
         `scores` (trees like the params) or `key`, and a transform's own. Refreshes read them too, unless `update`
         is told newer ones.
       resume: a packed model to go on from: masks, codebooks, step sizes and the step counter are its own; `inner`'s
-        moments, and what a score has watched, start afresh. Initialise with params of the same paths.
+        moments, and what a score has watched, start afresh. Initialise with the params of `mz.unpack(packed)`: of
+        other ones the leaves that it encodes are not looked at, and the rest is refused.
       offsets_tx: the optimizer of the transform's own numbers, such as learned step sizes (relative
         offsets, dimensionless). Default `optax.adam(1e-3)`.
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from modelzip_jax.batching import alike, stack
+from modelzip_jax.by_shape import shape_batches, stack
 from modelzip_jax.concrete import host_view, placed, traced_once
 from modelzip_jax.tree import PyTree
 
@@ -83,7 +83,7 @@ def share_of_changes(old: PyTree, new: PyTree, like: PyTree) -> jax.Array:
     Array(0.5, dtype=float32)
     """
     before, after = jax.tree.leaves(old), jax.tree.leaves(new)
-    batches = [([before[at] for at in batch], [after[at] for at in batch]) for batch in alike(after)]
+    batches = [([before[at] for at in batch], [after[at] for at in batch]) for batch in shape_batches(after)]
     return _share([jnp.sum(jax.vmap(_ones)(stack(a) ^ stack(b))) for a, b in batches], like)
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from modelzip_jax.batching import alike, stack
+from modelzip_jax.by_shape import shape_batches, stack
 from modelzip_jax.masking.counting import order_keys
 from modelzip_jax.meshes import is_sharded_in_type
 
@@ -53,7 +53,7 @@ class GroupedKeys(NamedTuple):
         ends = [list(itertools.accumulate((x.size for x in group), initial=0)) for group in groups]
         begins = np.array([n for group in ends for n in group[:-1]], np.uint32)
         stacks = []
-        for places in alike(flat, [g if len(groups[g]) > 1 else None for g in group_of]):
+        for places in shape_batches(flat, [g if len(groups[g]) > 1 else None for g in group_of]):
             order = np.array(places)
             values = stack([flat[place] for place in places])
             stacks.append(KeyStack(values, group_of[order], begins[order], order))

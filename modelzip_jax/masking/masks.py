@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax import tree as trees
-from modelzip_jax.batching import map_alike
+from modelzip_jax.by_shape import map_by_shape
 from modelzip_jax.concrete import traced_once
 from modelzip_jax.errors import TransformError
 from modelzip_jax.latents import latent
@@ -208,7 +208,7 @@ class Masking(Transform, abc.ABC):
 
         shapes = [(name, jnp.shape(leaf)) for name, leaf in trees.named_leaves(weights)]
         places = [(stacked_axes(self.layers, *one), one[1]) for one in shapes]
-        return jax.tree.unflatten(jax.tree.structure(weights), map_alike(spread, kept, labels=places))
+        return jax.tree.unflatten(jax.tree.structure(weights), map_by_shape(spread, kept, labels=places))
 
 
 def check_told(scores: Iterable[Score], context: Context) -> None:

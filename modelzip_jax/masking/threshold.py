@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from modelzip_jax.batching import unstack
+from modelzip_jax.by_shape import unstack
 from modelzip_jax.errors import TransformError
 from modelzip_jax.masking.counting import TOP, order_keys, totals
 from modelzip_jax.masking.grouped_keys import GroupedKeys, KeyStack, beside_alike, numbers_at

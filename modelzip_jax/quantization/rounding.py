@@ -76,9 +76,7 @@ def _quotient(w: jax.Array, step: jax.Array, groups: Granularity) -> jax.Array:
     return w * groups.expand(1.0 / step, w.shape)
 
 
-def dequantize(
-    q: jax.Array, step: jax.Array, zero: jax.Array, groups: Granularity, bits: int
-) -> jax.Array:
+def dequantize(q: jax.Array, step: jax.Array, zero: jax.Array, groups: Granularity, bits: int) -> jax.Array:
     """`(q - z) s`: codes (float, the leaf's shape) to weights."""
     values = (q - groups.expand(zero, q.shape)) * groups.expand(step, q.shape)
     if bits > 1:
@@ -114,9 +112,7 @@ def fake_quantize(
 def _rounded(
     w: jax.Array, step: jax.Array, zero: jax.Array, low: int, high: int, groups: Granularity
 ) -> jax.Array:
-    return dequantize(
-        codes(w, step, zero, low, high, groups), step, zero, groups, (high - low).bit_length()
-    )
+    return dequantize(codes(w, step, zero, low, high, groups), step, zero, groups, (high - low).bit_length())
 
 
 def _forward(w, step, zero, low, high, groups):  # type: ignore[no-untyped-def]
@@ -124,7 +120,8 @@ def _forward(w, step, zero, low, high, groups):  # type: ignore[no-untyped-def]
 
 
 def _backward(low, high, groups, saved, g):  # type: ignore[no-untyped-def]
-    return _gradients(*saved, g, low, high, groups)
+    w, step, zero = saved
+    return _gradients(w, step, zero, g, low, high, groups)
 
 
 @traced_once(4, 5, 6)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax import tree as trees
-from modelzip_jax.batching import map_alike
+from modelzip_jax.by_shape import map_by_shape
 from modelzip_jax.concrete import zeros_like
 from modelzip_jax.errors import TransformError
 from modelzip_jax.host_unpacking import unpacked
@@ -174,7 +174,7 @@ class Quantizer(Transform):
             return step if self.symmetric else (step, jnp.where(wider, place, zero))
 
         def follow(latents: list[jax.Array], steps: list[jax.Array], zeros: list[jax.Array]) -> list[Any]:
-            return map_alike(widened, latents, blank, steps, zeros, labels=axes)
+            return map_by_shape(widened, latents, blank, steps, zeros, labels=axes)
 
         def rest(latents: list[jax.Array], steps: list[jax.Array], zeros: list[jax.Array]) -> list[Any]:
             return steps if self.symmetric else list(zip(steps, zeros, strict=True))

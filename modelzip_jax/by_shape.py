@@ -14,20 +14,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ["alike", "map_alike", "stack", "unstack"]
+__all__ = ["map_by_shape", "shape_batches", "stack", "unstack"]
 
 _LARGEST = 1 << 20
 """Elements of the largest leaf that is put beside others: of larger ones a copy costs more than compiling."""
 
 
-def alike(leaves: Sequence[Any], labels: Sequence[Hashable] | None = None) -> list[list[int]]:
+def shape_batches(leaves: Sequence[Any], labels: Sequence[Hashable] | None = None) -> list[list[int]]:
     """The places of leaves in batches: those of one shape, dtype and label, each in order.
 
     Alone stay large leaves; arrays that are not traced, of which each shape would be compiled for itself; and all
     where there are several devices, over which leaves of one shape may be spread in different ways.
 
     >>> leaf = jnp.ones(3)
-    >>> jax.jit(lambda *leaves: alike(leaves) == [[0, 2], [1]])(leaf, jnp.ones(2), leaf)
+    >>> jax.jit(lambda *leaves: shape_batches(leaves) == [[0, 2], [1]])(leaf, jnp.ones(2), leaf)
     Array(True, dtype=bool)
     """
     found: dict[Hashable, list[int]] = {}
@@ -48,7 +48,7 @@ def unstack(x: jax.Array) -> list[jax.Array]:
     return [jnp.squeeze(x, 0)] if len(x) == 1 else list(jnp.unstack(x))
 
 
-def map_alike(
+def map_by_shape(
     f: Callable[..., Any], *rows: Sequence[jax.Array], labels: Sequence[Hashable] | None = None
 ) -> list[Any]:
     """`[f(*row) for row in zip(*rows)]`, of places that are alike by one `jax.vmap`.
@@ -57,11 +57,11 @@ def map_alike(
       f: from arrays to a tree of arrays. rows: what is alike in the first one has to be in all.
       labels: of each place, hashable: only those of one label go together, and `f` is given it as the first argument.
 
-    >>> jax.jit(lambda *leaves: map_alike(jnp.square, leaves))(jnp.ones(2), jnp.zeros(1), jnp.array([3.0, 3.0]))
+    >>> jax.jit(lambda *leaves: map_by_shape(jnp.square, leaves))(jnp.ones(2), jnp.zeros(1), jnp.array([3.0, 3.0]))
     [Array([1., 1.], dtype=float32), Array([0.], dtype=float32), Array([9., 9.], dtype=float32)]
     """
     found: dict[int, Any] = {}
-    batches = alike(rows[0], labels)
+    batches = shape_batches(rows[0], labels)
     places = _unseen(max(map(len, batches), default=0), rows[0])
     for batch in batches:
         g = f if labels is None else functools.partial(f, labels[batch[0]])

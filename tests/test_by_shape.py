@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from modelzip_jax.batching import alike, map_alike
+from modelzip_jax.by_shape import map_by_shape, shape_batches
 
 SHAPES = [(3, 4), (5,), (3, 4), (), (0, 2), (5,), (3, 4), (0, 2)]
 
@@ -18,14 +18,14 @@ def test_each_leaf_gets_its_own(dtype):
     def tell(label, x):
         return 2 * x.astype(jnp.float32) + (label == "b")
 
-    found = jax.jit(lambda leaves: map_alike(tell, leaves, labels))(leaves)
+    found = jax.jit(lambda leaves: map_by_shape(tell, leaves, labels))(leaves)
     jax.tree.map(np.testing.assert_array_equal, found, list(map(tell, labels, leaves)))
-    jax.tree.map(np.testing.assert_array_equal, found, map_alike(tell, leaves, labels))
+    jax.tree.map(np.testing.assert_array_equal, found, map_by_shape(tell, leaves, labels))
 
 
 def test_what_goes_together():
     def batches(*leaves):
-        found.append(alike(leaves, [0, 0, 0, 1, 0, 0, 0]))
+        found.append(shape_batches(leaves, [0, 0, 0, 1, 0, 0, 0]))
         return 0
 
     found = []
@@ -41,7 +41,7 @@ def test_leaves_of_one_shape_are_one_program():
 
     def slices(count):
         leaves = [jnp.ones((8, 16))] * count
-        step = jax.jit(lambda leaves: map_alike(lambda x: jnp.cumsum(x + 1.0, axis=1), leaves))
+        step = jax.jit(lambda leaves: map_by_shape(lambda x: jnp.cumsum(x + 1.0, axis=1), leaves))
         return step.lower(leaves).compile().as_text().count(", slice={")
 
     assert slices(24) == slices(6)
