@@ -18,9 +18,9 @@ def test_each_leaf_gets_its_own(dtype):
     def tell(label, x):
         return 2 * x.astype(jnp.float32) + (label == "b")
 
-    found = jax.jit(lambda leaves: map_by_shape(tell, leaves, labels))(leaves)
+    found = jax.jit(lambda leaves: map_by_shape(tell, leaves, labels=labels))(leaves)
     jax.tree.map(np.testing.assert_array_equal, found, list(map(tell, labels, leaves)))
-    jax.tree.map(np.testing.assert_array_equal, found, map_by_shape(tell, leaves, labels))
+    jax.tree.map(np.testing.assert_array_equal, found, map_by_shape(tell, leaves, labels=labels))
 
 
 def test_what_goes_together():
