@@ -71,8 +71,13 @@ def totals(flags: list[jax.Array]) -> list[jax.Array]:
     >>> totals([jnp.array([[True, False], [True, True]])])
     [Array([1, 2], dtype=int32)]
     """
-    if jax.device_count() > 1 or len(flags) == 1:
+    if jax.device_count() > 1:
         return [_total(x) for x in flags]
+    if len(flags) == 1:
+        # Alone, they would be written out as numbers for a library's sum; the others keep XLA from that.
+        size = math.prod(flags[0].shape[1:])
+        yes, no = totals([flags[0], ~flags[0]])
+        return [jnp.maximum(yes, size - no)]
     numbers, zeros = [x.astype(jnp.int32) for x in flags], [jnp.int32(0)] * len(flags)
     return jax.lax.reduce(
         numbers, zeros, lambda a, b: jax.tree.map(jnp.add, a, b), tuple(range(1, flags[0].ndim))
