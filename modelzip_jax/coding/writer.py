@@ -101,13 +101,14 @@ def _check_storable(tree: PyTree) -> None:
     """Raises `LeafError` naming the first leaf with what no file stores, such as random keys."""
     for name, packed in named_leaves(tree, is_packed):
         for x in jax.tree.leaves(packed):
-            if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            dtype = x.dtype if hasattr(x, "dtype") else np.result_type(x)
+            if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
                 raise LeafError(
                     f"leaf {name!r} is a random key, which no file stores; pass weights only, for NNX "
                     "nnx.state(model, nnx.Param), or jax.random.key_data(key)"
                 )
             try:
-                check_dtype(np.dtype(x.dtype))
+                check_dtype(np.dtype(dtype))
             except LeafError as error:
                 raise LeafError(f"leaf {name!r}: {error}") from error
 
