@@ -1,8 +1,8 @@
 """Leaves of one shape in one batch, so that XLA compiles a program for each shape and not for each leaf.
 
-XLA:CPU takes some 5 ms to compile a loop over a leaf that it has compiled for another one already, and 25 ms for one
-that differs in anything, a constant included; a network has hundreds of leaves of a few shapes. What happens once in
-many steps is computed for all leaves of a shape together, at the price of a copy.
+XLA:CPU compiles a loop over a leaf sooner where it has compiled the same one for another leaf, but not one that
+differs in anything, a constant included; a network has hundreds of leaves of a few shapes. What happens once in many
+steps is computed for all leaves of a shape together, at the price of a copy.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from flax import nnx
 from modelzip_jax import errors
 from modelzip_jax import tree as trees
 from modelzip_jax.latents import latent_dtype
-from modelzip_jax.leaf_checks import check_arrays, check_finite, check_floating
+from modelzip_jax.leaf_checks import all_finite, check_arrays, check_finite, check_floating
 from modelzip_jax.patterns import matches, require_matches
 
 
@@ -141,6 +141,23 @@ def test_nonfinite_leaves_are_refused_by_name(dtype, bad):
 
 def test_finite_numpy_and_empty_leaves_pass():
     check_finite({"a": np.ones(2), "b": jnp.zeros((0, 3)), "c": 1.0, "d": np.arange(3)})
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_one_value_that_is_not_finite_is_found_wherever_it_is(dtype, bad):
+    found = jax.jit(all_finite)
+    leaves = {
+        "scalar": jnp.float32(1.0),
+        "bias": jnp.ones(3, dtype),
+        "none": jnp.zeros((0, 2)),
+        "ids": jnp.arange(2),
+    }
+    assert bool(found(leaves))
+    assert bool(found({}))
+    assert not found({**leaves, "scalar": jnp.float32(bad)})
+    assert not found({**leaves, "bias": leaves["bias"].at[2].set(bad)})
+    assert not found([jnp.ones(2)] * 300 + [jnp.full(1, bad, dtype)])
 
 
 def test_nbytes_counts_each_dtype():

@@ -96,9 +96,8 @@ class AtMost(Allocation):
                 f"a budget of {asked} {what} is not above the {frozen} of what is not pruned: biases, norms and "
                 "other leaves outside of the selection count"
             )
-        if whole <= max(
-            spare, 0
-        ):  # Also where groups at an edge, smaller than they are counted, make the difference.
+        # Also where groups at an edge, smaller than they are counted, make the difference.
+        if whole <= max(spare, 0):
             spare = sum(g.size * c for g, c in zip(arrays, costs, strict=True))
         return within(arrays, amount, score=score, costs=tuple(costs), limit=spare), near
 
