@@ -26,7 +26,8 @@ from modelzip_jax.masking.sparse_dense_learning import sparse_dense
 from modelzip_jax.packed import Bits, Dense, Elementwise, PackedArray, is_packed, packed_kind, static
 from modelzip_jax.packing import Packed, compress, decoded, resume, unpack
 from modelzip_jax.partitioning import only, partition
-from modelzip_jax.quantization.uniform import quantize
+from modelzip_jax.quantization import discretization, grids, ranges, rounding
+from modelzip_jax.quantization.quantizing import quantize
 from modelzip_jax.recipe import recordable
 from modelzip_jax.sharing.clustering import cluster
 from modelzip_jax.sharing.neurons import share_neurons
@@ -65,8 +66,10 @@ __all__ = [
     "compress",
     "cosines",
     "decoded",
+    "discretization",
     "errors",
     "fit",
+    "grids",
     "identity",
     "inspect",
     "is_packed",
@@ -82,6 +85,7 @@ __all__ = [
     "partition",
     "prune",
     "quantize",
+    "ranges",
     "rate",
     "recordable",
     "regrow",
@@ -89,6 +93,7 @@ __all__ = [
     "rewind",
     "rewrites",
     "rigl",
+    "rounding",
     "save",
     "schedules",
     "scores",

@@ -13,7 +13,7 @@ import numpy as np
 
 from modelzip_jax.errors import TransformError
 
-__all__ = ["GRANULARITIES", "Granularity", "check_granularity"]
+__all__ = ["GRANULARITIES", "Granularity", "check_granularity", "check_stored_groups"]
 
 GRANULARITIES = ("tensor", "channel", "group")
 _WORTH_FOLDING = 1 << 14
@@ -89,10 +89,20 @@ class Granularity:
         if self.kind != "group":
             own = self.axes(shape)
             return function(x, axis=tuple(a for a in range(len(shape)) if a not in own)).reshape(1, channels)
+        return function(self.blocks(x), axis=1)
+
+    def blocks(self, x: jax.Array) -> jax.Array:
+        """The weights of each group: `(groups, size, channels)`, zeros behind the end of a shorter last group.
+
+        >>> Granularity("group", -1, 2).blocks(jnp.array([[1.0], [2.0], [3.0]]))[..., 0]
+        Array([[1., 2.],
+               [3., 0.]], dtype=float32)
+        """
+        groups, channels = self.steps_shape(x.shape)
         rows = self._to_rows(x)
-        groups, _ = self.steps_shape(shape)
-        rows = jnp.pad(rows, ((0, groups * self.group_size - rows.shape[0]), (0, 0)))
-        return function(rows.reshape(groups, self.group_size, channels), axis=1)
+        size = self.group_size if self.kind == "group" else rows.shape[0]
+        rows = jnp.pad(rows, ((0, groups * size - rows.shape[0]), (0, 0)))
+        return rows.reshape(groups, size, channels)
 
     def sums(self, x: jax.Array) -> jax.Array:
         """The sum of each group, `(groups, channels)`; of `x`, which may be what XLA has yet to compute.
@@ -151,6 +161,20 @@ def check_granularity(granularity: str, group_size: int) -> None:
         raise TransformError(f"granularity must be one of {GRANULARITIES}, not {granularity!r}")
     if isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < 1:
         raise TransformError(f"group_size must be an integer of at least 1, not {group_size!r}")
+
+
+def check_stored_groups(groups: Granularity, shape: tuple[int, ...], *arrays: Any) -> None:
+    """Raises `ValueError` where what a file holds for each group does not fit a leaf of `shape`; None fits."""
+    axes = (groups.axis,) if isinstance(groups.axis, int) else groups.axis
+    rank = max(len(shape), len(axes))
+    if not all(isinstance(axis, int) and -rank <= axis < rank for axis in axes):
+        raise ValueError(f"channel axes {axes} for a leaf of {shape}")
+    if groups.group_size < 1 or groups.kind not in GRANULARITIES or any(
+        x is not None and x.shape != groups.steps_shape(shape) for x in arrays
+    ):  # fmt: skip
+        raise ValueError(
+            f"{groups.kind} steps of {[x.shape for x in arrays if x is not None]} for a leaf of {shape}"
+        )
 
 
 def max_abs(x: jax.Array, axis: Any = None) -> jax.Array:

@@ -20,6 +20,7 @@ from modelzip_jax.quantization.granularity import Granularity
 __all__ = [
     "blank_on_host",
     "codes_on_host",
+    "flushed",
     "spread_on_host",
     "step_bounds",
     "steps_on_host",
@@ -42,7 +43,7 @@ def steps_on_host(
       w: weights, float32 or float64. low, high: smallest and largest code; symmetric ones begin below 0.
       scale: 1 / high, rounded to `w`'s dtype.
     """
-    top, bottom = (_flushed(edge) for edge in _range(w, groups))
+    top, bottom = (flushed(edge) for edge in _range(w, groups))
     if low < 0:
         step = _positive(np.maximum(top, bottom) * scale)
         return step, np.zeros_like(step)
@@ -53,7 +54,7 @@ def steps_on_host(
 
 def blank_on_host(w: np.ndarray, groups: Granularity) -> np.ndarray:
     """Which groups are all zero: booleans `(groups, channels)`; none of a leaf without weights."""
-    top, bottom = (_flushed(edge) for edge in _range(w, groups))
+    top, bottom = (flushed(edge) for edge in _range(w, groups))
     return (top == 0) & (bottom == 0) & (w.size > 0)
 
 
@@ -64,10 +65,10 @@ def codes_on_host(
     cube = _cube(w, groups)
     found = np.empty(cube.shape, np.uint8)
     with np.errstate(all="ignore"):
-        scale, least, most = _flushed(1 / step), low - zero, high - zero
+        scale, least, most = flushed(1 / step), low - zero, high - zero
         tiny = step.size > 0 and float(step.min()) < _SMALL
         for piece in _pieces(cube.shape):
-            v = _flushed(cube[piece]) if tiny else cube[piece]
+            v = flushed(cube[piece]) if tiny else cube[piece]
             v = v * _spread(scale, piece, groups, cube.shape)
             bounds = (_spread(edge, piece, groups, cube.shape) for edge in (least, most))
             np.clip(v, *bounds, out=v)
@@ -121,12 +122,13 @@ def step_bounds(dtype: Any) -> tuple[np.generic, np.generic]:
     return tiny, np.dtype(dtype).type(0.5 - 2.0**-9) / tiny
 
 
-def _flushed(x: np.ndarray) -> np.ndarray:
+def flushed(x: np.ndarray) -> np.ndarray:
+    """Subnormal numbers as zeros, as XLA takes them on CPU."""
     return np.where(np.abs(x) < np.finfo(x.dtype).tiny, np.zeros((), x.dtype), x)
 
 
 def _positive(step: np.ndarray) -> np.ndarray:
-    step = _flushed(step)
+    step = flushed(step)
     return np.where(step > 0, np.clip(step, *step_bounds(step.dtype)), np.ones((), step.dtype))
 
 

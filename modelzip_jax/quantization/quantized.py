@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from modelzip_jax.packed import Bits, Elementwise, packed_kind, static
-from modelzip_jax.quantization.granularity import GRANULARITIES, Granularity
+from modelzip_jax.quantization.granularity import Granularity, check_stored_groups
 from modelzip_jax.quantization.host_codes import values_on_host
-from modelzip_jax.quantization.rounding import dequantize
+from modelzip_jax.quantization.uniform_codes import dequantize
 
 __all__ = ["Quantized"]
 
@@ -51,15 +51,7 @@ class Quantized(Elementwise):
 
     def check(self) -> None:
         super().check()
-        axes = (self.axis,) if isinstance(self.axis, int) else self.axis
-        rank = max(len(self.shape), len(axes))
-        if not all(isinstance(axis, int) and -rank <= axis < rank for axis in axes):
-            raise ValueError(f"channel axes {axes} for a leaf of {self.shape}")
-        groups = self.groups.steps_shape(self.shape)
-        if self.group_size < 1 or self.granularity not in GRANULARITIES or any(
-            x is not None and x.shape != groups for x in (self.step, self.zero)
-        ):  # fmt: skip
-            raise ValueError(f"{self.granularity} steps of {self.step.shape} for a leaf of {self.shape}")
+        check_stored_groups(self.groups, self.shape, self.step, self.zero)
 
     def assemble(self, elements: jax.Array) -> jax.Array:
         q = elements.reshape(self.shape).astype(self.step.dtype) + self.low

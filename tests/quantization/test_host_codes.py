@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from modelzip_jax.quantization import ranges, rounding
+from modelzip_jax.quantization import steps, uniform_codes
 from modelzip_jax.quantization.blank_groups import is_blank
 from modelzip_jax.quantization.granularity import Granularity
 from modelzip_jax.quantization.host_codes import (
@@ -38,7 +38,7 @@ def data(kind, shape):
     return np.asarray(made[kind], np.float32)
 
 
-choose_step = jax.jit(ranges.choose_step, static_argnums=(1, 2, 3, 4))
+choose_step = jax.jit(steps.choose_step, static_argnums=(1, 2, 3))
 KINDS = ["normal", "zeros", "half codes", "heavy", "far apart", "subnormal", "huge", "positive"]
 
 
@@ -57,19 +57,21 @@ def test_steps_codes_and_values(granularity, kind):
         )
         w = data(kind, shape)
         bits, symmetric = int(RNG.integers(2, 9)), bool(RNG.integers(2))
-        low, high = ranges.code_range(bits, symmetric)
-        step, zero = choose_step(w, bits, symmetric, groups, "max")
-        found = steps_on_host(w, low, high, ranges.reciprocal(high, w.dtype), groups)
+        low, high = steps.code_range(bits, symmetric)
+        step, zero = choose_step(w, bits, symmetric, groups)
+        found = steps_on_host(w, low, high, steps.reciprocal(high, w.dtype), groups)
         same(found[0], step)
         same(found[1], zero)
         same(spread_on_host(found[0], shape, groups), groups.expand(step, shape))
         same(blank_on_host(w, groups), jax.jit(is_blank, static_argnums=1)(w, groups))
         # Half of the time with codes that are clipped.
         for s in [step if RNG.integers(2) else jnp.where(step > 1e-30, step * np.float32(0.3), step)]:
-            codes = jax.jit(rounding.stored_codes, static_argnums=(3, 4, 5))(w, s, zero, low, high, groups)
+            codes = jax.jit(uniform_codes.stored_codes, static_argnums=(3, 4, 5))(
+                w, s, zero, low, high, groups
+            )
             same(codes_on_host(w, np.asarray(s), np.asarray(zero), low, high, groups), codes)
             values = jax.jit(
-                lambda q, s, z, groups=groups, low=low, w=w, bits=bits: rounding.dequantize(
+                lambda q, s, z, groups=groups, low=low, w=w, bits=bits: uniform_codes.dequantize(
                     q.reshape(w.shape).astype(s.dtype) + low, s, z, groups, bits
                 )
             )(codes, s, zero)
@@ -89,11 +91,13 @@ def test_every_width_rounds_alike(bits):
             Granularity("channel", 0, 128),
             Granularity("group", -1, 32),
         ):
-            low, high = ranges.code_range(bits, symmetric)
-            step, zero = choose_step(w, bits, symmetric, groups, "max")
-            same(ranges.choose_step(jnp.asarray(w), bits, symmetric, groups, "max")[0], step)
-            codes = jax.jit(rounding.stored_codes, static_argnums=(3, 4, 5))(w, step, zero, low, high, groups)
-            same(rounding.stored_codes(jnp.asarray(w), step, zero, low, high, groups), codes)
+            low, high = steps.code_range(bits, symmetric)
+            step, zero = choose_step(w, bits, symmetric, groups)
+            same(steps.choose_step(jnp.asarray(w), bits, symmetric, groups)[0], step)
+            codes = jax.jit(uniform_codes.stored_codes, static_argnums=(3, 4, 5))(
+                w, step, zero, low, high, groups
+            )
+            same(uniform_codes.stored_codes(jnp.asarray(w), step, zero, low, high, groups), codes)
 
 
 def test_large_leaves_are_taken_in_pieces(monkeypatch):
@@ -103,16 +107,18 @@ def test_large_leaves_are_taken_in_pieces(monkeypatch):
     for shape in [(7, 33, 5), (1, 4, 300), (300, 2), (1000,)]:
         for granularity in ("tensor", "channel", "group"):
             w, groups = data("normal", shape), Granularity(granularity, 1 if len(shape) > 1 else -1, 16)
-            step, zero = ranges.choose_step(jnp.asarray(w), 4, False, groups, "max")
-            codes = jax.jit(rounding.stored_codes, static_argnums=(3, 4, 5))(w, step, zero, 0, 15, groups)
+            step, zero = steps.choose_step(jnp.asarray(w), 4, False, groups)
+            codes = jax.jit(uniform_codes.stored_codes, static_argnums=(3, 4, 5))(
+                w, step, zero, 0, 15, groups
+            )
             same(codes_on_host(w, np.asarray(step), np.asarray(zero), 0, 15, groups), codes)
 
 
 def test_nothing_is_compiled_for_a_shape():
     groups = Granularity("channel", -1, 128)
-    before = rounding._stored_codes._cache_size(), ranges._choose_step._cache_size()
+    before = uniform_codes._stored_codes._cache_size(), steps._initial_step._cache_size()
     for n in range(3, 9):
         w = jnp.asarray(np.ones((n, 2), np.float32))
-        step, zero = ranges.choose_step(w, 4, True, groups, "max")
-        rounding.stored_codes(w, step, zero, -8, 7, groups)
-    assert before == (rounding._stored_codes._cache_size(), ranges._choose_step._cache_size())
+        step, zero = steps.choose_step(w, 4, True, groups)
+        uniform_codes.stored_codes(w, step, zero, -8, 7, groups)
+    assert before == (uniform_codes._stored_codes._cache_size(), steps._initial_step._cache_size())

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import modelzip_jax as mz
 from modelzip_jax.quantization.granularity import Granularity
-from modelzip_jax.quantization.ranges import choose_step, code_range
-from modelzip_jax.quantization.rounding import codes, fake_quantize
+from modelzip_jax.quantization.steps import choose_step, code_range
+from modelzip_jax.quantization.uniform_codes import codes, fake_quantize
 
 fake_quantize_jit = jax.jit(fake_quantize, static_argnums=(3, 4, 5))
 RNG = np.random.default_rng(0)
@@ -62,7 +63,7 @@ def test_grids_are_as_defined(grid):
 def test_values_for_every_width(bits, symmetric):
     for grid in (GRIDS[1], GRIDS[5]):
         low, high = code_range(bits, symmetric)
-        step, zero = choose_step(jnp.asarray(LEAF), bits, symmetric, grid, "max")
+        step, zero = choose_step(jnp.asarray(LEAF), bits, symmetric, grid)
         got = np.asarray(fake_quantize_jit(jnp.asarray(LEAF), step, zero, low, high, grid))
         q, v, s, z = reference(LEAF, step, zero, low, high, grid)
         tie = np.abs(v - np.floor(v) - 0.5) < 1e-4
@@ -80,7 +81,7 @@ def test_values_for_every_width(bits, symmetric):
 def test_gradients_are_lsq(grid, bits, symmetric):
     """Esser et al. 2020, eqs. 1-5, and for the zero point Bhalgat et al. 2020, clipped weights included."""
     low, high = code_range(bits, symmetric)
-    step, zero = choose_step(jnp.asarray(LEAF), bits, symmetric, grid, "max")
+    step, zero = choose_step(jnp.asarray(LEAF), bits, symmetric, grid)
     step = step * 0.6  # so that many weights are clipped
     g = RNG.normal(size=LEAF.shape).astype("f4")
 
@@ -101,6 +102,11 @@ def test_gradients_are_lsq(grid, bits, symmetric):
     )
 
 
+def by_range(w, bits, symmetric, grid, method):
+    """Steps and zero points, as `mz.quantize` chooses them."""
+    return mz.quantize(bits, symmetric=symmetric, range=method).chosen("w", w, grid, None)[:2]
+
+
 @pytest.mark.parametrize("granularity", ["tensor", "channel", "group"])
 @pytest.mark.parametrize(("bits", "symmetric"), [(1, True), (2, False), (4, True)])
 def test_the_searched_range_is_not_worse(granularity, symmetric, bits):
@@ -108,7 +114,7 @@ def test_the_searched_range_is_not_worse(granularity, symmetric, bits):
     grid = Granularity(granularity, -1, 24)
     errors = []
     for method in ("max", "mse"):
-        step, zero = choose_step(heavy, bits, symmetric, grid, method)
+        step, zero = by_range(heavy, bits, symmetric, grid, method)
         off = fake_quantize_jit(heavy, step, zero, *code_range(bits, symmetric), grid) - heavy
         errors.append(np.asarray(grid.reduce(jnp.sum, off**2)))
     assert np.all(errors[1] <= errors[0] * (1 + 1e-5))
@@ -131,7 +137,7 @@ def test_the_searched_range_is_not_worse(granularity, symmetric, bits):
 )  # fmt: skip
 def test_odd_leaves(leaf, bits, symmetric, granularity, method):
     w, grid = jnp.asarray(leaf, jnp.float32), Granularity(granularity, -1, 2)
-    step, zero = choose_step(w, bits, symmetric, grid, method)
+    step, zero = by_range(w, bits, symmetric, grid, method)
     assert step.shape == zero.shape == grid.steps_shape(w.shape)
     assert np.all(np.isfinite(step))
     assert np.all(np.asarray(step) > 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -12,12 +11,8 @@ import numpy as np
 from modelzip_jax.concrete import host_view, placed
 from modelzip_jax.quantization.granularity import Granularity, max_abs
 from modelzip_jax.quantization.host_codes import step_bounds, steps_on_host
-from modelzip_jax.quantization.rounding import fake_quantize
 
-__all__ = ["RANGES", "choose_step", "code_range", "initial_step", "reciprocal", "search_step"]
-
-RANGES = ("max", "mse")
-_SHRINKS = 48
+__all__ = ["choose_step", "code_range", "covering_step", "initial_step", "reciprocal"]
 
 
 def code_range(bits: int, symmetric: bool) -> tuple[int, int]:
@@ -51,18 +46,32 @@ def initial_step(
     >>> float(step[0, 0]), float(zero[0, 0])
     (1.3333333730697632, 1.0)
     """
-    low, high = code_range(bits, symmetric)
     if symmetric and bits == 1:
         count = np.maximum(groups.counts(w.shape), 1).astype(w.dtype)
         step = 2.0 * groups.reduce(jnp.sum, jnp.abs(w)) / count
         return _positive(step), jnp.full_like(step, 0.5)
+    top = groups.reduce(max_abs, w if symmetric else jnp.maximum(w, 0.0))
+    bottom = top if symmetric else groups.reduce(max_abs, jnp.minimum(w, 0.0))
+    return covering_step(top, bottom, bits, symmetric)
+
+
+def covering_step(
+    top: jax.Array, bottom: jax.Array, bits: int, symmetric: bool
+) -> tuple[jax.Array, jax.Array]:
+    """The least step sizes, and zero points, with which codes reach from `-bottom` to `top`; shapes as these.
+
+    >>> covering_step(jnp.float32(7.0), jnp.float32(3.5), 4, True)
+    (Array(1., dtype=float32), Array(0., dtype=float32))
+    """
+    low, high = code_range(bits, symmetric)
+    if symmetric and bits == 1:
+        step = _positive(2.0 * jnp.maximum(top, bottom))
+        return step, jnp.full_like(step, 0.5)
     if symmetric:
-        step = _positive(groups.reduce(max_abs, w) * reciprocal(high, w.dtype))
+        step = _positive(jnp.maximum(top, bottom) * reciprocal(high, top.dtype))
         return step, jnp.zeros_like(step)
-    top = groups.reduce(max_abs, jnp.maximum(w, 0.0))
-    bottom = groups.reduce(max_abs, jnp.minimum(w, 0.0))
     # One sum and one product, which XLA has nothing to rearrange in.
-    step = _positive(jnp.minimum(top + bottom, jnp.finfo(w.dtype).max) * reciprocal(high, w.dtype))
+    step = _positive(jnp.minimum(top + bottom, jnp.finfo(top.dtype).max) * reciprocal(high, top.dtype))
     return step, jnp.clip(jnp.round(bottom / step), low, high)
 
 
@@ -77,46 +86,15 @@ def _positive(step: jax.Array) -> jax.Array:
     return jnp.where(step > 0, jnp.clip(step, *step_bounds(step.dtype)), 1.0)
 
 
-def search_step(
-    w: jax.Array, step: jax.Array, zero: jax.Array, low: int, high: int, groups: Granularity
-) -> jax.Array:
-    """Each group's step among 48 shrinks of `step`, down to a quarter, of least squared error.
-
-    Clipping a few outliers for a finer groups (Banner et al. 2019; Nagel et al. 2021, section 3.1).
-    """
-
-    def better(best: tuple[jax.Array, jax.Array], shrink: jax.Array) -> tuple[tuple, None]:
-        trial = _positive(step * shrink)
-        error = groups.reduce(jnp.sum, jnp.square(fake_quantize(w, trial, zero, low, high, groups) - w))
-        wins = error < best[1]
-        return (jnp.where(wins, trial, best[0]), jnp.where(wins, error, best[1])), None
-
-    start = (step, jnp.full_like(step, jnp.inf))
-    (step, _), _ = jax.lax.scan(better, start, jnp.linspace(1.0, 0.25, _SHRINKS, dtype=step.dtype))
-    return step
-
-
-def choose_step(
-    w: jax.Array, bits: int, symmetric: bool, groups: Granularity, method: str
-) -> tuple[jax.Array, jax.Array]:
-    """Step sizes and zero points by one of `RANGES`: "max" or "mse".
-
-    Weights that can be read on the host are, by "max": nothing is compiled for their shape.
-    """
-    by_sums = (symmetric and bits == 1) or method == "mse" or len(groups.axes(w.shape)) > 1
+def choose_step(w: jax.Array, bits: int, symmetric: bool, groups: Granularity) -> tuple[jax.Array, jax.Array]:
+    """`initial_step`; of weights that can be read on the host nothing is compiled for their shape."""
+    by_sums = (symmetric and bits == 1) or len(groups.axes(w.shape)) > 1
     seen = None if by_sums or w.dtype not in (jnp.float32, jnp.float64) else host_view(w)
     if seen is None:
-        return _choose_step(w, bits, symmetric, groups, method)
+        return _initial_step(w, bits, symmetric, groups)
     scale = reciprocal(code_range(bits, symmetric)[1], w.dtype)
     step, zero = steps_on_host(seen, *code_range(bits, symmetric), scale, groups)
     return placed(step), placed(zero)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
-def _choose_step(
-    w: jax.Array, bits: int, symmetric: bool, groups: Granularity, method: str
-) -> tuple[jax.Array, jax.Array]:
-    step, zero = initial_step(w, bits, symmetric, groups)
-    if method == "mse" and not (symmetric and bits == 1):
-        step = search_step(w, step, zero, *code_range(bits, symmetric), groups)
-    return step, zero
+_initial_step = jax.jit(initial_step, static_argnums=(1, 2, 3))

@@ -1,0 +1,299 @@
+"""Quantization as a transform: a grid, ranges, rounding, and step sizes that are fixed, learned, or follow training."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from modelzip_jax.concrete import traced_once
+from modelzip_jax.errors import TransformError
+from modelzip_jax.quantization.blank_groups import is_blank
+from modelzip_jax.quantization.channel_axis import check_axis
+from modelzip_jax.quantization.discretization import Discretization, resolved_discretization
+from modelzip_jax.quantization.fits import Chosen, LevelFit, LevelLeaf, UniformFit, UniformLeaf, chosen_by
+from modelzip_jax.quantization.granularity import Granularity, check_granularity
+from modelzip_jax.quantization.grids.evenly import UniformGrid
+from modelzip_jax.quantization.grids.grid import Grid, check_bits, table
+from modelzip_jax.quantization.level_codes import scale_bounds, scaled_to
+from modelzip_jax.quantization.levelled import Levelled
+from modelzip_jax.quantization.quantizer import Leaf, Quantizer, QuantizeState
+from modelzip_jax.quantization.ranges.extremes import MinMax
+from modelzip_jax.quantization.ranges.range import Range, limits
+from modelzip_jax.quantization.ranges.searched import SquaredError
+from modelzip_jax.quantization.rounding.strategy import Problem, Rounding
+from modelzip_jax.quantization.steps import choose_step
+from modelzip_jax.recipe import recordable
+from modelzip_jax.stacking import as_layers
+from modelzip_jax.transform import Context
+
+__all__ = ["Quantize", "quantize"]
+
+_RANGES: dict[str, Range] = {"max": MinMax(), "mse": SquaredError()}
+
+
+@recordable
+@dataclasses.dataclass(frozen=True)
+class Quantize(Quantizer):
+    """See `quantize`. grid: None for the uniform one, of which `symmetric` says where zero is."""
+
+    range: str | Range
+    grid: Grid | None = dataclasses.field(default=None, kw_only=True)
+    rounding: Rounding | None = dataclasses.field(default=None, kw_only=True)
+    discretization: str | Discretization = dataclasses.field(default="static", kw_only=True)
+    offset: bool = dataclasses.field(default=False, kw_only=True)
+
+    @property
+    def _range(self) -> Range:
+        return _RANGES[self.range] if isinstance(self.range, str) else self.range
+
+    def _fit(self, groups: Granularity) -> UniformFit | LevelFit:
+        return (
+            UniformFit(self.bits, self.symmetric, groups)
+            if self.grid is None
+            else LevelFit(self.grid, self.bits, groups)
+        )
+
+    @property
+    def shifted(self) -> bool:
+        return self.offset
+
+    @property
+    def least_step(self) -> float:
+        if self.grid is None:
+            return super().least_step
+        if self.grid.scale == "fp8":
+            return 2.0**-9
+        levels = None if self.grid.follows_weights else table(self.grid, self.bits).levels
+        return float(scale_bounds(levels, jnp.float32)[0])
+
+    def chosen(self, name: str, w: jax.Array, groups: Granularity, importance: jax.Array | None) -> Chosen:
+        one_bit = self.grid is None and self.symmetric and self.bits == 1
+        if self.grid is None and (self._range == MinMax() or (one_bit and self.range == "mse")):
+            return Chosen(*choose_step(w, self.bits, self.symmetric, groups))
+        return chosen_by(self._range, w, self._fit(groups), importance)
+
+    def leaf_of(self, s: QuantizeState, step: jax.Array, zero: jax.Array) -> Leaf:
+        groups = self._groups(s.axis.value)
+        if self.grid is None:
+            return UniformLeaf(step, zero, groups, self.bits, self.symmetric)
+        scale = step if s.gain is None else step * s.gain
+        return LevelLeaf(
+            scale, zero if self.offset else None, s.levels, step, s.gain, groups, self.bits, self.grid
+        )
+
+    def rounded(
+        self, name: str, w: jax.Array, s: QuantizeState, layers: tuple[int, ...], context: Context
+    ) -> tuple[jax.Array, QuantizeState]:
+        leaf = self.leaf_of(s, s.step, s.zero)
+        if self.rounding is not None:
+            missing = context.lacks(self.rounding.needs)
+            if missing:
+                raise TransformError(
+                    f"the rounding {type(self.rounding).__name__} needs {', '.join(missing)}: pass "
+                    f"{', '.join(f'{name}=' for name in missing)} to mz.compress, or in mz.wrap(..., given={{...}})"
+                )
+            told = Problem(
+                name, w, leaf, layers, context.stats, context.importance, context.support, context.key
+            )
+            found = self.rounding(told)
+            new = {"step": found.step, "zero": found.zero}
+            s = s._replace(**{field: x for field, x in new.items() if x is not None})
+            w, leaf = found.weights, self.leaf_of(s, s.step, s.zero)
+        if self.offset:
+            told = Problem(name, w, leaf, support=context.support)
+            w, zero = _offset(told, s)
+            s = s._replace(zero=zero)
+        return w, s
+
+    def followed(
+        self, latents: list[jax.Array], states: list[QuantizeState], context: Context
+    ) -> list[QuantizeState]:
+        how = resolved_discretization(self.discretization, self._range)
+        if how is None:
+            return super().followed(latents, states, context)
+        return [how(self, w, s, context) for w, s in zip(latents, states, strict=True)]
+
+    def moving(self, state: QuantizeState) -> dict[str, jax.Array]:
+        if self.grid is None:
+            return super().moving(state)
+        held = {"step": state.step, "levels": state.levels, "gain": state.gain}
+        return {name: x for name, x in held.items() if x is not None}
+
+    def widened(self, latents: list[jax.Array], states: list[QuantizeState]) -> list[dict[str, jax.Array]]:
+        if self.grid is None:
+            return super().widened(latents, states)
+        return [self._wider(w, s) for w, s in zip(latents, states, strict=True)]
+
+    def _wider(self, w: jax.Array, s: QuantizeState) -> dict[str, jax.Array]:
+        """As `widened`, of levels: what belongs to the whole leaf is chosen once it has any weight."""
+        groups = self._groups(s.axis.value)
+        fit = LevelFit(self.grid, self.bits, groups)  # type: ignore[arg-type]
+        scale, zero = fit.steps(*limits(w, groups))
+        new, never = fit.finished(w, scale, zero, None), jnp.all(s.blank)
+        found = {"step": new.step}
+        if s.gain is not None and new.gain is not None:
+            found["gain"] = jnp.where(never, new.gain, s.gain)
+            found["step"] = scaled_to(scale * (1.0 / found["gain"]), "float")[0]
+            largest = jnp.finfo(jnp.float8_e4m3fn).max.astype(scale.dtype)
+            clipped = jnp.clip(found["step"], self.least_step, largest)
+            found["step"] = clipped.astype(jnp.float8_e4m3fn).astype(scale.dtype)
+        if s.levels is not None and new.levels is not None:
+            found["levels"] = jnp.where(never, new.levels, s.levels)
+        grows = s.blank & ~is_blank(w, groups) & (found["step"] > s.step)
+        found["step"] = jnp.where(grows, found["step"], s.step)
+        return found
+
+    def resumed_levels(self, packed: Levelled) -> tuple[jax.Array | None, jax.Array | None]:
+        _, gain = super().resumed_levels(packed)
+        follows = self.grid is not None and self.grid.follows_weights
+        return jnp.asarray(packed.levels) if follows else None, gain
+
+
+@traced_once(2)
+def _mean_errors(off: jax.Array, counted: jax.Array, groups: Granularity) -> jax.Array:
+    counts = groups.reduce(jnp.sum, jnp.broadcast_to(counted.astype(off.dtype), off.shape))
+    return groups.reduce(jnp.sum, jnp.where(counted, off, 0.0)) / jnp.maximum(counts, 1.0)
+
+
+def _offset(problem: Problem, s: QuantizeState) -> tuple[jax.Array, jax.Array]:
+    """Latents, and zero points with which the mean of a group's rounded weights is that of its weights."""
+    leaf, w, (step, zero) = problem.leaf, problem.weights, problem.steps()
+    codes = leaf.codes(w, step, zero)
+    support = jnp.ones((), bool) if problem.support is None else problem.support
+    mean = _mean_errors(w - leaf.values(codes, step, zero), support, leaf.groups)
+    scale = leaf.step
+    moved = s.zero - mean / scale
+    spread = jnp.broadcast_to(leaf.groups.expand(moved, w.shape), w.shape)
+    return problem.kept(leaf.values(codes, step, spread)), moved
+
+
+def quantize(
+    bits: int | None = None,
+    *,
+    granularity: str | None = None,
+    group_size: int | None = None,
+    axis: int | tuple[int, ...] | str = "auto",
+    symmetric: bool = True,
+    learned: bool = False,
+    range: str | Range | None = None,
+    layers: int | tuple[int, ...] | Mapping[str, Any] | None = None,
+    grid: Grid | None = None,
+    rounding: Rounding | None = None,
+    discretization: str | Discretization = "static",
+    offset: bool = False,
+) -> Quantize:
+    """Rounds weights to few values: the network computes with what is stored.
+
+    What differs between methods is a strategy each: the `grid` of values, the `range` that sets their scale, the
+    `rounding` that chooses among them, and the `discretization`, whether values follow training.
+
+    Args:
+      bits: 1 to 8; those of the grid, or else 8, if None. Codes take exactly that many bits in memory, their entropy
+        in a file.
+      granularity: "tensor", "channel" (a step size for each index of `axis`), or "group" (one for
+        every `group_size` weights of a channel, in C order; the last group may be shorter). A leaf of
+        fewer than two axes counts as one channel. None: groups, for a grid that is meant for them, else "channel".
+      group_size: weights in a group, for "group"; those of the grid, or else 128, if None.
+      axis: the channel axis: -1, the outputs of Flax kernels; 0, those of PyTorch's and the rows of an embedding;
+        several, such as `(0, -1)`, whose indices together number the channels.
+        "auto" takes for each leaf, of its first and last axis, the one that by the channels' ranges has the smaller
+        squared error for its bytes, steps included, and records it; under `jit`, where values cannot be looked at,
+        the last.
+      symmetric: zero point 0; one bit takes ± the mean magnitude. Otherwise the grid spans each
+        group's own minimum and maximum (0 included) with an integer zero point. Of the uniform grid.
+      learned: train the step sizes (and zero points) by the exact LSQ gradient, as relative offsets
+        with an optimizer of their own (`mz.wrap(..., offsets_tx=)`). Advised below 4 bits, where
+        training at fixed steps often diverges. With `symmetric=False, offset=True` it is LSQ+.
+      range: of `mz.ranges`. "max", `min_max()`, covers every weight; "mse", `squared_error()`, clips outliers where
+        that lowers the squared error. None: what suits the grid, "max" for nearly all.
+      layers: axes that count layers, of leaves that hold many tensors (`nn.scan`, vmapped experts), each of which is
+        quantized as a tensor of its own, `axis` being one of its axes: an axis, several, or those of each path
+        pattern, `{"blocks/**": 0}`; `modelzip_jax.trace.layer_axes` finds them.
+      grid: of `mz.grids`, or your own; integers times the step if None.
+      rounding: of `mz.rounding`; to nearest if None. It chooses once, at `init`, and training begins with its choice.
+      discretization: "static": scales and levels are chosen at `init` and stay, but for what is learned. "dynamic":
+        they are chosen anew from the latents in every optimizer step. Or `mz.discretization.error_controlled(...)`.
+      offset: give each group a zero point, stored beside its step, with which the mean of its rounded weights is the
+        mean of its weights: the survey's offset on weights at test time. It need not be an integer, so that 0 is not
+        among the values, but for weights under a mask.
+
+    Raises:
+      TransformError: a number out of range, an unknown granularity or strategy, an axis that is none, or options that
+        do not go together.
+      LeafError (at `init`): a selected leaf is not floating-point, or has no such axis.
+
+    A group of zeros has no range: its step grows with its largest latent, so that layers that start at zero train.
+
+    Jacob et al. 2018, arXiv:1712.05877; Esser et al. 2020 (LSQ), arXiv:1902.08153; Bhalgat et al. 2020 (LSQ+),
+    arXiv:2004.09576.
+
+    >>> import modelzip_jax as mz
+    >>> mz.decoded({"w": jnp.array([[-1.0], [0.2], [0.9]])}, quantize(bits=2, granularity="tensor"))["w"].ravel()
+    Array([-1.,  0.,  1.], dtype=float32)
+    >>> mz.decoded({"w": jnp.array([[-1.0], [0.2], [0.9]])}, quantize(grid=mz.grids.nf4()))["w"].ravel().round(3)
+    Array([-1.   ,  0.161,  1.   ], dtype=float32)
+    """
+    for name, value, kind, example in (
+        ("grid", grid, Grid, "mz.grids.nf4()"),
+        ("rounding", rounding, Rounding, "mz.rounding.stochastic()"),
+        ("range", range if not isinstance(range, str) else None, Range, "'max' or mz.ranges.percentile(99.9)"),
+        ("discretization", discretization if not isinstance(discretization, str) else None, Discretization,
+         "'static', 'dynamic' or mz.discretization.error_controlled(0.1)"),
+    ):  # fmt: skip
+        if value is not None and not isinstance(value, kind):
+            call = f": call it, {value.__name__}()" if hasattr(value, "__name__") else f", such as {example}"
+            raise TransformError(f"quantize() takes a {name}{call}, not {value!r:.100}")
+    bits = check_bits(bits, grid)
+    if isinstance(grid, UniformGrid):
+        if grid.symmetric != symmetric and not symmetric:
+            raise TransformError(f"{grid} is symmetric, and symmetric={symmetric!r} is not")
+        grid, symmetric = None, grid.symmetric
+    own = None if grid is None else grid.group_size
+    granularity = granularity or ("channel" if own is None or group_size is not None else "group")
+    check_granularity(granularity, 128 if group_size is None else group_size)
+    if group_size is not None and granularity != "group":
+        raise TransformError(
+            f"group_size={group_size} goes with granularity='group', not with {granularity!r}"
+        )
+    chosen = Quantize(
+        bits, granularity, int(group_size or own or 128), check_axis(axis), bool(symmetric), bool(learned),
+        range or ("max" if grid is None else grid.default_range), layers=as_layers(layers), grid=grid,
+        rounding=rounding, discretization=discretization, offset=bool(offset),
+    )  # fmt: skip
+    _check_together(chosen)
+    return chosen
+
+
+def _check_together(q: Quantize) -> None:
+    """Raises `TransformError` for options that do not go together."""
+    if isinstance(q.range, str) and q.range not in _RANGES:
+        raise TransformError(f"range must be one of {tuple(_RANGES)} or of mz.ranges, not {q.range!r}")
+    if isinstance(q.discretization, str) and q.discretization not in ("static", "dynamic"):
+        raise TransformError(
+            f"discretization must be 'static', 'dynamic' or one of mz.discretization, not {q.discretization!r}"
+        )
+    if q.grid is not None:
+        if not q.symmetric:
+            raise TransformError(f"symmetric=False is of the uniform grid, not of {q.grid}")
+        if not q.grid.follows_weights:
+            table(q.grid, q.bits)  # What is wrong with it is said here.
+    held = q.grid is not None and q.grid.scale != "float"
+    moves, decay = q.discretization != "static", q._range.decay
+    for wrong, words in (
+        (held and q.learned, f"the scales of {q.grid} are no floats, so that they cannot be learned"),
+        (held and q.offset, f"the scales of {q.grid} are no floats; offset=True needs a grid with floating scales"),
+        (moves and q.learned, "learned steps do not follow anything else: discretization='static'"),
+        (moves and q.offset, "an offset is chosen once, for steps that stay: discretization='static'"),
+        (moves and q.rounding is not None, "rounding chooses once, for steps that stay: discretization='static'"),
+        (held and decay is not None, f"the scales of {q.grid} are no floats, so that they have no running mean"),
+        (decay is not None and q.discretization != "dynamic",
+         "a moving average needs something that moves: discretization='dynamic'"),
+        (held and isinstance(q.discretization, Discretization),
+         f"the scales of {q.grid} are no floats, so that they cannot follow the training error"),
+    ):  # fmt: skip
+        if wrong:
+            raise TransformError(words)
