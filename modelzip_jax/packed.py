@@ -81,7 +81,7 @@ class PackedArray:
     """The stored form of one leaf. Subclasses have a static `shape` and define `unpack`.
 
     mask_field: the name of the field, if any, that holds a mask of the leaf, 1-bit `Bits`. The file
-    stores it in whichever form is smallest.
+    stores it in whichever form is smallest. since: the version of the file format that has the kind.
 
     >>> packed = Dense(jnp.ones((2, 3)), (2, 3))
     >>> packed.tag, packed.size, packed.nbytes, packed.unpack().shape
@@ -90,6 +90,7 @@ class PackedArray:
 
     tag: ClassVar[str]
     mask_field: ClassVar[str | None] = None
+    since: ClassVar[int] = 1
     shape: tuple[int, ...]
 
     def unpack(self) -> jax.Array:

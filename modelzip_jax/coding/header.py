@@ -19,11 +19,12 @@ from modelzip_jax.coding.streams import CODED, ESCAPED, MAX_REPEATS, RAW, REPEAT
 from modelzip_jax.coding.symbols import Spec, stream_lengths
 from modelzip_jax.errors import FormatError
 from modelzip_jax.metadata import NOTHING, Metadata
+from modelzip_jax.packed import kinds
 
 __all__ = ["Header", "checksum"]
 
 MAGIC = b"\x89MZ\r\n\x1a\n\x00"
-VERSIONS = (1, 2, 3)
+VERSIONS = (1, 2, 3, 4)
 """Version 2 has streams that repeat earlier ones, version 3 metadata; a file has the lowest that will do."""
 PRELUDE = struct.Struct("<8sIII")
 CHECKSUM = 8
@@ -82,11 +83,11 @@ class Header:
             if p.coding in (ESCAPED, REPEATED)
         ]
         repeats = any(p.coding == REPEATED for p in self.plans)
-        version = 3 if self.metadata else 2 if repeats else 1
+        version = max([3 if self.metadata else 2 if repeats else 1, *map(_since, self.specs)])
         codings = bytes(p.coding for p in self.plans)
         chunks = [n for chunk in self.chunks for n in chunk]
         rest = [self.recipe, self.step, self.lanes.bit_length() - 1, self.specs, codings, escapes, chunks]
-        rest += [dict(self.metadata)] if self.metadata else []
+        rest += [dict(self.metadata)] if version >= 3 else []
         raw = msgpack.packb([self.outline, *rest])
         meta = _deflate(raw)
         if len(raw) > _meta_limit(len(meta)):
@@ -135,6 +136,12 @@ class Header:
             return _parse(_inflate(body[:stored_meta]), body[stored_meta:], size, version), end
         except FormatError as error:
             raise FormatError(f"the header (bytes 0 to {end}): {error}") from error
+
+
+def _since(spec: Spec) -> int:
+    """The format version that has a spec's packed kind, and those inside."""
+    inside = [_since(item) for item in spec[1:] if isinstance(item, list) and item and item[0] in kinds]
+    return max([kinds[spec[0]].since, *inside])
 
 
 def checksum(data: bytes | memoryview) -> bytes:

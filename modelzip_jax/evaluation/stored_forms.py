@@ -56,6 +56,12 @@ def _quantized(packed: Any) -> str:
     return f"{sign}int{packed.codes.bits} {packed.granularity}{group}"
 
 
+def _levelled(packed: Any) -> str:
+    group = f"({packed.group_size})" if packed.granularity == "group" else ""
+    scale = str(packed.scale.dtype).removeprefix("float8_") if packed.scale.dtype.itemsize == 1 else ""
+    return f"{len(packed.levels)} levels {packed.granularity}{group}" + (f", {scale} scales" if scale else "")
+
+
 def _coefficients(packed: Any) -> str:
     kept, of = ("×".join(map(str, shape)) for shape in (packed.corner, packed.view))
     return f"{packed.filter or packed.kind} coefficients" + ("" if kept == of else f" {kept} of {of}")
@@ -65,6 +71,7 @@ def _coefficients(packed: Any) -> str:
 _FORMS: dict[str, Callable[[Any], str]] = {
     "dense": lambda packed: "lossless",
     "quantized": _quantized,
+    "levels": _levelled,
     "clustered": lambda packed: f"{len(packed.codebook)} values",
     "vectors": lambda packed: "{} vectors of {}".format(*packed.codebook.shape),
     "layers": lambda packed: "{} layers of {} values".format(*packed.codebook.shape),

@@ -113,7 +113,7 @@ def fake_levels(
       w: weights. scale: positive, `(groups, channels)`. zero: the same shape, in units of the scale, or None.
       levels: `(k,)`, those of a grid that follows the weights, else None. grid, bits: whose levels. groups: of scales.
 
-    Gradients, with u = w / s (Esser et al. 2020, LSQ, eqs. 1-5, of any grid; the offset as in Bhalgat et al. 2020, LSQ+):
+    Gradients, with u = w / s (Esser et al. 2020, LSQ, eqs. 1-5, of any grid; the offset: Bhalgat et al. 2020, LSQ+):
 
         ∂ŵ/∂w = 1 between the outer levels, 0 outside
         ∂ŵ/∂s = (v - z) - u between, v - z outside, summed over each group

@@ -22,10 +22,11 @@ class Levelled(Elementwise):
 
     codes: `bits` bits each, C order. levels: float32 `(k,)`, ascending, k at most 2^bits. scale: `(groups, channels)`,
     of the latents' dtype, or of one byte: float8_e8m0fnu, a power of two, or float8_e4m3fn. gain: float32 scalar that
-    all scales are times, or None. zero: of the shape of `scale`, in units of it, or None. dtype: of the unpacked values.
+    all scales are times, or None. zero: of the shape of `scale`, in units of it, or None. dtype: of what is unpacked.
     """
 
     element_field = "codes"
+    since = 4
 
     codes: Bits
     levels: jax.Array

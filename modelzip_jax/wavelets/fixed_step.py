@@ -16,8 +16,8 @@ from modelzip_jax.quantization.blank_groups import is_blank, replaced
 from modelzip_jax.quantization.channel_axis import check_axis
 from modelzip_jax.quantization.fits import Chosen
 from modelzip_jax.quantization.granularity import Granularity, check_granularity
-from modelzip_jax.quantization.steps import choose_step
 from modelzip_jax.quantization.quantizer import Quantizer
+from modelzip_jax.quantization.steps import choose_step
 from modelzip_jax.recipe import recordable
 
 __all__ = ["StepQuantize", "quantize_step"]

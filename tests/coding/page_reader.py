@@ -26,13 +26,13 @@ def checked(data, start, size):
 
 
 def read_metadata(path):
-    """What stands at the end of a header of version 3."""
+    """What stands at the end of a header from version 3 on."""
     data = path.read_bytes()
     version, meta_size = struct.unpack_from("<II", data, 8)
     meta = zlib.decompressobj(-15, zdict=DICTIONARY).decompress(data[20 : 20 + meta_size])
     parts = msgpack.unpackb(meta, strict_map_key=False)
-    assert len(parts) == (9 if version == 3 else 8)
-    return parts[8] if version == 3 else {}
+    assert len(parts) == (9 if version >= 3 else 8)
+    return parts[8] if version >= 3 else {}
 
 
 def read(path):
@@ -40,13 +40,13 @@ def read(path):
     data = path.read_bytes()
     magic, version, meta_size, table_size = struct.unpack_from("<8sIII", data)
     assert magic == b"\x89MZ\r\n\x1a\n\x00"
-    assert version in (1, 2, 3)
+    assert version in (1, 2, 3, 4)
     end = 20 + meta_size + table_size
     assert hashlib.blake2b(data[:end], digest_size=8).digest() == data[end : end + 8]
     meta = zlib.decompressobj(-15, zdict=DICTIONARY).decompress(data[20 : 20 + meta_size])
     held = msgpack.unpackb(meta, strict_map_key=False)
     outline, _, _, lane_bits, specs, codings, escapes, chunks = held[:8]
-    assert len(held) == 8 + (version == 3)
+    assert len(held) == 8 + (version >= 3)
     lengths = [n for spec in specs for n in stream_lengths(spec)]
     table_bits = Bits(data[20 + meta_size : end])
     todo, segments = iter(escapes), []  # (length, table) of each
@@ -230,10 +230,23 @@ def finish(spec, elements, source):
             return flat.reshape(shape)
         rest = [n for a, n in enumerate(shape) if a != axis % len(shape)]
         return np.moveaxis(flat.reshape(*rest, shape[axis]), -1, axis)
+    if spec[0] == "levels":
+        _, _, levels, scale, gain, zero, shape, dtype, granularity, axis, group_size = spec
+        levels, scale = array(levels, source), array(scale, source)
+        wide = np.float32 if scale.dtype.itemsize == 1 else scale.dtype
+        scale = scale.astype(wide) * (wide(1) if gain is None else array(gain, source).astype(wide))
+        zero = np.zeros_like(scale) if zero is None else array(zero, source)
+        q = levels.astype(wide)[elements].reshape(shape)
+        return dequantized(q, scale, zero, granularity, axis, group_size).astype(jnp.dtype(dtype))
     _, _, step, zero, low, shape, dtype, granularity, axis, group_size = spec
     step = array(step, source)
     zero = np.zeros_like(step) if zero is None else array(zero, source)
     q = elements.reshape(shape).astype(step.dtype) + step.dtype.type(low)
+    return dequantized(q, step, zero, granularity, axis, group_size).astype(jnp.dtype(dtype))
+
+
+def dequantized(q, step, zero, granularity, axis, group_size):
+    shape = q.shape
     channels = 1 if granularity == "tensor" or len(shape) < 2 else shape[axis]
     moved = q.reshape(-1, 1) if channels == 1 and len(shape) < 2 else np.moveaxis(q, axis, -1)
     if granularity == "tensor":
@@ -242,7 +255,7 @@ def finish(spec, elements, source):
         row = np.arange(q.size // channels) // group_size
         step, zero = (x[row].reshape(moved.shape) for x in (step, zero))
     w = (moved - zero) * step
-    return (w.reshape(shape) if len(shape) < 2 else np.moveaxis(w, -1, axis)).astype(jnp.dtype(dtype))
+    return w.reshape(shape) if len(shape) < 2 else np.moveaxis(w, -1, axis)
 
 
 def masked(spec, source):
