@@ -26,6 +26,8 @@ from modelzip_jax.masking.sparse_dense_learning import sparse_dense
 from modelzip_jax.packed import Bits, Dense, Elementwise, PackedArray, is_packed, packed_kind, static
 from modelzip_jax.packing import Packed, compress, decoded, resume, unpack
 from modelzip_jax.partitioning import only, partition
+from modelzip_jax.quantization import sensitivity
+from modelzip_jax.quantization.bit_allocation import mixed_precision
 from modelzip_jax.quantization.uniform import quantize
 from modelzip_jax.recipe import recordable
 from modelzip_jax.sharing.clustering import cluster
@@ -75,6 +77,7 @@ __all__ = [
     "load_tensor",
     "loop",
     "metrics",
+    "mixed_precision",
     "only",
     "pack",
     "packed_kind",
@@ -92,6 +95,7 @@ __all__ = [
     "save",
     "schedules",
     "scores",
+    "sensitivity",
     "share_neurons",
     "sharing",
     "sparse_dense",
