@@ -56,7 +56,7 @@ def minilm(quick: bool) -> Network:
         (b.ids, b.mask)
         for b in sentence_encoder.batches(tokens(calibration, 16 if quick else 32), buckets=(MAX_LENGTH,))
     ]
-    held_out = tokens(test, 32 if quick else 256)
+    held_out = tokens(test, 32 if quick else 128)
     floats = sentence_encoder.embed_tokens(model, params, held_out)
 
     def apply(params: PyTree, ids: Any, mask: Any) -> Any:

@@ -108,12 +108,13 @@ def mixed_precision(
         raise TransformError(f"counted must be 'packed' or 'file', not {counted!r}")
     named = named_candidates(candidates)
     trees.check_not_module(params)
-    params = trees.plain(params)
+    model, params = params, trees.plain(params)
     check_arrays(params)
     keep = selects(only_leaves(only, identity(), min_ndim=min_ndim), trees.outlines(params))
     _check_leaves(params, keep)
     in_files = budget_bytes is not None and counted == "file"
-    found = measured(params, keep, named, sensitivity, given, in_files=in_files, progress=progress)
+    measure = sensitivity.prepare(model)
+    found = measured(params, keep, named, measure, given, in_files=in_files, progress=progress)
     leaves = jax.tree.leaves(params)
     rest = sum(trees.nbytes(x) for x, chosen in zip(leaves, keep, strict=True) if not chosen)
     if budget_bytes is None:

@@ -16,7 +16,7 @@ from modelzip_jax.combinator import check_transform, told
 from modelzip_jax.errors import NonFiniteError, PatternError, TransformError
 from modelzip_jax.packing import Packed, compress, unpack
 from modelzip_jax.quantization.quantized import Quantized
-from modelzip_jax.quantization.sensitivity import Sensitivity
+from modelzip_jax.quantization.sensitivity import LeafCost
 from modelzip_jax.transform import Transform
 from modelzip_jax.tree import PyTree
 
@@ -92,7 +92,7 @@ def measured(
     params: PyTree,
     keep: Sequence[bool],
     candidates: Mapping[str, Transform],
-    sensitivity: Sensitivity,
+    measure: LeafCost,
     given: Mapping[str, Any],
     *,
     in_files: bool,
@@ -101,8 +101,8 @@ def measured(
     """Compresses each chosen leaf by each candidate.
 
     Args:
-      params: plain arrays. keep: which leaves. given: what candidates read, as for `mz.compress`. in_files: whether
-      payloads in files are wanted.
+      params: plain arrays. keep: which leaves. measure: of a prepared sensitivity. given: what candidates read, as for
+        `mz.compress`. in_files: whether payloads in files are wanted.
 
     Raises:
       NonFiniteError: a sensitivity is NaN or infinite. PatternError: no candidate encodes a leaf.
@@ -112,7 +112,6 @@ def measured(
     treedef, named = jax.tree.structure(params), trees.named_leaves(params)
     parts = {field: treedef.flatten_up_to(tree) for field, tree in context.trees().items()}
     whole = {field: value for field, value in given.items() if field not in parts}
-    measure = sensitivity.prepare(params)
     rows = []
     for i, (name, leaf) in enumerate(named):
         if not keep[i]:
@@ -146,7 +145,7 @@ def _cell(
     leaf: Any,
     label: str,
     transform: Transform,
-    measure: Any,
+    measure: LeafCost,
     given: Mapping[str, Any],
     in_files: bool,
 ) -> _Cell | None:
@@ -173,4 +172,8 @@ def _width(packed: Packed, name: str, leaf: Any) -> int:
     form = packed.params[name]
     while form.tag == "masked":
         form = form.inner
-    return form.codes.bits if isinstance(form, Quantized) else 8 * np.asarray(leaf).dtype.itemsize
+    return (
+        form.codes.bits
+        if isinstance(form, Quantized)
+        else 8 * trees.nbytes(leaf) // max(int(np.size(leaf)), 1)
+    )

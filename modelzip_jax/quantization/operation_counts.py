@@ -43,7 +43,7 @@ def bit_operations(
     """
     named = trees.named_leaves(params)
     sizes = {name: int(np.size(x)) for name, x in named}
-    own = {name: 8 * np.asarray(x).dtype.itemsize for name, x in named}
+    own = {name: 8 * trees.nbytes(x) // max(sizes[name], 1) for name, x in named}
     met = _met(activation_bits, own)
     shares = dict.fromkeys(leaves, 0.0)
     rest = 0.0

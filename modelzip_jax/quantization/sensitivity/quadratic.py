@@ -108,6 +108,7 @@ class LayerSensitivity(Sensitivity):
 
     def prepare(self, params: PyTree) -> LeafCost:
         found = _by_name(self.stats, params, "the stats of layer_error()")
+        whole: dict[str, float] = {}
 
         def power(name: str, w: np.ndarray) -> float:
             seen = [s for s in found[name] if s.inputs is not None and s.inputs.gram is not None]
@@ -125,8 +126,9 @@ class LayerSensitivity(Sensitivity):
             error = power(name, _change(w, changed))
             if not self.relative or not error:
                 return error
-            whole = power(name, np.asarray(w).astype(np.float32))
-            return error / whole if whole else math.inf
+            if name not in whole:
+                whole[name] = power(name, np.asarray(w).astype(np.float32))
+            return error / whole[name] if whole[name] else math.inf
 
         return measure
 
@@ -167,6 +169,7 @@ def _change(w: np.ndarray, changed: np.ndarray) -> np.ndarray:
 
 def _by_name(tree: PyTree, params: PyTree, what: str) -> dict[str, Any]:
     """What a tree like the params has for each leaf."""
+    params = trees.plain(params)
     parts = jax.tree.structure(params).flatten_up_to(trees.aligned(tree, params, what))
     return {name: part for (name, _), part in zip(trees.named_leaves(params), parts, strict=True)}
 

@@ -35,5 +35,5 @@ class Sensitivity:
     """
 
     def prepare(self, params: PyTree) -> LeafCost:
-        """What measures one leaf of these params, plain arrays; what is the same for all leaves is done here, once."""
+        """What measures one leaf of these params; what is the same for all leaves is done here, once."""
         raise TypeError(f"{type(self).__name__} defines no prepare()")
