@@ -26,7 +26,8 @@ from modelzip_jax.masking.sparse_dense_learning import sparse_dense
 from modelzip_jax.packed import Bits, Dense, Elementwise, PackedArray, is_packed, packed_kind, static
 from modelzip_jax.packing import Packed, compress, decoded, resume, unpack
 from modelzip_jax.partitioning import only, partition
-from modelzip_jax.quantization import discretization, grids, ranges, rounding
+from modelzip_jax.quantization import discretization, grids, ranges, rounding, sensitivity
+from modelzip_jax.quantization.bit_allocation import mixed_precision
 from modelzip_jax.quantization.quantizing import quantize
 from modelzip_jax.recipe import recordable
 from modelzip_jax.sharing.clustering import cluster
@@ -78,6 +79,7 @@ __all__ = [
     "load_tensor",
     "loop",
     "metrics",
+    "mixed_precision",
     "only",
     "pack",
     "packed_kind",
@@ -97,6 +99,7 @@ __all__ = [
     "save",
     "schedules",
     "scores",
+    "sensitivity",
     "share_neurons",
     "sharing",
     "sparse_dense",

@@ -34,8 +34,8 @@ SAME = {
 INTERNAL = {"UNSELECTED"}
 
 ROOMS = [
-    mz, mz.allocation, mz.loop, mz.rewrites, mz.schedules, mz.scores, mz.sharing, mz.structures, mz.testing, mz.trace,
-    mz.tree, mz.wavelets,
+    mz, mz.allocation, mz.loop, mz.rewrites, mz.schedules, mz.scores, mz.sensitivity, mz.sharing, mz.structures,
+    mz.testing, mz.trace, mz.tree, mz.wavelets,
 ]  # fmt: skip
 
 
