@@ -15,6 +15,7 @@ from modelzip_jax import tree as trees
 from modelzip_jax.errors import TransformError, TreeError
 from modelzip_jax.latents import latent_dtype
 from modelzip_jax.naming import nearest_name
+from modelzip_jax.stacking import check_layer_names
 from modelzip_jax.transform import Context, Encoded, Transform
 from modelzip_jax.tree import Leaf, PyTree
 
@@ -46,11 +47,17 @@ class Combinator(Transform):
 def selects(transform: Transform, leaves: list[Leaf]) -> list[bool]:
     """Which of the leaves a transform encodes.
 
+    Raises:
+      PatternError: a path pattern of it matches none.
+
     >>> import modelzip_jax as mz
     >>> selects(mz.only("w", mz.identity()), [Leaf("w", 2), Leaf("b", 1)])
     [True, False]
     """
-    return transform.selects(leaves) if isinstance(transform, Combinator) else [True] * len(leaves)
+    if isinstance(transform, Combinator):
+        return transform.selects(leaves)
+    check_layer_names(getattr(transform, "layers", ()), [leaf.name for leaf in leaves])
+    return [True] * len(leaves)
 
 
 def ends(transform: Transform, leaves: list[Leaf]) -> list[bool]:

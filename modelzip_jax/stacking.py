@@ -13,7 +13,7 @@ from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, TransformError
 from modelzip_jax.patterns import matches, require_matches
 
-__all__ = ["LayerAxes", "as_layers", "check_layers", "stacked", "stacked_axes", "unstacked"]
+__all__ = ["LayerAxes", "as_layers", "check_layer_names", "check_layers", "stacked", "stacked_axes", "unstacked"]
 
 LayerAxes = tuple[tuple[str, tuple[int, ...]], ...]
 """`(path pattern, axes)` pairs: which axes of the leaves that match count layers."""
@@ -36,8 +36,13 @@ def as_layers(layers: int | tuple[int, ...] | Mapping[str, Any] | None) -> Layer
 
 
 def check_layers(layers: LayerAxes, weights: Any) -> None:
+    """`check_layer_names` of weights none of which are absent: of others, whoever left some out asks for all."""
+    if not trees.has_absent(weights):
+        check_layer_names(layers, [name for name, _ in trees.named_leaves(weights)])
+
+
+def check_layer_names(layers: LayerAxes, names: list[str]) -> None:
     """Raises `PatternError` if layers are named and none of the leaves is among them."""
-    names = [name for name, _ in trees.named_leaves(weights)]
     if layers and names and not any(matches(p, name) for p, _ in layers for name in names):
         require_matches([layers[0][0]], names)
 
