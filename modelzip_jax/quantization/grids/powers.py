@@ -25,6 +25,8 @@ class PowerOfTwo(Grid):
     def levels(self, bits: int) -> np.ndarray:
         if bits < 2:
             raise TransformError("powers of two need 2 bits: a sign, and one power or zero")
+        if self.terms == 1 and bits > 6:
+            raise TransformError("single powers of two take up to 6 bits, which reach down to 2^-30; take terms=2")
         sizes = [0.0]
         for term in range(self.terms):
             count = (1 << (bits - 1 + self.terms - 1 - term) // self.terms) - 1
@@ -74,6 +76,8 @@ def power_of_two(terms: int = 1) -> PowerOfTwo:
 
     One term, b bits: 0 and ± 2^0, 2^-1, … 2^(2 - 2^(b-1)). Two terms take the even and the odd exponents in turn,
     so that all their sums are different, scaled to a largest of 1.
+
+    One term takes 2 to 6 bits, two terms up to 8.
 
     Zhou et al. 2017 (INQ), arXiv:1702.03044, section 2.1; Li et al. 2020 (additive powers of two),
     arXiv:1909.13144, eq. 5.
