@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -109,7 +109,7 @@ class EfficientNetLite(nn.Module):
         """Logits float32 (n, num_classes) of images; `train` normalises by the batch's own statistics."""
         check_images(x, "EfficientNetLite", smallest=32)
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        layer = functools.partial(_normed, train=train, **dtypes)
+        layer: Callable[..., Any] = functools.partial(_normed, train=train, **dtypes)
         x = nn.relu6(layer("stem", 32, 3, 2)(x))
         for i, (features, stage, stride) in enumerate(self._blocks()):
             block = InvertedResidual(
