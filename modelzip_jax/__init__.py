@@ -28,6 +28,7 @@ from modelzip_jax.packing import Packed, compress, decoded, resume, unpack
 from modelzip_jax.partitioning import only, partition
 from modelzip_jax.quantization import discretization, grids, ranges, rounding, sensitivity
 from modelzip_jax.quantization.bit_allocation import mixed_precision
+from modelzip_jax.quantization.narrowing import narrow
 from modelzip_jax.quantization.quantizing import quantize
 from modelzip_jax.recipe import recordable
 from modelzip_jax.sharing.clustering import cluster
@@ -80,6 +81,7 @@ __all__ = [
     "loop",
     "metrics",
     "mixed_precision",
+    "narrow",
     "only",
     "pack",
     "packed_kind",

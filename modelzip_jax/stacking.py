@@ -13,7 +13,15 @@ from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, TransformError
 from modelzip_jax.patterns import matches, require_matches
 
-__all__ = ["LayerAxes", "as_layers", "check_layer_names", "check_layers", "stacked", "stacked_axes", "unstacked"]
+__all__ = [
+    "LayerAxes",
+    "as_layers",
+    "check_layer_names",
+    "check_layers",
+    "stacked",
+    "stacked_axes",
+    "unstacked",
+]
 
 LayerAxes = tuple[tuple[str, tuple[int, ...]], ...]
 """`(path pattern, axes)` pairs: which axes of the leaves that match count layers."""

@@ -154,27 +154,41 @@ GROUPS: list[dict[str, Any]] = [
     {"granularity": "group", "group_size": 4},
     {"granularity": "group", "group_size": 7},
 ]
+LEVELS = [
+    mz.grids.nf4(), mz.grids.power_of_two(), mz.grids.power_of_two(2), mz.grids.ternary(), mz.grids.fp8(),
+    mz.grids.fp8("e5m2"), mz.grids.quantile(), mz.grids.weighted(),
+]  # fmt: skip
+SHARED = [
+    mz.grids.halving(), mz.grids.mx(), mz.grids.mx("e2m3"), mz.grids.mx("e3m2"), mz.grids.mx("e4m3"),
+    mz.grids.mx("e5m2"), mz.grids.mx("int8"), mz.grids.nvfp4(),
+]  # fmt: skip
+RANGES = [
+    "max", "max", "mse", mz.ranges.min_max(), mz.ranges.percentile(90.0), mz.ranges.squared_error(8),
+    mz.ranges.kl_divergence(), mz.ranges.fixed(-0.5, 0.75), mz.ranges.moving_average(0.9),
+]  # fmt: skip
 
 
 def _quantize(r: random.Random) -> mz.Transform:
     if r.random() < 0.15:
         step, granularity = r.choice([0.05, 0.1]), r.choice(["tensor", "channel"])
         return mz.wavelets.quantize_step(step, granularity=granularity)
+    grid = r.choice([None, None, r.choice(LEVELS), r.choice(SHARED)])
+    kind = r.choice(RANGES)
+    follows = getattr(kind, "decay", None) is not None or r.random() < 0.15
     return mz.quantize(
-        r.randint(1, 8),
-        **r.choice(
-            [
-                {"granularity": "tensor"},
-                {},
-                {"granularity": "group", "group_size": 4},
-                {"granularity": "group", "group_size": 7},
-            ]
-        ),
+        None if grid is not None and grid.bits else r.randint(1, 8) if grid is None else r.randint(2, 6),
+        **r.choice(GROUPS),
         axis=r.choice([-1, 0, "auto", (0, -1)]),
-        symmetric=r.random() < 0.5,
-        learned=r.random() < 0.5,
-        range=r.choice(["max", "mse"]),
+        symmetric=grid is not None or r.random() < 0.5,
+        learned=not follows and grid not in SHARED and r.random() < 0.5,
+        range=kind,
         layers=_layers(r),
+        grid=grid,
+        rounding=None
+        if follows
+        else r.choice([None, None, mz.rounding.nearest(), mz.rounding.stochastic(3)]),
+        discretization="dynamic" if follows else "static",
+        offset=not follows and grid not in SHARED and r.random() < 0.2,
     )
 
 

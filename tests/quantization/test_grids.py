@@ -68,7 +68,9 @@ def test_large_leaves_are_looked_up_in_blocks(monkeypatch):
     for name in ("fp8", "nf4", "shift, 5 bits"):
         held = table(*FIXED[name])
         u = values(held.levels)
-        np.testing.assert_array_equal(nearest_on_host(u, held), np.searchsorted(held.thresholds, u, side="right"))
+        np.testing.assert_array_equal(
+            nearest_on_host(u, held), np.searchsorted(held.thresholds, u, side="right")
+        )
 
 
 @pytest.mark.parametrize("name", ["fp8", "fp8 e5m2"])
@@ -164,11 +166,15 @@ def test_importance_moves_levels():
     for grid in FITTED.values():
         t = mz.quantize(2, grid=grid)
         plain = mz.compress({"w": w}, t).params["w"].levels
-        told = mz.compress({"w": w}, t, importance={"w": (w > 0).astype(np.float32) + 1e-3}).params["w"].levels
+        told = (
+            mz.compress({"w": w}, t, importance={"w": (w > 0).astype(np.float32) + 1e-3}).params["w"].levels
+        )
         assert np.mean(np.asarray(told)) > np.mean(np.asarray(plain))
 
 
-@pytest.mark.parametrize("grid", [mz.grids.nf4(), mz.grids.nvfp4(), mz.grids.mx(), mz.grids.quantile()], ids=repr)
+@pytest.mark.parametrize(
+    "grid", [mz.grids.nf4(), mz.grids.nvfp4(), mz.grids.mx(), mz.grids.quantile()], ids=repr
+)
 def test_a_layer_that_starts_at_zero_trains(grid):
     tx = mz.wrap(optax.sgd(0.5), mz.quantize(4, grid=grid))
     params = {"w": jnp.zeros((4, 3))}

@@ -26,7 +26,9 @@ class PowerOfTwo(Grid):
         if bits < 2:
             raise TransformError("powers of two need 2 bits: a sign, and one power or zero")
         if self.terms == 1 and bits > 6:
-            raise TransformError("single powers of two take up to 6 bits, which reach down to 2^-30; take terms=2")
+            raise TransformError(
+                "single powers of two take up to 6 bits, which reach down to 2^-30; take terms=2"
+            )
         sizes = [0.0]
         for term in range(self.terms):
             count = (1 << (bits - 1 + self.terms - 1 - term) // self.terms) - 1
