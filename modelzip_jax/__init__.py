@@ -26,8 +26,10 @@ from modelzip_jax.masking.sparse_dense_learning import sparse_dense
 from modelzip_jax.packed import Bits, Dense, Elementwise, PackedArray, is_packed, packed_kind, static
 from modelzip_jax.packing import Packed, compress, decoded, resume, unpack
 from modelzip_jax.partitioning import only, partition
+from modelzip_jax.quantization.factorization import low_rank
 from modelzip_jax.quantization.uniform import quantize
 from modelzip_jax.recipe import recordable
+from modelzip_jax.residual_sums import residual
 from modelzip_jax.sharing.clustering import cluster
 from modelzip_jax.sharing.neurons import share_neurons
 from modelzip_jax.transform import (
@@ -74,6 +76,7 @@ __all__ = [
     "load",
     "load_tensor",
     "loop",
+    "low_rank",
     "metrics",
     "only",
     "pack",
@@ -85,6 +88,7 @@ __all__ = [
     "rate",
     "recordable",
     "regrow",
+    "residual",
     "resume",
     "rewind",
     "rewrites",
