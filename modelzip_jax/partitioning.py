@@ -16,7 +16,7 @@ from modelzip_jax.packed import is_packed
 from modelzip_jax.patterns import matches, require_matches
 from modelzip_jax.recipe import recordable
 from modelzip_jax.transform import Context, Encoded, Transform
-from modelzip_jax.tree import UNSELECTED, Leaf, PyTree, Static
+from modelzip_jax.tree import Leaf, PyTree, Static
 
 __all__ = ["Partition", "only", "partition"]
 

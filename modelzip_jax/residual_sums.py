@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,12 +15,13 @@ from modelzip_jax.combinator import Combinator, any_part, check_transform, ends,
 from modelzip_jax.errors import TransformError
 from modelzip_jax.latents import latent, latent_dtype
 from modelzip_jax.leaf_checks import check_floating
-from modelzip_jax.packed import PackedArray, is_packed, packed_kind, static
+from modelzip_jax.packed import is_packed
 from modelzip_jax.recipe import recordable
+from modelzip_jax.summed_terms import Summed, kept_apart, rounded_sum
 from modelzip_jax.transform import Context, Encoded, Rate, Transform
 from modelzip_jax.tree import UNSELECTED, Leaf, PyTree
 
-__all__ = ["Residual", "ResidualState", "Summed", "residual"]
+__all__ = ["Residual", "ResidualState", "residual"]
 
 
 @trees.static_node
@@ -38,89 +39,6 @@ class ResidualState(NamedTuple):
 
     terms: PyTree
     states: tuple[PyTree, ...]
-
-
-@jax.custom_jvp
-def kept_apart(x: jax.Array) -> jax.Array:
-    """The same finite numbers, which no compiler makes one with the product that they come from.
-
-    XLA contracts a product and the sum after it into one operation that rounds once, in one program and not in another,
-    and drops barriers and precisions before it does. Between a product and a sum that are clipped, it cannot.
-
-    >>> kept_apart(jnp.array([1.0, -2.0]))
-    Array([ 1., -2.], dtype=float32)
-    """
-    largest = float(jnp.finfo(x.dtype).max)
-    return jnp.clip(x, -largest, largest)
-
-
-@kept_apart.defjvp
-def _kept_apart_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
-    return kept_apart(primals[0]), tangents[0]
-
-
-def _total(terms: Sequence[jax.Array], dtype: str) -> jax.Array:
-    """The sum from the first term to the last, each partial sum rounded, converted at the end."""
-    total = terms[0]
-    for term in terms[1:]:
-        total = kept_apart(total) + kept_apart(term)
-    return total.astype(dtype)
-
-
-@packed_kind("sum")
-class Summed(PackedArray):
-    """`left + right`, each rounded before, then converted to `dtype`; `left` alone where `right` is None.
-
-    Of three terms, `left` is the sum of the first two.
-    """
-
-    left: PackedArray
-    right: PackedArray | None
-    shape: tuple[int, ...] = static()
-    dtype: str = static()
-
-    @staticmethod
-    def of(terms: Sequence[PackedArray], shape: tuple[int, ...], wide: str, dtype: str) -> Summed:
-        """The sum of one or more; `wide` is the dtype in which partial sums are kept."""
-        left: PackedArray = terms[0]
-        for term in terms[1:-1]:
-            left = Summed(left, term, shape, wide)
-        return Summed(left, terms[-1] if len(terms) > 1 else None, shape, dtype)
-
-    def terms(self, count: int) -> tuple[PackedArray, ...]:
-        """The inverse of `of`, for `count` terms."""
-        if count == 1:
-            return (self.left,)
-        left: Any = self.left
-        return (*(left.terms(count - 1) if count > 2 else (left,)), self.right)
-
-    def check(self) -> None:
-        super().check()
-        for term in (self.left, self.right):
-            if term is not None and tuple(term.shape) != tuple(self.shape):
-                raise ValueError(f"a term of shape {term.shape} in a sum of {self.shape}")
-
-    def unpack(self) -> jax.Array:
-        return _total([x.unpack() for x in (self.left, self.right) if x is not None], self.dtype)
-
-    def unpack_host(self) -> np.ndarray | None:
-        terms = [x.unpack_host() for x in (self.left, self.right) if x is not None]
-        found = [x for x in terms if x is not None]
-        if len(found) < len(terms):
-            return None
-        total = found[0]
-        if len(found) > 1:
-            largest = np.finfo(total.dtype).max
-            total = np.clip(total, -largest, largest) + np.clip(found[1], -largest, largest)
-            if any(map(_has_subnormal, (*found, total))):
-                return None
-        return total.astype(jnp.dtype(self.dtype))
-
-
-def _has_subnormal(x: np.ndarray) -> bool:
-    """Whether there are numbers that XLA takes for zeros, on some devices."""
-    size = np.abs(x)
-    return bool(np.any((size < np.finfo(x.dtype).tiny) & (size > 0)))
 
 
 @recordable
@@ -183,7 +101,9 @@ class Residual(Combinator):
     def _contexts(self, context: Context, terms: PyTree) -> list[Context]:
         """A context for each part: to it, the leaves that it does not encode are frozen."""
         found, _ = _flat(terms)
-        sizes = [[0 if k in t.parts else int(np.prod(t.shape)) for t in found] for k in range(len(self.parts))]
+        sizes = [
+            [0 if k in t.parts else int(np.prod(t.shape)) for t in found] for k in range(len(self.parts))
+        ]
         return [
             context.over(lambda tree, k=k: self._for(k, tree, terms)).replace(  # type: ignore[misc]
                 frozen=context.frozen + sum(sizes[k])
@@ -206,14 +126,18 @@ class Residual(Combinator):
             each.append(encode(k, self._for(k, rest, terms)))
             if k < len(self.parts) - 1:
                 decoded = part.decode(each[k])
-                rest = _over(lambda t, w, d, k=k: w - kept_apart(d) if k in t.parts else w, terms, rest, decoded)
+                rest = _over(
+                    lambda t, w, d, k=k: w - kept_apart(d) if k in t.parts else w, terms, rest, decoded
+                )
         return each
 
     def init(self, weights: PyTree, context: Context) -> Encoded:
         leaves, treedef = jax.tree.flatten(weights)
         # Whoever left leaves out has asked about all of them.
         places = self._places(trees.outlines(weights), not trees.has_absent(weights))
-        found = [_terms(parts, x.shape, str(x.dtype)) for parts, x in zip(places, map(_aval, leaves), strict=True)]
+        found = [
+            _terms(parts, x.shape, str(x.dtype)) for parts, x in zip(places, map(_aval, leaves), strict=True)
+        ]
         terms = treedef.unflatten(found)
         check_floating(trees.select(weights, [bool(t.parts) for t in found], treedef), "residual")
         contexts = self._contexts(context, terms)
@@ -231,7 +155,9 @@ class Residual(Combinator):
         terms = encoded.state.terms
         together = self._together(each, encoded.latents, terms)
         return _over(
-            lambda t, x: _total(x, str(x[-1].dtype) if wide else t.dtype) if t.parts else x, terms, together
+            lambda t, x: rounded_sum(x, str(x[-1].dtype) if wide else t.dtype) if t.parts else x,
+            terms,
+            together,
         )
 
     def relaxed(self, encoded: Encoded) -> PyTree:
@@ -242,7 +168,10 @@ class Residual(Combinator):
             tree = part.decode(own)
             if k in last:
                 tree = _over(
-                    lambda t, a, b, k=k: b if t.parts and t.parts[-1] == k else a, terms, tree, part.relaxed(own)
+                    lambda t, a, b, k=k: b if t.parts and t.parts[-1] == k else a,
+                    terms,
+                    tree,
+                    part.relaxed(own),
                 )
             found.append(tree)
         return self._sums(found, encoded, wide=True)
@@ -340,7 +269,8 @@ def residual(*parts: Transform) -> Residual:
 
     is the *factorization quantization* of surveys: what a low rank catches need not be quantized (SVDQuant, Li et al.
     2024, arXiv:2411.05007; LoftQ, Li et al. 2023, arXiv:2310.08659). Two quantizers are residual quantization (Chen et
-    al. 2010, Sensors 10(12)); a mask and a quantizer keep outliers apart (SpQR, Dettmers et al. 2023, arXiv:2306.03078).
+    al. 2010, Sensors 10(12)); a mask and a quantizer keep outliers apart (SpQR, Dettmers et al. 2023,
+    arXiv:2306.03078).
 
     A leaf's latents are a tuple with those of each part. Every part is told the same gradients, statistics and scores:
     the gradient at a sum is that of its terms. A part that leaves a leaf alone, as `mz.only` may, adds nothing to it.

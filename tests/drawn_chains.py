@@ -205,7 +205,7 @@ def _residual(r: random.Random) -> mz.Transform:
 LINKS: list[Link] = [_prune, _prune, _dynamic, _linear, _linear]
 ENDS: list[Link] = [_quantize, _cluster]
 SINCE = 2000
-"""From this seed on a chain has a low rank or a sum in it: what earlier ones draw, faults among it, stays as it was."""
+"""From this seed on a chain has a low rank, of odd ones a sum: what earlier ones draw, faults among it, stays."""
 
 
 def _chain(r: random.Random) -> mz.Transform:
@@ -215,17 +215,20 @@ def _chain(r: random.Random) -> mz.Transform:
     return mz.chain(*parts)
 
 
-def _chain_with_sums(r: random.Random) -> mz.Transform:
+def _chain_with_factors(r: random.Random, seed: int) -> mz.Transform:
     before = [r.choice(LINKS)(r) for _ in range(r.choice([0, 0, 1]))]
-    if r.random() < 0.6:
-        return mz.chain(*before, _residual(r))
-    return mz.chain(*before, _low_rank(r), *_chain(r).parts)
+    after = [_residual(r)] if seed % 2 else [_low_rank(r), *_chain(r).parts]
+    return mz.chain(*before, *after)
+
+
+CHAIN, RESIDUAL, LOW_RANK = type(mz.chain()), type(mz.residual(mz.identity())), type(mz.low_rank(1))
 
 
 def _has_sums(transform: mz.Transform) -> bool:
     """Whether it decodes by sums of many, which programs round differently."""
-    inside = [_has_sums(part) for part in getattr(transform, "parts", ())]
-    return any(inside) or isinstance(transform, mz.Linear | type(mz.low_rank(1)))
+    if isinstance(transform, CHAIN | RESIDUAL):
+        return any(map(_has_sums, transform.parts))
+    return isinstance(transform, mz.Linear | LOW_RANK)
 
 
 HOW = ("alone", "only", "matrices", "partition")
@@ -249,7 +252,7 @@ def drawn(r: random.Random, seed: int) -> tuple[str, mz.Transform, int]:
     Raises:
       ModelzipError: the parts do not go together.
     """
-    name, chained = r.choice(sorted(TREES)), (_chain if seed < SINCE else _chain_with_sums)(r)
+    name, chained = r.choice(sorted(TREES)), _chain(r) if seed < SINCE else _chain_with_factors(r, seed)
     ulp = SUMS_ULP if _has_sums(chained) else 0
     return name, combined(chained, TREES[name], r.choice((*HOW[:3], *HOW[2:]))), ulp
 

@@ -214,7 +214,9 @@ def value(spec, source):
     if spec[0] == "factored":
         _, left, right, layers, shape, dtype = spec
         left = value(left, source)
-        return (left if right is None else product(left, value(right, source), layers, shape)).astype(jnp.dtype(dtype))
+        return (left if right is None else product(left, value(right, source), layers, shape)).astype(
+            jnp.dtype(dtype)
+        )
     if spec[0] == "sum":
         _, left, right, _, dtype = spec
         left = value(left, source)

@@ -35,7 +35,9 @@ def both(path, packed, ulp=0):
         assert mine.shape == wanted.shape
         if ulp and np.size(wanted):  # A product of matrices is summed up in an order of one's own.
             unit = jnp.finfo(wanted.dtype).eps * np.abs(wanted).max()
-            np.testing.assert_allclose(*(x.astype(np.float64) for x in (mine, wanted)), rtol=0, atol=ulp * unit)
+            np.testing.assert_allclose(
+                *(x.astype(np.float64) for x in (mine, wanted)), rtol=0, atol=ulp * unit
+            )
             continue
         assert mine.tobytes() == np.ascontiguousarray(wanted).tobytes()
 
@@ -72,7 +74,10 @@ def test_transforms(tmp_path, transform):
     "transform",
     [
         mz.only("b", mz.low_rank(3, layers=(0,))),
-        mz.residual(mz.chain(mz.low_rank(2), mz.quantize(4, axis=-1)), mz.chain(mz.prune(sparsity=0.9), mz.quantize(3))),
+        mz.residual(
+            mz.chain(mz.low_rank(2), mz.quantize(4, axis=-1)),
+            mz.chain(mz.prune(sparsity=0.9), mz.quantize(3)),
+        ),
     ],
     ids=["factors", "factors and a rest"],
 )
