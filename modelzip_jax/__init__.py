@@ -28,9 +28,11 @@ from modelzip_jax.packing import Packed, compress, decoded, resume, unpack
 from modelzip_jax.partitioning import only, partition
 from modelzip_jax.quantization import discretization, grids, ranges, rounding, sensitivity
 from modelzip_jax.quantization.bit_allocation import mixed_precision
+from modelzip_jax.quantization.factorization import low_rank
 from modelzip_jax.quantization.narrowing import narrow
 from modelzip_jax.quantization.quantizing import quantize
 from modelzip_jax.recipe import recordable
+from modelzip_jax.residual_sums import residual
 from modelzip_jax.sharing.clustering import cluster
 from modelzip_jax.sharing.neurons import share_neurons
 from modelzip_jax.transform import (
@@ -79,6 +81,7 @@ __all__ = [
     "load",
     "load_tensor",
     "loop",
+    "low_rank",
     "metrics",
     "mixed_precision",
     "narrow",
@@ -93,6 +96,7 @@ __all__ = [
     "rate",
     "recordable",
     "regrow",
+    "residual",
     "resume",
     "rewind",
     "rewrites",

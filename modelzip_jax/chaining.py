@@ -8,7 +8,7 @@ import dataclasses
 import jax
 
 from modelzip_jax import tree as trees
-from modelzip_jax.combinator import Combinator, check_transform, ends, selects
+from modelzip_jax.combinator import Combinator, any_part, check_transform, ends, selects
 from modelzip_jax.errors import TransformError
 from modelzip_jax.recipe import recordable
 from modelzip_jax.transform import Context, Encoded, Transform
@@ -139,27 +139,25 @@ class Chain(Combinator):
     def remasks(self) -> bool:
         return any(part.remasks for part in self.parts)
 
-    def ends(self, leaves: list[Leaf]) -> list[bool]:
-        return _any([ends(part, leaves) for part in self.parts], len(leaves))
+    def ends(self, leaves: list[Leaf], whole: bool) -> list[bool]:
+        return any_part([ends(part, leaves, whole) for part in self.parts], len(leaves))
 
-    def selects(self, leaves: list[Leaf]) -> list[bool]:
-        return _any([selects(part, leaves) for part in self.parts], len(leaves))
-
-
-def _any(answers: list[list[bool]], count: int) -> list[bool]:
-    return [any(column) for column in zip(*answers, strict=True)] if answers else [False] * count
+    def selects(self, leaves: list[Leaf], whole: bool) -> list[bool]:
+        return any_part([selects(part, leaves, whole) for part in self.parts], len(leaves))
 
 
 def _follow(part: Transform, weights: PyTree, ended: PyTree) -> PyTree:
     """Which leaves have become symbols once `part` has encoded them; refuses a second time."""
     leaves, flags = trees.outlines(weights), jax.tree.leaves(ended)
-    for leaf, chosen, already in zip(leaves, selects(part, leaves), flags, strict=True):
+    # Whoever left leaves out has asked about all of them.
+    whole = not trees.has_absent(weights)
+    for leaf, chosen, already in zip(leaves, selects(part, leaves, whole), flags, strict=True):
         if chosen and already:
             raise TransformError(
                 f"leaf {leaf.name!r} is made symbols by one part of the chain and encoded again by "
                 f"{type(part).__name__}; what makes symbols comes last for each leaf"
             )
-    found = [a or b for a, b in zip(ends(part, leaves), flags, strict=True)]
+    found = [a or b for a, b in zip(ends(part, leaves, whole), flags, strict=True)]
     return jax.tree.unflatten(jax.tree.structure(weights), found)
 
 

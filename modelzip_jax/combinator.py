@@ -22,12 +22,14 @@ from modelzip_jax.tree import Leaf, PyTree
 __all__ = [
     "Combinator",
     "Selected",
+    "any_part",
     "check_transform",
     "ends",
     "selected",
     "selects",
     "support_of",
     "told",
+    "unknown",
     "wide",
 ]
 
@@ -35,36 +37,51 @@ __all__ = [
 class Combinator(Transform):
     """A transform made of others: what it encodes and makes symbols of is a question of each leaf."""
 
-    def selects(self, leaves: list[Leaf]) -> list[bool]:
-        """Which of the leaves a part encodes."""
+    def selects(self, leaves: list[Leaf], whole: bool) -> list[bool]:
+        """Which of the leaves a part encodes; `whole` as in the function."""
         raise TypeError(f"{type(self).__name__} defines no selects()")
 
-    def ends(self, leaves: list[Leaf]) -> list[bool]:
-        """Which of the leaves a part makes symbols of."""
+    def ends(self, leaves: list[Leaf], whole: bool) -> list[bool]:
+        """Which of the leaves a part makes symbols of; `whole` as in the function."""
         raise TypeError(f"{type(self).__name__} defines no ends()")
 
 
-def selects(transform: Transform, leaves: list[Leaf]) -> list[bool]:
+def selects(transform: Transform, leaves: list[Leaf], whole: bool = True) -> list[bool]:
     """Which of the leaves a transform encodes.
 
+    Args:
+      leaves: all of the tree, or, if not `whole`, some: of these a path pattern may match none.
+
     Raises:
-      PatternError: a path pattern of it matches none.
+      PatternError: a path pattern of it matches none of the whole tree.
 
     >>> import modelzip_jax as mz
     >>> selects(mz.only("w", mz.identity()), [Leaf("w", 2), Leaf("b", 1)])
     [True, False]
+    >>> selects(mz.only("w", mz.identity()), [Leaf("b", 1)], whole=False)
+    [False]
     """
     if isinstance(transform, Combinator):
-        return transform.selects(leaves)
-    check_layer_names(getattr(transform, "layers", ()), [leaf.name for leaf in leaves])
+        return transform.selects(leaves, whole)
+    if whole:
+        check_layer_names(getattr(transform, "layers", ()), [leaf.name for leaf in leaves])
     return [True] * len(leaves)
 
 
-def ends(transform: Transform, leaves: list[Leaf]) -> list[bool]:
+def ends(transform: Transform, leaves: list[Leaf], whole: bool = True) -> list[bool]:
     """Which of the leaves a transform makes symbols of, so that nothing can encode them further."""
     if isinstance(transform, Combinator):
-        return transform.ends(leaves)
+        return transform.ends(leaves, whole)
     return [getattr(transform, "terminal", False)] * len(leaves)  # A loaded recipe may have an Opaque part.
+
+
+def any_part(answers: list[list[bool]], count: int) -> list[bool]:
+    """For each of `count` leaves whether any part has said so.
+
+    >>> any_part([[True, False, False], [False, False, True]], 3), any_part([], 2)
+    ([True, False, True], [False, False])
+    """
+    return [any(column) for column in zip(*answers, strict=True)] if answers else [False] * count
 
 
 class Selected(NamedTuple):
@@ -146,6 +163,19 @@ def wide(tree: PyTree) -> PyTree:
 def support_of(transform: Transform, encoded: Encoded) -> PyTree | None:
     """Which latents reach the weights: a boolean mask a leaf, or None, if all do."""
     return transform.follow(encoded, Context()).support if transform.hides else None
+
+
+def unknown(name: str, latents: PyTree) -> PyTree:
+    """A tree of a `Context` of which a transform says nothing about its latents: none is hidden, all matter alike.
+
+    >>> unknown("support", {"w": jnp.zeros(2)})
+    {'w': Array([ True,  True], dtype=bool)}
+    """
+    if name == "support":
+        return jax.tree.map(lambda x: jnp.ones_like(x, bool), latents)
+    if name == "importance":
+        return jax.tree.map(jnp.ones_like, latents)
+    return jax.tree.map(lambda _: trees.UNSELECTED, latents)
 
 
 def check_transform(value: Any, where: str) -> None:

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax import tree as trees
-from modelzip_jax.combinator import Combinator, check_transform, ends, selects
+from modelzip_jax.combinator import Combinator, check_transform, ends, selects, unknown
 from modelzip_jax.errors import PatternError, TransformError
 from modelzip_jax.packed import is_packed
 from modelzip_jax.patterns import matches, require_matches
 from modelzip_jax.recipe import recordable
 from modelzip_jax.transform import Context, Encoded, Transform
-from modelzip_jax.tree import UNSELECTED, Leaf, PyTree, Static
+from modelzip_jax.tree import Leaf, PyTree, Static
 
 __all__ = ["Partition", "only", "partition"]
 
@@ -52,11 +52,11 @@ class Partition(Combinator):
     def remasks(self) -> bool:
         return any(part.remasks for _, part in self.parts)
 
-    def selects(self, leaves: list[Leaf]) -> list[bool]:
-        return self._ask(selects, leaves)
+    def selects(self, leaves: list[Leaf], whole: bool) -> list[bool]:
+        return self._ask(selects, leaves, whole)
 
-    def ends(self, leaves: list[Leaf]) -> list[bool]:
-        return self._ask(ends, leaves)
+    def ends(self, leaves: list[Leaf], whole: bool) -> list[bool]:
+        return self._ask(ends, leaves, whole)
 
     def _check(self, leaves: list[Leaf]) -> None:
         patterns, names = [pattern for pattern, _ in self.labels], [leaf.name for leaf in leaves]
@@ -79,14 +79,15 @@ class Partition(Combinator):
             return -1
         return [name for name, _ in self.parts].index(label)
 
-    def _ask(self, question: Any, leaves: list[Leaf]) -> list[bool]:
+    def _ask(self, question: Any, leaves: list[Leaf], whole: bool) -> list[bool]:
         """A question about each leaf, put to the part that it belongs to."""
         answers = [False] * len(leaves)
-        self._check(leaves)
+        if whole:
+            self._check(leaves)
         places = [self._place(leaf) for leaf in leaves]
         for index, (_, part) in enumerate(self.parts):
             where = [i for i, place in enumerate(places) if place == index]
-            for i, yes in zip(where, question(part, [leaves[i] for i in where]), strict=True):
+            for i, yes in zip(where, question(part, [leaves[i] for i in where], whole), strict=True):
                 answers[i] = yes
         return answers
 
@@ -168,7 +169,7 @@ class Partition(Combinator):
         joined = {}
         for name in {name for c in found for name in c.trees()}:
             pairs = zip((c.trees().get(name) for c in found), latents, strict=True)
-            joined[name] = self._join([_unknown(name, x) if t is None else t for t, x in pairs], labels)
+            joined[name] = self._join([unknown(name, x) if t is None else t for t, x in pairs], labels)
         return context.replace(**{name: joined.get(name) for name in {*context.trees(), *joined}})
 
     def pack(self, encoded: Encoded, inner: PyTree) -> PyTree:
@@ -194,15 +195,6 @@ class Partition(Combinator):
             prefix = f"{label}:" if len(self.parts) > 1 else ""
             found.update({prefix + name: x for name, x in part.metrics(own).items()})
         return found
-
-
-def _unknown(name: str, latents: PyTree) -> PyTree:
-    """What a part whose latents are other arrays says of them: nothing is hidden, all matter alike."""
-    if name == "support":
-        return jax.tree.map(lambda x: jnp.ones_like(x, bool), latents)
-    if name == "importance":
-        return jax.tree.map(jnp.ones_like, latents)
-    return jax.tree.map(lambda _: UNSELECTED, latents)
 
 
 def _is_label(x: Any) -> bool:

@@ -207,8 +207,19 @@ def _cluster(r: random.Random) -> mz.Transform:
     )
 
 
+def _low_rank(r: random.Random) -> mz.Transform:
+    return mz.low_rank(r.choice([1, 2, 9]), layers=_layers(r))
+
+
+def _residual(r: random.Random) -> mz.Transform:
+    parts = [_chain(r) if r.random() < 0.7 else _low_rank(r) for _ in range(r.choice([2, 2, 3]))]
+    return mz.residual(*parts)
+
+
 LINKS: list[Link] = [_prune, _prune, _dynamic, _linear, _linear]
 ENDS: list[Link] = [_quantize, _cluster]
+SINCE = 2000
+"""From this seed on a chain has a low rank, of odd ones a sum: what earlier ones draw, faults among it, stays."""
 
 
 def _chain(r: random.Random) -> mz.Transform:
@@ -216,6 +227,22 @@ def _chain(r: random.Random) -> mz.Transform:
     if not parts or r.random() < 0.8:
         parts.append(r.choice(ENDS)(r))
     return mz.chain(*parts)
+
+
+def _chain_with_factors(r: random.Random, seed: int) -> mz.Transform:
+    before = [r.choice(LINKS)(r) for _ in range(r.choice([0, 0, 1]))]
+    after = [_residual(r)] if seed % 2 else [_low_rank(r), *_chain(r).parts]
+    return mz.chain(*before, *after)
+
+
+CHAIN, RESIDUAL, LOW_RANK = type(mz.chain()), type(mz.residual(mz.identity())), type(mz.low_rank(1))
+
+
+def _has_sums(transform: mz.Transform) -> bool:
+    """Whether it decodes by sums of many, which programs round differently."""
+    if isinstance(transform, CHAIN | RESIDUAL):
+        return any(map(_has_sums, transform.parts))
+    return isinstance(transform, mz.Linear | LOW_RANK)
 
 
 HOW = ("alone", "only", "matrices", "partition")
@@ -233,15 +260,15 @@ def combined(transform: mz.Transform, params: Any, how: str) -> mz.Transform:
     return transform
 
 
-def drawn(r: random.Random) -> tuple[str, mz.Transform, int]:
+def drawn(r: random.Random, seed: int) -> tuple[str, mz.Transform, int]:
     """The name of a tree, a transform, and its ulp; the two may not go together.
 
     Raises:
       ModelzipError: the parts do not go together.
     """
-    name, chained = r.choice(sorted(TREES)), _chain(r)
-    sums = any(isinstance(part, mz.Linear) for part in chained.parts)
-    return name, combined(chained, TREES[name], r.choice((*HOW[:3], *HOW[2:]))), SUMS_ULP if sums else 0
+    name, chained = r.choice(sorted(TREES)), _chain(r) if seed < SINCE else _chain_with_factors(r, seed)
+    ulp = SUMS_ULP if _has_sums(chained) else 0
+    return name, combined(chained, TREES[name], r.choice((*HOW[:3], *HOW[2:]))), ulp
 
 
 def draw(seed: int) -> Drawn:
@@ -249,7 +276,7 @@ def draw(seed: int) -> Drawn:
     r = random.Random(seed)
     for _ in range(60):
         try:
-            name, transform, ulp = drawn(r)
+            name, transform, ulp = drawn(r, seed)
             given = GIVEN.get(name, {})
             tx = mz.wrap(optax.sgd(0.1), transform, given=given)
             params = jax.tree.map(jnp.asarray, mz.tree.plain(TREES[name]))

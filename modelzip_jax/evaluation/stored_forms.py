@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from modelzip_jax.masking.masked import Masked
@@ -27,23 +27,23 @@ def describe(packed: PackedArray, spec: Any = None) -> str:
     words = told(packed) if told else packed.tag
     if packed.mask_field is not None:
         words += _mask_form(packed, spec)
-    inner = _inner(packed)
-    if inner is None:
-        return words
-    name, value = inner
-    return f"{words} + {describe(value, _spec_of(packed, name, spec))}"
+    inner = [describe(value, _spec_of(packed, name, spec)) for name, value in _inner(packed)]
+    if len(inner) < 2:
+        return " + ".join([words, *inner])
+    return f"{words} ({'; '.join(inner)})"
 
 
 def sparsity(packed: PackedArray) -> float:
-    """Share of the values of a leaf, or of what stands for it (coefficients, shared neurons), that masks set to zero.
+    """Share of the values of a leaf, or of what stands for it (coefficients, factors, terms), that masks set to zero.
 
     >>> import numpy as np
     >>> from modelzip_jax.packed import Dense
     >>> sparsity(Dense(np.zeros(3), (3,)))
     0.0
     """
-    inner = _inner(packed)
-    within = sparsity(inner[1]) if inner else 0.0
+    inner = [value for _, value in _inner(packed)]
+    total = sum(value.size for value in inner)
+    within = sum(sparsity(value) * value.size for value in inner) / total if total else 0.0
     if isinstance(packed, Masked) and packed.size:
         # Masks within a mask can only be of the same zeros or of more.
         return max(1.0 - packed.kept / packed.size, within)
@@ -67,6 +67,10 @@ def _coefficients(packed: Any) -> str:
     return f"{packed.filter or packed.kind} coefficients" + ("" if kept == of else f" {kept} of {of}")
 
 
+def _factored(packed: Any) -> str:
+    return "no factors" if packed.right is None else f"rank {packed.left.shape[-1]}"
+
+
 # By tag: what is not imported here, such as a kind of the user's, is told by its tag alone.
 _FORMS: dict[str, Callable[[Any], str]] = {
     "dense": lambda packed: "lossless",
@@ -79,18 +83,19 @@ _FORMS: dict[str, Callable[[Any], str]] = {
     "masked": lambda packed: "mask",
     "neurons": lambda packed: f"{packed.inner.shape[-1]} neurons for {packed.shape[-1]}",
     "coefficients": _coefficients,
+    "factored": _factored,
+    "sum": lambda packed: "sum" if packed.right is not None else "alone",
     "linear": lambda packed: "linear transform",
 }
 
 
-def _inner(packed: PackedArray) -> tuple[str, PackedArray] | None:
-    """The field that holds the packed array inside, if there is one: neither codes nor a mask."""
+def _inner(packed: PackedArray) -> Iterator[tuple[str, PackedArray]]:
+    """The fields that hold the packed arrays inside: neither codes nor a mask."""
     for field in dataclasses.fields(packed):  # type: ignore[arg-type]
         value = getattr(packed, field.name)
         is_inner = isinstance(value, PackedArray) and not isinstance(value, Bits)
         if is_inner and field.name not in (packed.mask_field, "codes"):
-            return field.name, value
-    return None
+            yield field.name, value
 
 
 def _spec_of(packed: PackedArray, name: str, spec: Any) -> Any:

@@ -256,8 +256,8 @@ def _stepped(
 
 
 def _placed(param: Any, latent: PyTree) -> PyTree:
-    """A latent of a param's shape, sharded as the param is."""
-    return placed_as(latent, param) if isinstance(latent, jax.Array) else latent
+    """A latent, or those within one, of a param's shape, sharded as the param is."""
+    return jax.tree.map(lambda x: placed_as(x, param), latent)
 
 
 def _has_offsets(offsets: PyTree) -> bool:

@@ -25,6 +25,7 @@ from modelzip_jax.loop.wrapping import wrap
 from modelzip_jax.packed import is_packed
 from modelzip_jax.partitioning import Partition, only, partition
 from modelzip_jax.recipe import from_plain, opaque_fields, to_plain
+from modelzip_jax.residual_sums import Residual
 from modelzip_jax.testing.comparison import Case, host, spacing
 from modelzip_jax.transform import Encoded, Transform, identity, rate
 from modelzip_jax.tree import PyTree
@@ -135,7 +136,7 @@ def _check_encoding(case: Case) -> None:
 def _linear_parts(transform: Transform) -> Iterator[Linear]:
     if isinstance(transform, Linear):
         yield transform
-    elif isinstance(transform, Chain):
+    elif isinstance(transform, Chain | Residual):
         for part in transform.parts:
             yield from _linear_parts(part)
     elif isinstance(transform, Partition):

@@ -211,7 +211,26 @@ def value(spec, source):
         _, inner, index, _, dtype = spec
         vectors = value(inner, source)
         return vectors[..., array(index, source)].astype(jnp.dtype(dtype))
+    if spec[0] == "factored":
+        _, left, right, layers, shape, dtype = spec
+        left = value(left, source)
+        return (left if right is None else product(left, value(right, source), layers, shape)).astype(
+            jnp.dtype(dtype)
+        )
+    if spec[0] == "sum":
+        _, left, right, _, dtype = spec
+        left = value(left, source)
+        return (left if right is None else left + value(right, source)).astype(jnp.dtype(dtype))
     return finish(spec, inner_elements(spec, source), source)
+
+
+def product(left, right, layers, shape):
+    count = [shape[axis] for axis in layers]
+    rest = [n for axis, n in enumerate(shape) if axis not in layers]
+    found = np.zeros([*count, *rest], left.dtype)
+    for at in np.ndindex(*count):
+        found[at] = np.tensordot(left[at], right[at], 1)
+    return np.moveaxis(found, range(len(layers)), layers).reshape(shape)
 
 
 def inner_elements(spec, source):

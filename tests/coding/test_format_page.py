@@ -24,7 +24,7 @@ LOSSLESS = {
 MASKS = {"bits": (0.5, 8), "gaps": (0.98, 8), "joint": (0.8, 3)}
 
 
-def both(path, packed):
+def both(path, packed, ulp=0):
     mz.save(path, packed)
     _, ours = read(path)
     # Page order is file order, and a plain dict's is sorted: the same.
@@ -33,6 +33,12 @@ def both(path, packed):
     for mine, wanted in zip(ours, theirs, strict=True):
         assert mine.dtype == wanted.dtype
         assert mine.shape == wanted.shape
+        if ulp and np.size(wanted):  # A product of matrices is summed up in an order of one's own.
+            unit = jnp.finfo(wanted.dtype).eps * np.abs(wanted).max()
+            np.testing.assert_allclose(
+                *(x.astype(np.float64) for x in (mine, wanted)), rtol=0, atol=ulp * unit
+            )
+            continue
         assert mine.tobytes() == np.ascontiguousarray(wanted).tobytes()
 
 
@@ -58,12 +64,29 @@ def test_lossless_leaves_of_every_dtype(tmp_path):
         mz.quantize(3, grid=mz.grids.nf4(), offset=True, granularity="group", group_size=20, axis=0),
         pytest.param(mz.only("b", mz.share_neurons(5)), marks=pytest.mark.slow),
         mz.only("b", mz.chain(mz.share_neurons(5), mz.quantize(4, granularity="tensor"))),
+        mz.residual(mz.quantize(3), mz.only("b", mz.cluster(4)), mz.quantize(2, axis=0)),
     ],
     ids=str,
 )
 def test_transforms(tmp_path, transform):
     params = {"a": KERNEL[0], "b": KERNEL.reshape(4, 12, 36).astype(jnp.bfloat16)}
     both(tmp_path / "m.mz", mz.compress(params, transform))
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        mz.only("b", mz.low_rank(3, layers=(0,))),
+        mz.residual(
+            mz.chain(mz.low_rank(2), mz.quantize(4, axis=-1)),
+            mz.chain(mz.prune(sparsity=0.9), mz.quantize(3)),
+        ),
+    ],
+    ids=["factors", "factors and a rest"],
+)
+def test_products_of_factors(tmp_path, transform):
+    params = {"a": KERNEL[0], "b": KERNEL.reshape(4, 12, 36).astype(jnp.bfloat16)}
+    both(tmp_path / "m.mz", mz.compress(params, transform), ulp=4)
 
 
 @pytest.mark.parametrize("form", MASKS)

@@ -1,7 +1,8 @@
 """Files and recipes that an older writer made are read bit for bit.
 
-What is stored is compared by its bits everywhere. So is what it decodes to, but for sums of wavelets and cosines, which
-XLA rounds as it likes: they are compared with values recorded, within a few units in the last place.
+What is stored is compared by its bits everywhere. So is what it decodes to, but for sums of wavelets and cosines and
+products of factors, which XLA rounds as it likes: they are compared with values recorded, within a few units in the
+last place.
 """
 
 import hashlib

@@ -15,10 +15,10 @@ GOLDEN = sorted(Path(__file__).parent.parent.joinpath("golden").glob("*.mz"))
 
 
 def within(name, x):
-    """Exact, but for sums of wavelets, and float64, in which JAX does not compute."""
+    """Exact, but for sums of wavelets and products of factors, and float64, in which JAX does not compute."""
     if np.asarray(x).dtype.itemsize == 8:
         return {"rtol": 1e-7}
-    sums = name.startswith(("wavelet", "packets", "cosines", "best_basis"))
+    sums = name.startswith(("wavelet", "packets", "cosines", "best_basis", "low_rank", "residual_low_rank"))
     return {"rtol": 0, "atol": 1e-6 if sums else 0}
 
 

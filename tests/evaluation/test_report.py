@@ -100,8 +100,25 @@ def test_every_kind_that_is_registered_here_is_in_these_tests():
     nests = [build((holder,), leaf, SHAPE) for holder in HOLDERS for leaf in LEAVES]
     made = {x.tag for nest in nests for x in (nest, nest.inner)}
     # Of stacked leaves, and of users' linear transforms: told by what they have in common with the others.
-    assert made == ours - parts - {"layers", "layer_vectors", "linear"}
+    assert made == ours - parts - TWO - {"layers", "layer_vectors", "linear"}
     assert ours - parts <= set(_FORMS)
+
+
+TWO = {"factored", "sum"}
+"""Kinds that hold two of the others."""
+
+
+def test_what_holds_two_tells_of_both():
+    assert report.describe(packed(SHAPE, mz.chain(mz.low_rank(3), mz.quantize(4, axis=-1)))) == (
+        "rank 3 (int4 channel; int4 channel)"
+    )
+    mask = mz.chain(mz.prune(sparsity=0.75), mz.quantize(2))
+    model = mz.compress({"w": np.ones((8, 8), np.float32)}, mz.residual(mz.low_rank(1), mask))
+    (row,) = mz.inspect(model).tensors
+    assert row.form.startswith("sum (rank 1 (lossless; lossless); mask (")
+    assert row.form.endswith("+ int2 channel)")
+    assert row.sparsity == pytest.approx(0.75 / 2)
+    assert report.describe(packed((5,), mz.low_rank(3))) == "no factors + lossless"
 
 
 @packed_kind("test-report-halved")

@@ -44,6 +44,9 @@ _EACH = {
     "wavelet, packets": mz.chain(mz.wavelet("haar", packets=True, axes=(0, 1)), mz.quantize(4)),
     "cosines": mz.cosines(4, keep=2),
     "shared neurons": mz.share_neurons(2),
+    "low rank": mz.low_rank(2),
+    "residual, low rank": mz.residual(mz.low_rank(2), mz.quantize(4, learned=True)),
+    "residual, quantizers": mz.residual(mz.quantize(4, axis=-1), mz.quantize(3, axis=-1)),
     "chain": mz.chain(mz.prune(sparsity=RISING, every=1), mz.quantize(4, learned=True)),
     "chain of three": mz.chain(mz.wavelet("haar"), mz.prune(sparsity=0.5), mz.cluster(4)),
 }
