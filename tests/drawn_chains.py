@@ -156,19 +156,19 @@ GROUPS: list[dict[str, Any]] = [
 ]
 LEVELS = [
     mz.grids.nf4(), mz.grids.power_of_two(), mz.grids.power_of_two(2), mz.grids.ternary(), mz.grids.fp8(),
-    mz.grids.fp8("e5m2"), mz.grids.quantile(), mz.grids.weighted(),
+    mz.grids.fp8("e5m2"), mz.grids.quantile(), mz.grids.weighted_entropy(),
 ]  # fmt: skip
 SHARED = [
     mz.grids.halving(), mz.grids.mx(), mz.grids.mx("e2m3"), mz.grids.mx("e3m2"), mz.grids.mx("e4m3"),
     mz.grids.mx("e5m2"), mz.grids.mx("int8"), mz.grids.nvfp4(),
 ]  # fmt: skip
 RANGES = [
-    "max", "max", "mse", mz.ranges.min_max(), mz.ranges.percentile(90.0), mz.ranges.squared_error(8),
+    "max", "max", "mse", mz.ranges.min_max(), mz.ranges.percentile(90.0), mz.ranges.least_squares(8),
     mz.ranges.kl_divergence(), mz.ranges.fixed(-0.5, 0.75), mz.ranges.moving_average(0.9),
 ]  # fmt: skip
 
 
-def _quantize(r: random.Random) -> mz.Transform:
+def _by_strategies(r: random.Random) -> mz.Transform:
     if r.random() < 0.15:
         step, granularity = r.choice([0.05, 0.1]), r.choice(["tensor", "channel"])
         return mz.wavelets.quantize_step(step, granularity=granularity)
@@ -192,6 +192,28 @@ def _quantize(r: random.Random) -> mz.Transform:
     )
 
 
+def _quantize(r: random.Random) -> mz.Transform:
+    if r.random() < 0.15:
+        step, granularity = r.choice([0.05, 0.1]), r.choice(["tensor", "channel"])
+        return mz.wavelets.quantize_step(step, granularity=granularity)
+    return mz.quantize(
+        r.randint(1, 8),
+        **r.choice(
+            [
+                {"granularity": "tensor"},
+                {},
+                {"granularity": "group", "group_size": 4},
+                {"granularity": "group", "group_size": 7},
+            ]
+        ),
+        axis=r.choice([-1, 0, "auto", (0, -1)]),
+        symmetric=r.random() < 0.5,
+        learned=r.random() < 0.5,
+        range=r.choice(["max", "mse"]),
+        layers=_layers(r),
+    )
+
+
 def _cluster(r: random.Random) -> mz.Transform:
     block = r.choice([1, 1, 1, 2])
     return mz.cluster(
@@ -212,26 +234,30 @@ def _low_rank(r: random.Random) -> mz.Transform:
 
 
 def _residual(r: random.Random) -> mz.Transform:
-    parts = [_chain(r) if r.random() < 0.7 else _low_rank(r) for _ in range(r.choice([2, 2, 3]))]
+    parts = [_chain(r, LATER_ENDS) if r.random() < 0.7 else _low_rank(r) for _ in range(r.choice([2, 2, 3]))]
     return mz.residual(*parts)
 
 
 LINKS: list[Link] = [_prune, _prune, _dynamic, _linear, _linear]
 ENDS: list[Link] = [_quantize, _cluster]
 SINCE = 2000
-"""From this seed on a chain has a low rank, of odd ones a sum: what earlier ones draw, faults among it, stays."""
+"""From this seed on a chain has other grids, ranges and rounding, of two in four seeds a low rank or a sum:
+what earlier ones draw, faults among it, stays."""
+LATER_ENDS: list[Link] = [_by_strategies, _by_strategies, _by_strategies, _quantize, _cluster]
 
 
-def _chain(r: random.Random) -> mz.Transform:
+def _chain(r: random.Random, ends: list[Link] = ENDS) -> mz.Transform:
     parts = [r.choice(LINKS)(r) for _ in range(r.choice([0, 1, 1, 2]))]
     if not parts or r.random() < 0.8:
-        parts.append(r.choice(ENDS)(r))
+        parts.append(r.choice(ends)(r))
     return mz.chain(*parts)
 
 
-def _chain_with_factors(r: random.Random, seed: int) -> mz.Transform:
+def _later(r: random.Random, seed: int) -> mz.Transform:
+    if seed % 4 > 1:
+        return _chain(r, LATER_ENDS)
     before = [r.choice(LINKS)(r) for _ in range(r.choice([0, 0, 1]))]
-    after = [_residual(r)] if seed % 2 else [_low_rank(r), *_chain(r).parts]
+    after = [_residual(r)] if seed % 2 else [_low_rank(r), *_chain(r, LATER_ENDS).parts]
     return mz.chain(*before, *after)
 
 
@@ -266,7 +292,7 @@ def drawn(r: random.Random, seed: int) -> tuple[str, mz.Transform, int]:
     Raises:
       ModelzipError: the parts do not go together.
     """
-    name, chained = r.choice(sorted(TREES)), _chain(r) if seed < SINCE else _chain_with_factors(r, seed)
+    name, chained = r.choice(sorted(TREES)), _chain(r) if seed < SINCE else _later(r, seed)
     ulp = SUMS_ULP if _has_sums(chained) else 0
     return name, combined(chained, TREES[name], r.choice((*HOW[:3], *HOW[2:]))), ulp
 

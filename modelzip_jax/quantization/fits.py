@@ -21,10 +21,10 @@ from modelzip_jax.quantization.ranges.range import Range
 from modelzip_jax.quantization.steps import code_range, covering_step
 from modelzip_jax.quantization.uniform_codes import fake_quantize, stored_codes
 
-__all__ = ["Chosen", "LevelFit", "LevelLeaf", "UniformFit", "UniformLeaf", "chosen_by"]
+__all__ = ["FoundSteps", "LevelFit", "LevelLeaf", "UniformFit", "UniformLeaf", "chosen_by"]
 
 
-class Chosen(NamedTuple):
+class FoundSteps(NamedTuple):
     """step, zero: step sizes and zero points, `(groups, channels)` each. levels: `(k,)` if they follow the weights.
 
     gain: scalar that all step sizes are times, or None.
@@ -92,24 +92,28 @@ class LevelFit:
 
     def finished(
         self, w: jax.Array, scale: jax.Array, zero: jax.Array, importance: jax.Array | None
-    ) -> Chosen:
+    ) -> FoundSteps:
         """With the levels that follow the weights, and scales as they are stored."""
         held, gain = scaled_to(scale, self.grid.scale)
         if not self.grid.follows_weights:
-            return Chosen(held, zero, None, gain)
+            return FoundSteps(held, zero, None, gain)
         u = jnp.clip(w * self.groups.expand(1.0 / scale, w.shape), -1.0, 1.0)
-        return Chosen(held, zero, self.grid.fitted(u, importance, self.bits), gain)
+        return FoundSteps(held, zero, self.grid.fitted(u, importance, self.bits), gain)
 
 
-def chosen_by(kind: Range, w: jax.Array, fit: UniformFit | LevelFit, importance: jax.Array | None) -> Chosen:
+def chosen_by(
+    kind: Range, w: jax.Array, fit: UniformFit | LevelFit, importance: jax.Array | None
+) -> FoundSteps:
     """Step sizes of a leaf's weights, and what else its grid takes from them."""
     return _chosen_by(w, importance, kind, fit)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def _chosen_by(w: jax.Array, importance: jax.Array | None, kind: Range, fit: UniformFit | LevelFit) -> Chosen:
+def _chosen_by(
+    w: jax.Array, importance: jax.Array | None, kind: Range, fit: UniformFit | LevelFit
+) -> FoundSteps:
     step, zero = kind.choose(w, fit, importance)
-    return fit.finished(w, step, zero, importance) if isinstance(fit, LevelFit) else Chosen(step, zero)
+    return fit.finished(w, step, zero, importance) if isinstance(fit, LevelFit) else FoundSteps(step, zero)
 
 
 @dataclasses.dataclass(frozen=True)

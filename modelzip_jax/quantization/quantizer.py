@@ -19,7 +19,7 @@ from modelzip_jax.leaf_checks import check_floating
 from modelzip_jax.packed import Dense, is_packed
 from modelzip_jax.quantization.blank_groups import is_blank, replaced
 from modelzip_jax.quantization.channel_axis import find_axis
-from modelzip_jax.quantization.fits import Chosen, LevelLeaf, UniformLeaf
+from modelzip_jax.quantization.fits import FoundSteps, LevelLeaf, UniformLeaf
 from modelzip_jax.quantization.granularity import Granularity
 from modelzip_jax.quantization.levelled import Levelled
 from modelzip_jax.quantization.quantized import Quantized
@@ -33,7 +33,7 @@ __all__ = ["Offsets", "QuantizeState", "Quantizer"]
 _FLOOR = 1e-3
 """A learned step never falls below this share of its base."""
 
-Leaf = UniformLeaf | LevelLeaf
+QuantizedLeaf = UniformLeaf | LevelLeaf
 
 
 class Offsets(NamedTuple):
@@ -79,7 +79,9 @@ class Quantizer(Transform):
     ranged: ClassVar[bool] = True
     """Whether steps come from the range of the weights, so that a group of zeros has none."""
 
-    def chosen(self, name: str, w: jax.Array, groups: Granularity, importance: jax.Array | None) -> Chosen:
+    def chosen(
+        self, name: str, w: jax.Array, groups: Granularity, importance: jax.Array | None
+    ) -> FoundSteps:
         """Step sizes and zero points of a leaf, and what else its grid takes from the weights."""
         raise TransformError(f"{type(self).__name__} chooses no steps")
 
@@ -93,7 +95,7 @@ class Quantizer(Transform):
         """Whether zero points are offsets, which need not be integers."""
         return False
 
-    def leaf_of(self, s: QuantizeState, step: jax.Array, zero: jax.Array) -> Leaf:
+    def leaf_of(self, s: QuantizeState, step: jax.Array, zero: jax.Array) -> QuantizedLeaf:
         """How a leaf is quantized at these steps and zero points."""
         return UniformLeaf(step, zero, self._groups(s.axis.value), self.bits, self.symmetric)
 

@@ -14,16 +14,16 @@ from modelzip_jax.errors import TransformError
 from modelzip_jax.quantization.blank_groups import is_blank
 from modelzip_jax.quantization.channel_axis import check_axis
 from modelzip_jax.quantization.discretization import Discretization, resolved_discretization
-from modelzip_jax.quantization.fits import Chosen, LevelFit, LevelLeaf, UniformFit, UniformLeaf, chosen_by
+from modelzip_jax.quantization.fits import FoundSteps, LevelFit, LevelLeaf, UniformFit, UniformLeaf, chosen_by
 from modelzip_jax.quantization.granularity import Granularity, check_granularity
 from modelzip_jax.quantization.grids.evenly import UniformGrid
 from modelzip_jax.quantization.grids.grid import Grid, check_bits, table
 from modelzip_jax.quantization.level_codes import scale_bounds, scaled_to
 from modelzip_jax.quantization.levelled import Levelled
-from modelzip_jax.quantization.quantizer import Leaf, Quantizer, QuantizeState
+from modelzip_jax.quantization.quantizer import QuantizedLeaf, Quantizer, QuantizeState
 from modelzip_jax.quantization.ranges.extremes import MinMax
 from modelzip_jax.quantization.ranges.range import Range, limits
-from modelzip_jax.quantization.ranges.searched import SquaredError
+from modelzip_jax.quantization.ranges.searched import LeastSquares
 from modelzip_jax.quantization.rounding.strategy import Problem, Rounding
 from modelzip_jax.quantization.steps import choose_step
 from modelzip_jax.recipe import recordable
@@ -32,7 +32,7 @@ from modelzip_jax.transform import Context
 
 __all__ = ["Quantize", "quantize"]
 
-_RANGES: dict[str, Range] = {"max": MinMax(), "mse": SquaredError()}
+_RANGES: dict[str, Range] = {"max": MinMax(), "mse": LeastSquares()}
 
 
 @recordable
@@ -70,13 +70,15 @@ class Quantize(Quantizer):
         levels = None if self.grid.follows_weights else table(self.grid, self.bits).levels
         return float(scale_bounds(levels, jnp.float32)[0])
 
-    def chosen(self, name: str, w: jax.Array, groups: Granularity, importance: jax.Array | None) -> Chosen:
+    def chosen(
+        self, name: str, w: jax.Array, groups: Granularity, importance: jax.Array | None
+    ) -> FoundSteps:
         one_bit = self.grid is None and self.symmetric and self.bits == 1
         if self.grid is None and (self._range == MinMax() or (one_bit and self.range == "mse")):
-            return Chosen(*choose_step(w, self.bits, self.symmetric, groups))
+            return FoundSteps(*choose_step(w, self.bits, self.symmetric, groups))
         return chosen_by(self._range, w, self._fit(groups), importance)
 
-    def leaf_of(self, s: QuantizeState, step: jax.Array, zero: jax.Array) -> Leaf:
+    def leaf_of(self, s: QuantizeState, step: jax.Array, zero: jax.Array) -> QuantizedLeaf:
         groups = self._groups(s.axis.value)
         if self.grid is None:
             return UniformLeaf(step, zero, groups, self.bits, self.symmetric)
@@ -208,7 +210,7 @@ def quantize(
       learned: train the step sizes (and zero points) by the exact LSQ gradient, as relative offsets
         with an optimizer of their own (`mz.wrap(..., offsets_tx=)`). Advised below 4 bits, where
         training at fixed steps often diverges. With `symmetric=False, offset=True` it is LSQ+.
-      range: of `mz.ranges`. "max", `min_max()`, covers every weight; "mse", `squared_error()`, clips outliers where
+      range: of `mz.ranges`. "max", `min_max()`, covers every weight; "mse", `least_squares()`, clips outliers where
         that lowers the squared error. None: what suits the grid, "max" for nearly all.
       layers: axes that count layers, of leaves that hold many tensors (`nn.scan`, vmapped experts), each of which is
         quantized as a tensor of its own, `axis` being one of its axes: an axis, several, or those of each path

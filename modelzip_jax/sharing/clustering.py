@@ -198,7 +198,7 @@ class Cluster(Transform):
         def codes(w: jax.Array, leaf: Outline, entries: jax.Array, mass: jax.Array | None) -> jax.Array:
             def assign(w: jax.Array, entries: jax.Array, mass: jax.Array | None) -> jax.Array:
                 mass = None if mass is None or self.block == 1 else self._rows(mass, leaf)
-                found = _lifted(books.nearest, leaf)(self._rows(w, leaf), entries, mass)
+                found = _lifted(books.nearest_entry, leaf)(self._rows(w, leaf), entries, mass)
                 return self._unrows(found, leaf) if self.block == 1 else found
 
             return under_any_mesh(

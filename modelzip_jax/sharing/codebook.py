@@ -17,7 +17,7 @@ from modelzip_jax.sharing.parting import means, parted
 from modelzip_jax.sharing.scaling import exponent, power, root_mean_square, scaled, unit
 from modelzip_jax.tree import Static
 
-__all__ = ["Book", "current", "fit_codebook", "nearest", "of_entries", "respread", "softness", "step"]
+__all__ = ["Book", "current", "fit_codebook", "nearest_entry", "of_entries", "respread", "softness", "step"]
 
 _BLOCKS = 1 << 18
 """Blocks that vector codebooks are fitted to, evenly taken from all: a thousand for each of 256 entries."""
@@ -98,7 +98,7 @@ def fit_codebook(
     return centroids[jnp.argsort(jnp.where(jnp.arange(k) == first, -jnp.inf, centroids))]
 
 
-def nearest(x: jax.Array, entries: jax.Array, weights: jax.Array | None = None) -> jax.Array:
+def nearest_entry(x: jax.Array, entries: jax.Array, weights: jax.Array | None = None) -> jax.Array:
     """The code of each value `(n,)` or block `(n, block)`: uint8 `(n,)`. Entries may be in any order."""
     if x.ndim == 2:
         return vectors.assign_blocks(x, entries, weights)
@@ -175,5 +175,5 @@ def _moved(rows: jax.Array, entries: jax.Array, mass: jax.Array, temperature: fl
     if temperature is not None:
         return soft_means(rows, attention(rows, entries, softness(entries, temperature)), entries, mass)
     numbers = rows.shape[1] == 1
-    codes = nearest(rows[:, 0], entries[:, 0]) if numbers else nearest(rows, entries, mass)
+    codes = nearest_entry(rows[:, 0], entries[:, 0]) if numbers else nearest_entry(rows, entries, mass)
     return means(rows, codes, entries, mass)[0]

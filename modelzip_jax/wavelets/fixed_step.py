@@ -14,7 +14,7 @@ from modelzip_jax.concrete import host_view, placed
 from modelzip_jax.errors import LeafError, TransformError
 from modelzip_jax.quantization.blank_groups import is_blank, replaced
 from modelzip_jax.quantization.channel_axis import check_axis
-from modelzip_jax.quantization.fits import Chosen
+from modelzip_jax.quantization.fits import FoundSteps
 from modelzip_jax.quantization.granularity import Granularity, check_granularity
 from modelzip_jax.quantization.quantizer import Quantizer
 from modelzip_jax.quantization.steps import choose_step
@@ -33,13 +33,15 @@ class StepQuantize(Quantizer):
 
     ranged: ClassVar[bool] = False
 
-    def chosen(self, name: str, w: jax.Array, groups: Granularity, importance: jax.Array | None) -> Chosen:
+    def chosen(
+        self, name: str, w: jax.Array, groups: Granularity, importance: jax.Array | None
+    ) -> FoundSteps:
         if groups.kind == "tensor":
             self._check_reach(name, w)
             step = jnp.full(groups.steps_shape(w.shape), self.step, w.dtype)
-            return Chosen(step, jnp.zeros_like(step))
+            return FoundSteps(step, jnp.zeros_like(step))
         least, zero = choose_step(w, self.bits, True, groups)
-        return Chosen(self._widened(replaced(least, is_blank(w, groups), self.step)), zero)
+        return FoundSteps(self._widened(replaced(least, is_blank(w, groups), self.step)), zero)
 
     def _widened(self, least: jax.Array) -> jax.Array:
         """The step, or where codes would not reach a group's largest weight the least that does."""

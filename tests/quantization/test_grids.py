@@ -34,7 +34,7 @@ FIXED = {
     "halving": (mz.grids.halving(), 8),
     "ternary": (mz.grids.ternary(), 2),
 }
-FITTED = {"quantile": mz.grids.quantile(), "weighted": mz.grids.weighted()}
+FITTED = {"quantile": mz.grids.quantile(), "weighted": mz.grids.weighted_entropy()}
 
 
 def values(levels):
@@ -146,7 +146,9 @@ def test_levels_follow_the_weights(name):
 
 def test_weighted_entropy_is_no_less_than_of_other_boundaries():
     w = RNG.normal(size=(3000, 1)).astype(np.float32)
-    levels = np.asarray(mz.compress({"w": w}, mz.quantize(2, grid=mz.grids.weighted())).params["w"].levels)
+    levels = np.asarray(
+        mz.compress({"w": w}, mz.quantize(2, grid=mz.grids.weighted_entropy())).params["w"].levels
+    )
     u, scale = (w / np.abs(w).max()).ravel(), np.abs(w).max()
 
     def entropy(edges):

@@ -6,7 +6,7 @@ mz.quantize(grid=mz.grids.mx("e2m1"))
 
 from modelzip_jax.quantization.grids.evenly import binary, uniform
 from modelzip_jax.quantization.grids.few_levels import ternary
-from modelzip_jax.quantization.grids.fitted_levels import quantile, weighted
+from modelzip_jax.quantization.grids.fitted_levels import quantile, weighted_entropy
 from modelzip_jax.quantization.grids.grid import Grid
 from modelzip_jax.quantization.grids.minifloats import fp8, mx, nvfp4
 from modelzip_jax.quantization.grids.normal_floats import nf4
@@ -24,5 +24,5 @@ __all__ = [
     "quantile",
     "ternary",
     "uniform",
-    "weighted",
+    "weighted_entropy",
 ]

@@ -7,15 +7,16 @@ import dataclasses
 import numpy as np
 
 from modelzip_jax.quantization.grids.grid import Grid
-from modelzip_jax.recipe import recordable
 
 __all__ = ["UniformGrid", "binary", "uniform"]
 
 
-@recordable
 @dataclasses.dataclass(frozen=True)
 class UniformGrid(Grid):
-    """See `uniform` and `binary`. width: bits, if it has a number of its own."""
+    """See `uniform` and `binary`. width: bits, if it has a number of its own.
+
+    `mz.quantize` records it by its own options, `symmetric` and `bits`.
+    """
 
     symmetric: bool
     width: int | None = None

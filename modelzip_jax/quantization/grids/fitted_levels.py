@@ -11,7 +11,7 @@ from modelzip_jax.quantization.grids.grid import Grid
 from modelzip_jax.recipe import recordable
 from modelzip_jax.sharing.lloyd import kmeans
 
-__all__ = ["Quantile", "WeightedEntropy", "quantile", "weighted"]
+__all__ = ["Quantile", "WeightedEntropy", "quantile", "weighted_entropy"]
 
 _BINS = 2048
 _SWEEPS = 16
@@ -35,7 +35,7 @@ class Quantile(Grid):
 @recordable
 @dataclasses.dataclass(frozen=True)
 class WeightedEntropy(Grid):
-    """See `weighted`."""
+    """See `weighted_entropy`."""
 
     follows_weights = True
 
@@ -60,7 +60,7 @@ def quantile() -> Quantile:
     return Quantile()
 
 
-def weighted() -> WeightedEntropy:
+def weighted_entropy() -> WeightedEntropy:
     """*Weighted discretization*: levels placed by importance and entropy, neither near zero nor far out only.
 
     Weights are parted into 2^b intervals that maximise the weighted entropy -Σ I_n P_n log P_n, P_n being the share of
@@ -71,7 +71,7 @@ def weighted() -> WeightedEntropy:
 
     >>> import modelzip_jax as mz
     >>> w = {"w": jnp.linspace(-1.0, 1.0, 101)[:, None]}
-    >>> mz.compress(w, mz.quantize(2, grid=weighted())).params["w"].levels.shape
+    >>> mz.compress(w, mz.quantize(2, grid=weighted_entropy())).params["w"].levels.shape
     (4,)
     """
     return WeightedEntropy()

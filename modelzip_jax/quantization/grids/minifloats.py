@@ -136,7 +136,7 @@ def mx(element: str = "e2m1") -> Microscaled:
       element: "e2m1" (4 bits), "e2m3", "e3m2" (6 bits), "e4m3", "e5m2" or "int8" (8 bits).
 
     The scale is the largest power of two in the group over that of the format, as the specification says, so that
-    what is beyond the format's largest number is clipped; `range=mz.ranges.squared_error()` weighs that.
+    what is beyond the format's largest number is clipped; `range=mz.ranges.least_squares()` weighs that.
 
     OCP Microscaling Formats 1.0, 2023, section 6.3; Rouhani et al. 2023, arXiv:2310.10537.
 

@@ -5,15 +5,15 @@ mz.quantize(4, range=mz.ranges.percentile(99.9))
 
 from modelzip_jax.quantization.ranges.extremes import fixed, min_max, moving_average, percentile
 from modelzip_jax.quantization.ranges.range import Fit, Range
-from modelzip_jax.quantization.ranges.searched import kl_divergence, squared_error
+from modelzip_jax.quantization.ranges.searched import kl_divergence, least_squares
 
 __all__ = [
     "Fit",
     "Range",
     "fixed",
     "kl_divergence",
+    "least_squares",
     "min_max",
     "moving_average",
     "percentile",
-    "squared_error",
 ]

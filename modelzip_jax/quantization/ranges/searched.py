@@ -12,7 +12,7 @@ from modelzip_jax.quantization.granularity import max_abs
 from modelzip_jax.quantization.ranges.range import Fit, Range, limits
 from modelzip_jax.recipe import recordable
 
-__all__ = ["Divergence", "SquaredError", "kl_divergence", "squared_error"]
+__all__ = ["Divergence", "LeastSquares", "kl_divergence", "least_squares"]
 
 _BINS = 512
 _FIRST = 64
@@ -20,8 +20,8 @@ _FIRST = 64
 
 @recordable
 @dataclasses.dataclass(frozen=True)
-class SquaredError(Range):
-    """See `squared_error`."""
+class LeastSquares(Range):
+    """See `least_squares`."""
 
     trials: int = 48
 
@@ -103,7 +103,7 @@ def _divergence(counts: jax.Array, last: jax.Array, levels: int) -> jax.Array:
     return jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.maximum(p, 1e-30) / q), 0.0), axis=1)
 
 
-def squared_error(trials: int = 48) -> SquaredError:
+def least_squares(trials: int = 48) -> LeastSquares:
     """The limit of least squared error, weighed by `importance` if there is one: "mse".
 
     Clips a few outliers for finer steps, where that pays.
@@ -113,12 +113,12 @@ def squared_error(trials: int = 48) -> SquaredError:
 
     Banner et al. 2019, arXiv:1810.05723; Nagel et al. 2021, arXiv:2106.08295, section 3.1.
 
-    >>> squared_error().trials
+    >>> least_squares().trials
     48
     """
     if isinstance(trials, bool) or not isinstance(trials, int) or trials < 2:
         raise TransformError(f"trials are an integer of at least 2, not {trials!r}")
-    return SquaredError(trials)
+    return LeastSquares(trials)
 
 
 def kl_divergence() -> Divergence:
