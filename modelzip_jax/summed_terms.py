@@ -48,6 +48,8 @@ class Summed(PackedArray):
     Of three terms, `left` is the sum of the first two.
     """
 
+    since = 4
+
     left: PackedArray
     right: PackedArray | None
     shape: tuple[int, ...] = static()

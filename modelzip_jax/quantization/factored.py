@@ -113,6 +113,8 @@ class Factored(PackedArray):
     left: `(*layers, *all axes but the last, rank)`. right: `(*layers, rank, outputs)`. layers: axes that count layers.
     """
 
+    since = 4
+
     left: PackedArray
     right: PackedArray | None
     layers: tuple[int, ...] = static()
