@@ -56,7 +56,7 @@ def correct_bias(
     *,
     method: Literal["empirical", "batch_norm"] = "empirical",
     only: str | Sequence[str] | None = None,
-    tolerance: float = 1e-6,
+    tolerance: float = 1e-5,
 ) -> BiasCorrected:
     """The quantized params with E[y] - E[y_quantized] added to the bias that follows each quantized layer.
 

@@ -87,12 +87,12 @@ def test_means_are_right_again_with_running_means_and_biases():
         apply = jax.jit(model.apply)
         return np.abs(np.mean([apply(p, x) - apply(variables, x) for x in batches], axis=(0, 1))).max()
 
-    assert off(corrected.params) < 2e-5 < 1e-2 < off(quantized)
+    assert off(corrected.params) < 5e-5 < 1e-2 < off(quantized)
     # What is subtracted moves the other way: the layer's mean less the running mean is as it was.
     before, after = (output_means(model, p, batches) for p in (variables, corrected.params))
     for i in range(2):
         conv, mean = f"params/Conv_{i}/kernel", corrected.corrections[f"batch_stats/BatchNorm_{i}/mean"]
-        np.testing.assert_allclose(after[conv] - before[conv], mean, atol=1e-5)
+        np.testing.assert_allclose(after[conv] - before[conv], mean, atol=5e-5)
 
 
 def test_layers_of_a_scan_and_heads_are_corrected_in_order():
@@ -106,7 +106,7 @@ def test_layers_of_a_scan_and_heads_are_corrected_in_order():
         "params/heads/bias": (2, 3), "params/layers/bias": (3, 6)
     }  # fmt: skip
     after, before = (model.apply(p, x).mean((0, 1)) for p in (corrected.params, variables))
-    np.testing.assert_allclose(after, before, atol=2e-5)
+    np.testing.assert_allclose(after, before, atol=5e-5)
 
 
 def test_without_data_it_is_close_to_what_data_say():

@@ -51,7 +51,7 @@ class GatedBlock(nn.Module):
 
 MODELS = {
     "mobile": (Mobile(), (2, 6, 6, 2)),
-    "resnet": (CifarResNet(blocks=1, stages=(4, 6, 8)), (2, 8, 8, 3)),
+    "resnet": (CifarResNet(blocks=1, stages=(4, 6)), (2, 8, 8, 3)),
     "gated": (Gated(), (2, 5, 8)),
     "language": (LanguageModel(vocab_size=11, num_layers=1, num_heads=2, embed_dim=8, scan=False), (2, 5)),
     "scanned": (
