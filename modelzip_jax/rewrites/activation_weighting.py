@@ -14,6 +14,7 @@ from modelzip_jax.packing import decoded
 from modelzip_jax.rewrites.channel_scaling import (
     Reading,
     Rescaled,
+    block_factor,
     channel_axes,
     factors,
     finished,
@@ -23,9 +24,8 @@ from modelzip_jax.rewrites.channel_scaling import (
     layer_of,
     measured,
     readings,
-    widened,
 )
-from modelzip_jax.trace.symmetry.scale_groups import Block, scale_groups
+from modelzip_jax.trace.symmetry.scalable_channels import ScaleBlock, scale_groups
 from modelzip_jax.transform import Transform
 from modelzip_jax.tree import PyTree
 
@@ -119,7 +119,7 @@ def _scale(x: np.ndarray, alpha: float) -> np.ndarray:
 class _Gram:
     """E[x xᵀ] of a kernel's inputs, `(layers, experts..., n, n)`, and the kernel as `(..., n, outputs)`."""
 
-    def __init__(self, stats: PyTree, block: Block, shape: tuple[int, ...]) -> None:
+    def __init__(self, stats: PyTree, block: ScaleBlock, shape: tuple[int, ...]) -> None:
         (self.each, *others) = measured(stats, block.leaf)
         use, channels = self.each.use, self.each.inputs
         if others:
@@ -155,11 +155,11 @@ def _losses(
     params: PyTree,
     scaled: list[Any],
     weights: dict[str, np.ndarray],
-    matrices: dict[Block, _Gram],
+    matrices: dict[ScaleBlock, _Gram],
     transform: Transform,
-) -> dict[Block, np.ndarray]:
+) -> dict[ScaleBlock, np.ndarray]:
     blocks = {block: values for block, values in factors(scaled).items() if block in matrices}
-    factor = {b.leaf: widened(b, values, weights[b.leaf].ndim) for b, values in blocks.items()}
+    factor = {b.leaf: block_factor(b, values, weights[b.leaf].ndim) for b, values in blocks.items()}
 
     def change(name: str, x: Any) -> Any:
         return jnp.asarray(weights[name] * factor[name], jnp.result_type(x)) if name in factor else x

@@ -16,13 +16,13 @@ from modelzip_jax.naming import nearest_name
 from modelzip_jax.packed import is_packed
 from modelzip_jax.packing import unpack
 from modelzip_jax.patterns import matches, require_matches
-from modelzip_jax.rewrites.expected_errors import expected_errors
+from modelzip_jax.rewrites.normal_inputs import expected_errors
 from modelzip_jax.trace.jaxpr.evaluator import Evaluator, Visitor, bind
 from modelzip_jax.trace.jaxpr.programs import Equation, Program, program
 from modelzip_jax.trace.measures.channel_moments import Channels, empty, measure, pooled
 from modelzip_jax.trace.measures.input_statistics import by_layer
 from modelzip_jax.trace.measures.taps import Tap
-from modelzip_jax.trace.usage.following_biases import FollowingBias, following_biases
+from modelzip_jax.trace.usage.layer_biases import FollowingBias, following_biases
 from modelzip_jax.trace.usage.use import Use, uses_of
 from modelzip_jax.trace.usage.views import along
 from modelzip_jax.tree import PyTree

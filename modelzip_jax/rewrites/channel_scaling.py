@@ -15,12 +15,12 @@ from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, NonFiniteError, TraceError, TransformError
 from modelzip_jax.patterns import matches, require_matches
 from modelzip_jax.trace.measures.input_statistics import Measured, UseStatistics
-from modelzip_jax.trace.symmetry.scale_groups import Block, ScaleGroup, ScaleMember, Scales
+from modelzip_jax.trace.symmetry.scalable_channels import ScaleBlock, ScaleGroup, ScaleMember, Scales
 from modelzip_jax.trace.usage.use import Use
 from modelzip_jax.trace.usage.views import along
 from modelzip_jax.tree import PyTree
 
-__all__ = ["Reading", "Rescaled", "finished", "input_values", "kernels", "largest", "readings", "rescale"]
+__all__ = ["Reading", "Rescaled", "finished", "input_values", "kernels", "readings", "rescale"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ def kernels(scales: Scales, only: str | Sequence[str] | None) -> set[str]:
 
 def readings(scales: Scales, chosen: set[str]) -> list[Reading]:
     """The groups that chosen kernels read; a kernel's channels count once."""
-    done: set[tuple[Block, int]] = set()
+    done: set[tuple[ScaleBlock, int]] = set()
     found = []
     for group in scales.groups:
         members = [m for m in group.members if m.block.side == "in" and m.block.leaf in chosen]
@@ -89,16 +89,16 @@ def readings(scales: Scales, chosen: set[str]) -> list[Reading]:
     return found
 
 
-def largest(leaf: np.ndarray, member: ScaleMember) -> np.ndarray:
+def unit_ranges(leaf: np.ndarray, member: ScaleMember) -> np.ndarray:
     """The largest |weight| of each of a member's units, `(units,)`."""
     rest = tuple(i for i in range(leaf.ndim) if i not in member.block.axes)
     found: np.ndarray = np.abs(leaf).max(axis=rest).reshape(-1)[member.indices].max(axis=1)
     return found
 
 
-def factors(groups: Iterable[tuple[ScaleGroup, np.ndarray]]) -> dict[Block, np.ndarray]:
+def factors(groups: Iterable[tuple[ScaleGroup, np.ndarray]]) -> dict[ScaleBlock, np.ndarray]:
     """What each block is multiplied by, of the block's shape."""
-    found: dict[Block, np.ndarray] = {}
+    found: dict[ScaleBlock, np.ndarray] = {}
     for group, scale in groups:
         for member in group.members:
             block = found.setdefault(member.block, np.ones(member.block.shape)).reshape(-1)
@@ -106,7 +106,7 @@ def factors(groups: Iterable[tuple[ScaleGroup, np.ndarray]]) -> dict[Block, np.n
     return found
 
 
-def widened(block: Block, values: np.ndarray, ndim: int) -> np.ndarray:
+def block_factor(block: ScaleBlock, values: np.ndarray, ndim: int) -> np.ndarray:
     """Values of a block, laid out to broadcast against its leaf."""
     sizes = dict(zip(block.axes, block.shape, strict=True))
     return values.reshape([sizes.get(i, 1) for i in range(ndim)])
@@ -114,7 +114,7 @@ def widened(block: Block, values: np.ndarray, ndim: int) -> np.ndarray:
 
 def rescale(params: PyTree, groups: Iterable[tuple[ScaleGroup, np.ndarray]]) -> PyTree:
     """The params with each group's channels multiplied by a factor, in everything that makes or reads them."""
-    by_leaf: dict[str, list[tuple[Block, np.ndarray]]] = collections.defaultdict(list)
+    by_leaf: dict[str, list[tuple[ScaleBlock, np.ndarray]]] = collections.defaultdict(list)
     for block, values in factors(groups).items():
         by_leaf[block.leaf].append((block, values))
 
@@ -123,7 +123,7 @@ def rescale(params: PyTree, groups: Iterable[tuple[ScaleGroup, np.ndarray]]) -> 
             return x
         value = np.asarray(x, np.float64)
         for block, values in by_leaf[name]:
-            value = value * widened(block, values, value.ndim)
+            value = value * block_factor(block, values, value.ndim)
         made = value.astype(jnp.result_type(x))
         return jnp.asarray(made) if isinstance(x, jax.Array) else made
 
@@ -219,7 +219,7 @@ def _field(each: UseStatistics, field: str, leaf: str) -> np.ndarray:
     return found
 
 
-def channel_axes(use: Use, block: Block) -> list[int]:
+def channel_axes(use: Use, block: ScaleBlock) -> list[int]:
     """The leaf's axes that a statistic of the use's inputs has, in order."""
     layers = [a for layer in use.view.layers for a in along([layer.axis])]
     read = [a for a in block.axes if a not in layers and a not in use.batch]
@@ -228,7 +228,9 @@ def channel_axes(use: Use, block: Block) -> list[int]:
     return [*layers, *use.batch, *read]
 
 
-def _laid_out(each: UseStatistics, block: Block, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _laid_out(
+    each: UseStatistics, block: ScaleBlock, value: np.ndarray, shape: tuple[int, ...]
+) -> np.ndarray:
     axes = channel_axes(each.use, block)
     own = [a for a in axes if shape[a] != 1]
     if value.shape != tuple(shape[a] for a in axes) or sorted(own) != list(block.axes):

@@ -10,14 +10,14 @@ import numpy as np
 from modelzip_jax.errors import TransformError
 from modelzip_jax.rewrites.channel_scaling import (
     Rescaled,
+    block_factor,
     factors,
     finished,
     finite_leaves,
     kernels,
-    largest,
-    widened,
+    unit_ranges,
 )
-from modelzip_jax.trace.symmetry.scale_groups import ScaleGroup, ScaleMember, scale_groups
+from modelzip_jax.trace.symmetry.scalable_channels import ScaleGroup, ScaleMember, scale_groups
 from modelzip_jax.trace.usage.use import Use
 from modelzip_jax.tree import PyTree
 
@@ -85,7 +85,7 @@ def equalize(
             moved = max(moved, float(np.abs(step).max(initial=0.0)))
             for block, values in factors([(group, np.exp(step))]).items():
                 if block.leaf in weights:
-                    weights[block.leaf] *= widened(block, values, weights[block.leaf].ndim)
+                    weights[block.leaf] *= block_factor(block, values, weights[block.leaf].ndim)
         if moved < tolerance:
             break
     done = [(group, np.exp(log)) for (group, _), log in zip(groups, total, strict=True)]
@@ -106,7 +106,7 @@ def _step(weights: dict[str, np.ndarray], members: list[ScaleMember], units: int
     above, below = np.zeros(units), np.zeros(units)
     sides = np.zeros((2, units), bool)
     for member in members:
-        range_ = largest(weights[member.block.leaf], member)
+        range_ = unit_ranges(weights[member.block.leaf], member)
         live = range_ > 0
         above += np.where(live, member.power * np.log(np.where(live, range_, 1.0)), 0.0)
         below += live * member.power**2

@@ -19,7 +19,7 @@ from modelzip_jax.rewrites.orthogonal_matrices import random_hadamard
 from modelzip_jax.trace.coupling.labels import Reason
 from modelzip_jax.trace.jaxpr.interpreter import interpret
 from modelzip_jax.trace.jaxpr.programs import Program, program
-from modelzip_jax.trace.symmetry.scale_groups import ScaleGroup, scales_of
+from modelzip_jax.trace.symmetry.scalable_channels import ScaleGroup, scales_of
 from modelzip_jax.trace.symmetry.turn_domain import FLAT, ZERO, Mark, TurnDomain, Turned, Turns
 from modelzip_jax.trace.symmetry.turn_rules import turn_rule_of
 from modelzip_jax.trace.usage.use import Use, uses_of

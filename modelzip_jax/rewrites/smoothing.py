@@ -14,10 +14,10 @@ from modelzip_jax.rewrites.channel_scaling import (
     finite_leaves,
     input_values,
     kernels,
-    largest,
     readings,
+    unit_ranges,
 )
-from modelzip_jax.trace.symmetry.scale_groups import scale_groups
+from modelzip_jax.trace.symmetry.scalable_channels import scale_groups
 from modelzip_jax.tree import PyTree
 
 __all__ = ["smooth"]
@@ -77,7 +77,7 @@ def smooth(
             for m in reading.members
         ]
         x = np.max(inputs_, axis=0)
-        w = np.max([largest(weights[m.block.leaf], m) for m in reading.members], axis=0)
+        w = np.max([unit_ranges(weights[m.block.leaf], m) for m in reading.members], axis=0)
         live = (x > 0) & (w > 0)
         scale = np.where(live, x, 1.0) ** alpha / np.where(live, w, 1.0) ** (1 - alpha)
         done.append((reading.group, np.where(live, scale, 1.0) ** reading.members[0].power))

@@ -11,7 +11,7 @@ import pytest
 import modelzip_jax as mz
 from modelzip_jax import trace, tree
 from modelzip_jax.errors import PatternError, TraceError, TransformError, TreeError
-from modelzip_jax.rewrites.expected_errors import clipped_normal_mean
+from modelzip_jax.rewrites.normal_inputs import clipped_normal_mean
 
 
 class Convolutions(nn.Module):

@@ -7,8 +7,8 @@ import pytest
 
 from modelzip_jax import tree
 from modelzip_jax.trace.coupling.labels import Reason
+from modelzip_jax.trace.symmetry.scalable_channels import scale_groups
 from modelzip_jax.trace.symmetry.scale_facts import ScaleFacts
-from modelzip_jax.trace.symmetry.scale_groups import scale_groups
 
 WHY = Reason("", "", "for a test")
 

@@ -12,7 +12,7 @@ import numpy as np
 from modelzip_jax.trace.jaxpr.programs import Equation
 from modelzip_jax.trace.usage.views import blocks
 
-__all__ = ["aligned_lead", "joined", "moved", "placed", "scan_depth", "varying"]
+__all__ = ["aligned_lead", "joined", "moved", "scan_depth", "transposed_to", "varying"]
 
 Move = Callable[[Equation, np.ndarray, int], "np.ndarray | None"]
 
@@ -36,10 +36,10 @@ def varying(x: np.ndarray, lead: int) -> tuple[int, ...]:
     return tuple(i for i, size in enumerate(x.shape[lead:]) if size != 1)
 
 
-def placed(x: np.ndarray, lead: int, positions: Sequence[int | None]) -> np.ndarray:
+def transposed_to(x: np.ndarray, lead: int, positions: Sequence[int | None]) -> np.ndarray:
     """An array whose axis i is axis `positions[i]`, or new where None; axes that are left out must not vary.
 
-    >>> placed(np.ones((1, 3)), 0, [None, 1, None]).shape
+    >>> transposed_to(np.ones((1, 3)), 0, [None, 1, None]).shape
     (1, 3, 1)
     """
     kept = [p for p in positions if p is not None]
@@ -89,7 +89,7 @@ def _squeeze(equation: Equation, x: np.ndarray, lead: int) -> np.ndarray:
 
 def _broadcast_in_dim(equation: Equation, x: np.ndarray, lead: int) -> np.ndarray:
     places, shape = list(equation.params["broadcast_dimensions"]), equation.result_shapes[0]
-    return placed(x, lead, [places.index(i) if i in places else None for i in range(len(shape))])
+    return transposed_to(x, lead, [places.index(i) if i in places else None for i in range(len(shape))])
 
 
 def _slice(equation: Equation, x: np.ndarray, lead: int) -> np.ndarray:

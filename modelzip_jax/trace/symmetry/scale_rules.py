@@ -11,7 +11,7 @@ import numpy as np
 from modelzip_jax.trace.coupling.labels import Reason
 from modelzip_jax.trace.jaxpr.primitives import COMPARISONS, IDENTITY, WINDOWS
 from modelzip_jax.trace.jaxpr.programs import Equation
-from modelzip_jax.trace.symmetry.broadcasts import joined, moved, placed, varying
+from modelzip_jax.trace.symmetry.broadcasts import joined, moved, transposed_to, varying
 from modelzip_jax.trace.symmetry.scale_domain import Scaled, ScaleDomain, ScaleRule
 
 __all__ = ["scale_rule_of"]
@@ -122,7 +122,7 @@ def _reduce(d: ScaleDomain, e: Equation, values: list[Scaled]) -> list[Scaled] |
     gone = e.params["axes"]
     value = d.held_along(values[0], gone, e, "is reduced together with other channels")
     kept = [i for i in range(len(e.operand_shapes[0])) if i not in gone]
-    return [value._replace(terms=tuple(placed(t, value.lead, kept) for t in value.terms))]
+    return [value._replace(terms=tuple(transposed_to(t, value.lead, kept) for t in value.terms))]
 
 
 def _along_axis(d: ScaleDomain, e: Equation, values: list[Scaled]) -> list[Scaled]:
@@ -151,13 +151,13 @@ def _dot_general(d: ScaleDomain, e: Equation, values: list[Scaled]) -> list[Scal
         inner = [t for t in value.terms if set(varying(t, lead)) & set(contract[which])]
         value = value._replace(terms=tuple(inner))
         mixed = d.held_along(value, free[which], e, "is summed with other scales for each output")
-        inner = [placed(t, lead, [*batch[which], *contract[which]]) for t in mixed.terms]
+        inner = [transposed_to(t, lead, [*batch[which], *contract[which]]) for t in mixed.terms]
         summed.append(functools.reduce(d.facts.add, inner) if inner else None)
         before: list[int | None] = [None] * len(free[0]) if which else []
         after: list[int | None] = [] if which else [None] * len(free[1])
         positions = [*batch[which], *before, *free[which], *after]
         passed += [
-            placed(t, lead, positions)
+            transposed_to(t, lead, positions)
             for t in values[which].terms
             if not set(varying(t, lead)) & set(contract[which])
         ]
@@ -188,7 +188,7 @@ def _conv(d: ScaleDomain, e: Equation, values: list[Scaled]) -> list[Scaled] | N
             continue
         if lhs[0] in axes:
             return None
-        channels = placed(term, lead, [lhs[1]])
+        channels = transposed_to(term, lead, [lhs[1]])
         if width == 1 and groups > 1:
             each = np.repeat(channels, e.operand_shapes[1][rhs[0]] // groups, axis=-1)
             passed.append(_at(each, lead, {out[1]: 0}, len(out)))
@@ -197,11 +197,11 @@ def _conv(d: ScaleDomain, e: Equation, values: list[Scaled]) -> list[Scaled] | N
     for term in right.terms:
         axes = varying(term, lead)
         if rhs[1] not in axes:
-            passed.append(_at(placed(term, lead, [rhs[0]]), lead, {out[1]: 0}, len(out)))
+            passed.append(_at(transposed_to(term, lead, [rhs[0]]), lead, {out[1]: 0}, len(out)))
         elif rhs[0] in axes:
             return None
         else:
-            read[1].append(placed(term, lead, [None, rhs[1]]))
+            read[1].append(transposed_to(term, lead, [None, rhs[1]]))
     reason = Reason(e.path, e.primitive, "is summed over with a factor that keeps its scale")
     sums = [functools.reduce(d.facts.add, some) if some else np.zeros((), int) for some in read]
     d.facts.equate(sums[0], -sums[1], reason)
@@ -209,7 +209,7 @@ def _conv(d: ScaleDomain, e: Equation, values: list[Scaled]) -> list[Scaled] | N
 
 
 def _at(term: np.ndarray, lead: int, places: dict[int, int], ndim: int) -> np.ndarray:
-    return placed(term, lead, [places.get(i) for i in range(ndim)])
+    return transposed_to(term, lead, [places.get(i) for i in range(ndim)])
 
 
 def _gather(d: ScaleDomain, e: Equation, values: list[Scaled]) -> list[Scaled]:
@@ -221,7 +221,7 @@ def _gather(d: ScaleDomain, e: Equation, values: list[Scaled]) -> list[Scaled]:
     value = d.held_along(values[0], picked, e, "is picked by an index")
     kept = iter([i for i in range(len(shape)) if i not in gone])
     positions = [next(kept) if i in numbers.offset_dims else None for i in range(len(e.result_shapes[0]))]
-    return [value._replace(terms=tuple(placed(t, value.lead, positions) for t in value.terms))]
+    return [value._replace(terms=tuple(transposed_to(t, value.lead, positions) for t in value.terms))]
 
 
 def _dynamic_slice(d: ScaleDomain, e: Equation, values: list[Scaled]) -> list[Scaled]:

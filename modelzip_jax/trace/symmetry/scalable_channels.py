@@ -19,13 +19,13 @@ from modelzip_jax.trace.symmetry.scale_rules import scale_rule_of
 from modelzip_jax.trace.usage.use import Use, uses_of
 from modelzip_jax.tree import PyTree
 
-__all__ = ["Block", "ScaleGroup", "ScaleMember", "Scales", "scale_groups", "scales_of"]
+__all__ = ["ScaleBlock", "ScaleGroup", "ScaleMember", "Scales", "scale_groups", "scales_of"]
 
 _MOST = 1 << 22
 Side = Literal["in", "out", ""]
 
 
-class Block(NamedTuple):
+class ScaleBlock(NamedTuple):
     """Axes of a leaf whose elements are scaled together, each by a factor of its own.
 
     side: "in" for what a product sums over, "out" for what it gives, "" for biases, scales and the rest.
@@ -46,7 +46,7 @@ class ScaleMember:
     indices: int64 `(units, m)`, flat in the block's shape.
     """
 
-    block: Block
+    block: ScaleBlock
     indices: np.ndarray
     power: float
 
@@ -55,7 +55,7 @@ class ScaleMember:
 class ScaleGroup:
     """Units with a free factor each. name: of the leaf that makes the channels, with "[i]" in layer i of a scan.
 
-    >>> member = ScaleMember(Block("up", (1,), "out", (2,)), np.array([[0], [1]]), 1.0)
+    >>> member = ScaleMember(ScaleBlock("up", (1,), "out", (2,)), np.array([[0], [1]]), 1.0)
     >>> ScaleGroup("up", 2, (member,))
     ScaleGroup('up', units=2, up(out)^1)
     """
@@ -76,7 +76,7 @@ class Scales(NamedTuple):
     """
 
     groups: tuple[ScaleGroup, ...]
-    held: dict[Block, Reason]
+    held: dict[ScaleBlock, Reason]
     uses: dict[str, list[Use]]
     program: Program
 
@@ -113,7 +113,7 @@ def scales_of(traced: Program, linear: bool, fixed: Callable[[Use], bool]) -> Sc
     uses = uses_of(traced)
     held = {use.leaf for use in uses if fixed(use)}
     blocks = _blocks(traced, uses)
-    labels: dict[Block, np.ndarray] = {}
+    labels: dict[ScaleBlock, np.ndarray] = {}
     arguments = []
     for name, shape in zip(traced.names, traced.shapes, strict=True):
         terms = []
@@ -140,7 +140,7 @@ def scales_of(traced: Program, linear: bool, fixed: Callable[[Use], bool]) -> Sc
     return Scales(groups, _held(labels, solved), dict(products), traced)
 
 
-def _blocks(traced: Program, uses: list[Use]) -> dict[str, list[Block]]:
+def _blocks(traced: Program, uses: list[Use]) -> dict[str, list[ScaleBlock]]:
     by_leaf: dict[str, list[Use]] = collections.defaultdict(list)
     for use in uses:
         by_leaf[use.leaf].append(use)
@@ -168,11 +168,11 @@ def _blocks(traced: Program, uses: list[Use]) -> dict[str, list[Block]]:
 
 def _block(
     name: str, shape: tuple[int, ...], axes: set[int], side: Side, layers: tuple[int, ...]
-) -> Block | None:
+) -> ScaleBlock | None:
     own = tuple(a for a in sorted(axes) if shape[a] != 1)
     if not set(own) - set(layers) or np.prod([shape[a] for a in own]) > _MOST:
         return None
-    return Block(name, own, side, tuple(shape[a] for a in own), tuple(a for a in own if a in layers))
+    return ScaleBlock(name, own, side, tuple(shape[a] for a in own), tuple(a for a in own if a in layers))
 
 
 def _roles(use: Use, conv: Any) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
@@ -187,9 +187,11 @@ def _roles(use: Use, conv: Any) -> tuple[tuple[int, ...], tuple[int, ...], tuple
     )
 
 
-def _groups(labels: dict[Block, np.ndarray], solved: Solved, order: dict[str, int]) -> tuple[ScaleGroup, ...]:
+def _groups(
+    labels: dict[ScaleBlock, np.ndarray], solved: Solved, order: dict[str, int]
+) -> tuple[ScaleGroup, ...]:
     """Units with the same members are one group, in each layer of a scan one of its own."""
-    touched: dict[int, dict[tuple[Block, tuple[int, ...], float], list[int]]] = collections.defaultdict(
+    touched: dict[int, dict[tuple[ScaleBlock, tuple[int, ...], float], list[int]]] = collections.defaultdict(
         lambda: collections.defaultdict(list)
     )
     for block, own in labels.items():
@@ -229,7 +231,7 @@ def _named(group: ScaleGroup) -> ScaleGroup:
     return dataclasses.replace(group, name=best.block.leaf + (f"[{', '.join(layer)}]" if layer else ""))
 
 
-def _held(labels: dict[Block, np.ndarray], solved: Solved) -> dict[Block, Reason]:
+def _held(labels: dict[ScaleBlock, np.ndarray], solved: Solved) -> dict[ScaleBlock, Reason]:
     found = {}
     for block, own in labels.items():
         zero = own.ravel()[solved.of[own.ravel()] == 0]

@@ -123,7 +123,7 @@ class _Expect(Domain[_Known]):
     unshard = shard
 
 
-Rule = Callable[[_Expect, Equation, "list[_Known]"], "_Known | None"]
+_Rule = Callable[[_Expect, Equation, "list[_Known]"], "_Known | None"]
 
 
 def _fixed(e: Equation, values: list[_Known]) -> list[_Known]:
@@ -261,7 +261,7 @@ def _product(d: _Expect, e: Equation, values: list[_Known]) -> _Known | None:
     return _Known(error=(np.asarray(outs[1], np.float64) - np.asarray(outs[0], np.float64), e.path))
 
 
-_RULES: dict[str, Rule] = {
+_RULES: dict[str, _Rule] = {
     **dict.fromkeys(IDENTITY, _move),
     **dict.fromkeys(["reshape", "transpose", "squeeze", "broadcast_in_dim", "slice", "rev"], _move),
     **dict.fromkeys(PRODUCTS, _product),
