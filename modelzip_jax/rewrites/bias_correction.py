@@ -18,6 +18,7 @@ from modelzip_jax.packing import unpack
 from modelzip_jax.patterns import matches, require_matches
 from modelzip_jax.rewrites.normal_inputs import expected_errors
 from modelzip_jax.trace.jaxpr.evaluator import Evaluator, Visitor, bind
+from modelzip_jax.trace.jaxpr.interpreter import equations_at
 from modelzip_jax.trace.jaxpr.programs import Equation, Program, program
 from modelzip_jax.trace.measures.channel_moments import Channels, empty, measure, pooled
 from modelzip_jax.trace.measures.input_statistics import by_layer
@@ -56,14 +57,12 @@ def correct_bias(
     *,
     method: Literal["empirical", "batch_norm"] = "empirical",
     only: str | Sequence[str] | None = None,
-    tolerance: float = 1e-5,
 ) -> BiasCorrected:
     """The quantized params with E[y] - E[y_quantized] added to the bias that follows each quantized layer.
 
-    "empirical": means over `batches`, each layer's behind all layers that are corrected before it, so that the mean
-    of every corrected layer's output is that of the float network. All biases are corrected at once and measured
-    anew: the i-th layer is final after i sweeps at most, and sweeps end when no mean is off by more than
-    `tolerance` of the largest.
+    "empirical": means over `batches`, layer by layer in the order in which they run (each layer of a scan by itself),
+    each behind all layers that were corrected before it, so that the mean of every corrected layer's output is that of
+    the float network. That takes a pass over all batches for each layer.
 
     "batch_norm": no data. Behind a batch normalisation a channel is taken to be normal with its shift as the mean
     and its scale as standard deviation; behind a relu or relu6 its mean is that of the clipped normal, and the
@@ -78,7 +77,6 @@ def correct_bias(
       batches: as for `trace.statistics`. For "batch_norm" the shapes of the first one count, a batch of 1 suffices.
       method: see above.
       only: path patterns of the kernels whose outputs are corrected; None: all quantized ones that can be.
-      tolerance: of "empirical".
 
     Returns:
       `BiasCorrected`.
@@ -122,7 +120,8 @@ def correct_bias(
     left = {u.leaf: why for u in products if (why := _why_not(u, biases.get(u.path), shapes))}
     todo = {u.path: biases[u.path] for u in products if u.leaf not in left}
     if method == "empirical":
-        added = _empirical(apply_fn, params, quantized_params, pairs, todo, shapes, tolerance)
+        means = _Means(apply_fn, list(todo.values()), shapes)
+        added = _empirical(means, traced, params, quantized_params, pairs)
     else:
         errors, unknown = expected_errors(
             traced, params, quantized_params, {p: b.use.path for p, b in todo.items()}
@@ -197,26 +196,37 @@ def _in_leaf(found: Channels, bias: FollowingBias, shapes: Mapping[str, tuple[in
 
 
 def _empirical(
-    apply_fn: Callable[..., Any],
-    params: PyTree,
-    quantized: PyTree,
-    batches: list[tuple[Any, ...]],
-    todo: dict[str, FollowingBias],
-    shapes: Mapping[str, tuple[int, ...]],
-    tolerance: float,
+    means: _Means, traced: Program, params: PyTree, quantized: PyTree, batches: list[tuple[Any, ...]]
 ) -> dict[str, np.ndarray]:
-    means = _Means(apply_fn, list(todo.values()), shapes)
     wanted = means(params, batches)
     added = {name: np.zeros_like(mean) for name, mean in wanted.items()}
-    layers = sum(int(np.prod([layer.axis.length for layer in b.use.view.layers])) for b in todo.values())
-    for _ in range(layers + 1):
-        found = means(_with(quantized, added), batches)
-        off = {b.use.leaf: b.sign * (wanted[b.use.leaf] - found[b.use.leaf]) for b in todo.values()}
-        largest = max((float(np.abs(x).max()) for x in wanted.values()), default=0.0)
-        if not any(np.abs(x).max() > tolerance * largest for x in off.values()):
-            break
-        added = {name: x + off[name] for name, x in added.items()}
+    for bias, layer in _in_order(means.biases, traced):
+        name = bias.use.leaf
+        found = means(_with(quantized, added), batches)[name]
+        added[name][layer] += bias.sign * (wanted[name] - found)[layer]
     return added
+
+
+def _in_order(biases: list[FollowingBias], traced: Program) -> list[tuple[FollowingBias, tuple[Any, ...]]]:
+    """Each bias as often as a scan has layers of it, as they run, and the index of that layer in the leaf."""
+    scans = {layer.scan for b in biases for layer in b.use.view.layers}
+    backwards = {path for path, e in equations_at(traced, scans).items() if e.params["reverse"]}
+    found = []
+    for bias in biases:
+        layers = bias.use.view.layers
+        for place in np.ndindex(*(layer.axis.length for layer in layers)):
+            at = {layer.scan: i for layer, i in zip(layers, place, strict=True)}
+            index: list[Any] = [slice(None)] * len(bias.use.view.shape)
+            for layer, i in zip(layers, place, strict=True):
+                (axis,) = along([layer.axis])
+                index[axis] = i
+            steps, when = bias.use.path.split("/"), []
+            for n, step in enumerate(steps):
+                scan = "/".join(steps[: n + 1])
+                turn = at.get(scan, 0)
+                when += [int(step.split(":")[0]) if ":" in step else 0, -turn if scan in backwards else turn]
+            found.append((when, bias, tuple(index)))
+    return [(bias, index) for _, bias, index in sorted(found, key=lambda each: each[0])]
 
 
 class _Means:
