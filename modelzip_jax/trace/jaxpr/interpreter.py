@@ -35,6 +35,10 @@ class Domain(Generic[V]):
         """A literal, or an array that the model closes over."""
         raise TypeError(f"{type(self).__name__} defines no constant()")
 
+    def literal(self, number: Any, shape: tuple[int, ...]) -> V:
+        """A number written into the jaxpr: a constant, for domains that look at no values."""
+        return self.constant(shape)
+
     def primitive(self, equation: Equation, values: list[V]) -> list[V]:
         """The results of an equation that the interpreter does not look into."""
         raise TypeError(f"{type(self).__name__} defines no primitive()")
@@ -129,7 +133,7 @@ class _Walk(Generic[V]):
         known.update(zip(jaxpr.invars, arguments, strict=True))
 
         def read(atom: Any) -> V:
-            return domain.constant(tuple(atom.aval.shape)) if is_literal(atom) else known[atom]
+            return domain.literal(atom.val, tuple(atom.aval.shape)) if is_literal(atom) else known[atom]
 
         for index, eqn in enumerate(jaxpr.eqns):
             equation = Equation(equation_path(path, index, eqn), eqn, trips)

@@ -1,0 +1,1 @@
+"""Changes of the parameters that leave a model's function as it is: scales and rotations of channels."""
