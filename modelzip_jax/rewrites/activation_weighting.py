@@ -22,8 +22,8 @@ from modelzip_jax.rewrites.channel_scaling import (
     input_values,
     kernels,
     layer_of,
-    measured,
     readings,
+    statistics_of,
 )
 from modelzip_jax.trace.symmetry.scalable_channels import ScaleBlock, scale_groups
 from modelzip_jax.transform import Transform
@@ -120,7 +120,7 @@ class _Gram:
     """E[x xᵀ] of a kernel's inputs, `(layers, experts..., n, n)`, and the kernel as `(..., n, outputs)`."""
 
     def __init__(self, stats: PyTree, block: ScaleBlock, shape: tuple[int, ...]) -> None:
-        (self.each, *others) = measured(stats, block.leaf)
+        (self.each, *others) = statistics_of(stats, block.leaf)
         use, channels = self.each.use, self.each.inputs
         if others:
             raise LeafError(

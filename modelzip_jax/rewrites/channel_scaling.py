@@ -182,13 +182,13 @@ def input_values(stats: PyTree, member: ScaleMember, field: str, shape: tuple[in
     """
     found = [
         _laid_out(each, member.block, _field(each, field, member.block.leaf), shape)
-        for each in measured(stats, member.block.leaf)
+        for each in statistics_of(stats, member.block.leaf)
     ]
     values: np.ndarray = np.max(found, axis=0).reshape(-1)[member.indices]
     return values
 
 
-def measured(stats: PyTree, leaf: str) -> Measured:
+def statistics_of(stats: PyTree, leaf: str) -> Measured:
     """What was measured of a leaf.
 
     Raises:
