@@ -134,10 +134,14 @@ class UniformLeaf:
         """What the network computes with."""
         return fake_quantize(w, self.step, self.zero, *self._range, self.groups)
 
+    def stored(self, w: Any) -> np.ndarray | jax.Array:
+        """The codes as a file stores them: 1-D uint8."""
+        return stored_codes(w, self.step, self.zero, *self._range, self.groups)
+
     def packed(self, w: Any, dtype: str, shifted: bool) -> Quantized:
         """The stored form. shifted: whether zero points may differ from those of the grid."""
         zero = None if self.symmetric and self.bits > 1 and not shifted else self.zero
-        codes = Bits.pack(stored_codes(w, self.step, self.zero, *self._range, self.groups), self.bits)
+        codes = Bits.pack(self.stored(w), self.bits)
         return Quantized(
             codes, self.step, zero, self._range[0], tuple(jnp.shape(w)), dtype,
             self.groups.kind, self.groups.axis, self.groups.group_size,
@@ -194,14 +198,17 @@ class LevelLeaf:
         """What the network computes with."""
         return fake_levels(w, self.scale, self.zero, self.levels, self.grid, self.bits, self.groups)
 
+    def stored(self, w: Any) -> np.ndarray | jax.Array:
+        """The codes as a file stores them: 1-D uint8."""
+        return stored_levels(w, self.scale, self.zero, self.levels, self.grid, self.bits, self.groups)
+
     def packed(self, w: Any, dtype: str, shifted: bool) -> Levelled:
         """The stored form."""
-        found = stored_levels(w, self.scale, self.zero, self.levels, self.grid, self.bits, self.groups)
         levels = table(self.grid, self.bits).levels if self.levels is None else self.levels
         stored = {"power of two": jnp.float8_e8m0fnu, "fp8": jnp.float8_e4m3fn}
         held = self.held.astype(stored.get(self.grid.scale, self.held.dtype))
         return Levelled(
-            Bits.pack(found, self.bits), levels, held, self.gain, self.zero, tuple(jnp.shape(w)), dtype,
+            Bits.pack(self.stored(w), self.bits), levels, held, self.gain, self.zero, tuple(jnp.shape(w)), dtype,
             self.groups.kind, self.groups.axis, self.groups.group_size,
         )  # fmt: skip
 

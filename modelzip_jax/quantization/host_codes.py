@@ -21,6 +21,7 @@ __all__ = [
     "blank_on_host",
     "codes_on_host",
     "flushed",
+    "scaled_on_host",
     "spread_on_host",
     "step_bounds",
     "steps_on_host",
@@ -67,12 +68,16 @@ def codes_on_host(
     with np.errstate(all="ignore"):
         scale, least, most = flushed(1 / step), low - zero, high - zero
         tiny = step.size > 0 and float(step.min()) < _SMALL
+        symmetric = not zero.any()
         for piece in _pieces(cube.shape):
             v = flushed(cube[piece]) if tiny else cube[piece]
             v = v * _spread(scale, piece, groups, cube.shape)
-            bounds = (_spread(edge, piece, groups, cube.shape) for edge in (least, most))
-            np.clip(v, *bounds, out=v)
-            v += _spread(zero, piece, groups, cube.shape)
+            if symmetric:
+                np.clip(v, low, high, out=v)
+            else:
+                bounds = (_spread(edge, piece, groups, cube.shape) for edge in (least, most))
+                np.clip(v, *bounds, out=v)
+                v += _spread(zero, piece, groups, cube.shape)
             np.rint(v, out=v)
             v -= low
             found[piece] = v
@@ -99,6 +104,15 @@ def values_on_host(
             q = np.where(np.abs(q) < tiny, np.zeros((), q.dtype), q)
         found[piece] = q
     return found.reshape(shape)
+
+
+def scaled_on_host(x: np.ndarray, steps: np.ndarray, groups: Granularity) -> np.ndarray:
+    """Each value times the step of its group, `(groups, channels)`: of `x`'s shape and the dtype of the product."""
+    cube = _cube(x, groups)
+    found = np.empty(cube.shape, np.result_type(x, steps))
+    for piece in _pieces(cube.shape):
+        np.multiply(cube[piece], _spread(steps, piece, groups, cube.shape), out=found[piece])
+    return found.reshape(x.shape)
 
 
 def spread_on_host(steps: np.ndarray, shape: tuple[int, ...], groups: Granularity) -> np.ndarray:

@@ -11,7 +11,6 @@ alike: one product of the weight with a reciprocal, a clip before the sum if the
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -27,7 +26,7 @@ from modelzip_jax.quantization.grids.nearest_level import (
     project_fitted,
     thresholds_between,
 )
-from modelzip_jax.quantization.host_codes import flushed, spread_on_host, step_bounds
+from modelzip_jax.quantization.host_codes import flushed, scaled_on_host, step_bounds
 
 __all__ = [
     "fake_levels",
@@ -184,8 +183,7 @@ def stored_levels(
     held = table(grid, bits) if found is None else _of_fitted(found[0])
     if scales.size and float(scales.min()) < _SMALL:
         weights = flushed(weights)
-    u = weights * spread_on_host(1 / scales, weights.shape, groups) if weights.size else weights
-    return nearest_on_host(u, held)
+    return nearest_on_host(scaled_on_host(weights, 1 / scales, groups), held)
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5, 6))
@@ -205,7 +203,4 @@ def values_of_levels_on_host(
     elements: np.ndarray, levels: np.ndarray, scale: np.ndarray, shape: tuple[int, ...], groups: Granularity
 ) -> np.ndarray:
     """`level_values` of codes, 1-D uint8, without an offset: `shape`, the dtype of `scale`."""
-    values = levels.astype(scale.dtype)[elements].reshape(shape)
-    if math.prod(shape):
-        values *= spread_on_host(scale, shape, groups)
-    return values
+    return scaled_on_host(levels.astype(scale.dtype)[elements].reshape(shape), scale, groups)

@@ -127,4 +127,9 @@ def thresholds_between(levels: jax.Array) -> jax.Array:
 
 def project_fitted(u: jax.Array, levels: jax.Array) -> jax.Array:
     """The nearest of levels that are computed: `(k,)`, ascending."""
+    if len(levels) <= _FEW:
+        found = jnp.full_like(u, levels[0])
+        for threshold, level in zip(thresholds_between(levels), levels[1:], strict=True):
+            found = jnp.where(u >= threshold, level, found)
+        return found
     return levels[jnp.searchsorted(thresholds_between(levels), u, side="right")]
