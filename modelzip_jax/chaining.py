@@ -8,7 +8,7 @@ import dataclasses
 import jax
 
 from modelzip_jax import tree as trees
-from modelzip_jax.combinator import Combinator, check_transform, ends, selects
+from modelzip_jax.combinator import Combinator, check_transform, ends, reads, selects
 from modelzip_jax.errors import TransformError
 from modelzip_jax.recipe import recordable
 from modelzip_jax.transform import Context, Encoded, Transform
@@ -141,6 +141,9 @@ class Chain(Combinator):
 
     def ends(self, leaves: list[Leaf]) -> list[bool]:
         return _any([ends(part, leaves) for part in self.parts], len(leaves))
+
+    def reads(self, leaves: list[Leaf], field: str) -> list[bool]:
+        return _any([reads(part, leaves, field) for part in self.parts], len(leaves))
 
     def selects(self, leaves: list[Leaf]) -> list[bool]:
         return _any([selects(part, leaves) for part in self.parts], len(leaves))

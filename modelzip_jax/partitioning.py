@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax import tree as trees
-from modelzip_jax.combinator import Combinator, check_transform, ends, selects
+from modelzip_jax.combinator import Combinator, check_transform, ends, reads, selects
 from modelzip_jax.errors import PatternError, TransformError
 from modelzip_jax.packed import is_packed
 from modelzip_jax.patterns import matches, require_matches
@@ -57,6 +57,9 @@ class Partition(Combinator):
 
     def ends(self, leaves: list[Leaf]) -> list[bool]:
         return self._ask(ends, leaves)
+
+    def reads(self, leaves: list[Leaf], field: str) -> list[bool]:
+        return self._ask(lambda part, own: reads(part, own, field), leaves)
 
     def _check(self, leaves: list[Leaf]) -> None:
         patterns, names = [pattern for pattern, _ in self.labels], [leaf.name for leaf in leaves]
