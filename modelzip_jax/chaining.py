@@ -8,7 +8,7 @@ import dataclasses
 import jax
 
 from modelzip_jax import tree as trees
-from modelzip_jax.combinator import Combinator, any_part, check_transform, ends, selects
+from modelzip_jax.combinator import Combinator, any_part, check_transform, ends, reads, selects
 from modelzip_jax.errors import TransformError
 from modelzip_jax.recipe import recordable
 from modelzip_jax.transform import Context, Encoded, Transform
@@ -144,6 +144,9 @@ class Chain(Combinator):
 
     def selects(self, leaves: list[Leaf], whole: bool) -> list[bool]:
         return any_part([selects(part, leaves, whole) for part in self.parts], len(leaves))
+
+    def reads(self, leaves: list[Leaf], field: str) -> list[bool]:
+        return any_part([reads(part, leaves, field) for part in self.parts], len(leaves))
 
 
 def _follow(part: Transform, weights: PyTree, ended: PyTree) -> PyTree:

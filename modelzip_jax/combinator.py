@@ -25,6 +25,7 @@ __all__ = [
     "any_part",
     "check_transform",
     "ends",
+    "reads",
     "selected",
     "selects",
     "support_of",
@@ -44,6 +45,10 @@ class Combinator(Transform):
     def ends(self, leaves: list[Leaf], whole: bool) -> list[bool]:
         """Which of the leaves a part makes symbols of; `whole` as in the function."""
         raise TypeError(f"{type(self).__name__} defines no ends()")
+
+    def reads(self, leaves: list[Leaf], field: str) -> list[bool]:
+        """Of which of the leaves a part needs a field of the context."""
+        raise TypeError(f"{type(self).__name__} defines no reads()")
 
 
 def selects(transform: Transform, leaves: list[Leaf], whole: bool = True) -> list[bool]:
@@ -82,6 +87,32 @@ def any_part(answers: list[list[bool]], count: int) -> list[bool]:
     ([True, False, True], [False, False])
     """
     return [any(column) for column in zip(*answers, strict=True)] if answers else [False] * count
+
+
+def reads(transform: Transform, leaves: list[Leaf], field: str) -> list[bool]:
+    """Of which of the leaves a transform needs a field of the context: what its strategies name as their `needs`.
+
+    >>> import modelzip_jax as mz
+    >>> t = mz.chain(mz.only("w", mz.prune(mz.scores.wanda(), sparsity=0.5)), mz.quantize(4))
+    >>> reads(t, [Leaf("w", 2), Leaf("b", 1)], "stats")
+    [True, False]
+    """
+    if isinstance(transform, Combinator):
+        return transform.reads(leaves, field)
+    return [field in _needs(transform)] * len(leaves)
+
+
+def _needs(x: Any) -> set[str]:
+    """The `needs` of a transform and of all strategies in it."""
+    own = getattr(x, "needs", ())
+    found = set(own) if isinstance(own, tuple) else set()
+    if dataclasses.is_dataclass(x) and not isinstance(x, type):
+        for f in dataclasses.fields(x):
+            found |= _needs(getattr(x, f.name))
+    elif isinstance(x, tuple | list):
+        for each in x:
+            found |= _needs(each)
+    return found
 
 
 class Selected(NamedTuple):

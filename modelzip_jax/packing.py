@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from modelzip_jax.leaf_checks import check_arrays, check_finite
 from modelzip_jax.metadata import NOTHING, Metadata
 from modelzip_jax.packed import Dense, PackedArray, is_packed, static
 from modelzip_jax.recipe import opaque_fields
-from modelzip_jax.transform import Encoded, Transform, dense
+from modelzip_jax.transform import Context, Encoded, Transform, dense
 from modelzip_jax.tree import PyTree
 
 __all__ = ["Packed", "compress", "decoded", "resume", "unpack"]
@@ -87,6 +87,7 @@ def compress(
     transform: Transform,
     *,
     variables: PyTree = None,
+    calibrate: tuple[Callable[..., Any], Sequence[Any]] | None = None,
     progress: Callable[[str, int], None] | None = None,
     **given: Any,
 ) -> Packed:
@@ -97,6 +98,11 @@ def compress(
         are kept as they are and stored lossless.
       transform: what to do with the others.
       variables: what is to travel along uncompressed, such as batch statistics.
+      calibrate: `(apply_fn, batches)`, as of `trace.statistics`, instead of `stats`: layers whose compression needs
+        statistics are taken in the order in which the model meets them, each with the inputs that it gets from those
+        before once they are compressed, all others being so already. The model runs once over all batches, in pieces,
+        which keep the activations of all batches at one depth in memory. Layers of the same inputs go together, and so
+        do the layers of a scan, whose inputs are those of the scan with the rest of its body compressed as far.
       progress: called with a leaf's name and its dense bytes, once it is packed.
       **given: what the transform's `init` reads beside the weights: fields of `mz.Context`, such as `grads`, `stats`,
         `scores` (trees like the params) or `key`.
@@ -113,7 +119,7 @@ def compress(
     """
     check_transform(transform, "compress()")
     trees.check_not_module(params)
-    params = trees.plain(params)
+    model, params = params if calibrate is not None else None, trees.plain(params)
     if any(map(is_packed, jax.tree.leaves(params, is_leaf=is_packed))):
         raise TransformError(
             "compress() takes weights, and these are packed already; unpack them: mz.unpack(packed)"
@@ -127,21 +133,40 @@ def compress(
     names = [name for name, _ in trees.named_leaves(params)]
     weights, context, keep = selected(transform, params, given, "compress()")
     check_finite(weights)
-    every = [index for index, chosen in enumerate(keep) if chosen]
+    calibration = None
+    if calibrate is not None:
+        # Of the core only this looks into models: it is imported by whoever asks for it.
+        from modelzip_jax.calibrating import Calibration
+
+        calibration = Calibration(calibrate, model, transform, keep, given)
+    del model
+    waiting = set() if calibration is None else set(calibration.wanted)
+    every = [index for index, chosen in enumerate(keep) if chosen and index not in waiting]
     packed = [leaf if chosen else dense(_copied(leaf)) for leaf, chosen in zip(leaves, keep, strict=True)]
     # A caller who keeps no reference of its own has each leaf freed once it is packed.
     del params, weights
-    for group in _groups(leaves, every) if transform.leafwise else [every]:
+
+    def encode(group: list[int], context: Context) -> None:
         here = [index in group for index in range(len(leaves))]
         weights = trees.select(treedef.unflatten(leaves), here, treedef)
         encoded = transform.init(weights, context.select(here, treedef))
         del weights
         parts = treedef.flatten_up_to(transform.pack(encoded, dense(encoded.latents)))
+        if calibration is not None:
+            values = treedef.flatten_up_to(transform.decode(encoded))
+            for index in group:
+                calibration.settle(index, values[index])
         del encoded
         for index in group:
             if progress is not None:
                 progress(names[index], trees.nbytes(leaves[index]))
             packed[index], leaves[index] = owned(parts[index], leaves[index]), 0
+
+    for group in _groups(leaves, every) if transform.leafwise else [every]:
+        encode(group, context)
+    for group, measured in () if calibration is None else calibration.turns():
+        stats = treedef.unflatten([measured.get(index) for index in range(len(leaves))])
+        encode(group, context.replace(stats=stats))
     return assembled(treedef.unflatten(packed), transform, 0, variables)
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax import tree as trees
-from modelzip_jax.combinator import Combinator, check_transform, ends, selects, unknown
+from modelzip_jax.combinator import Combinator, check_transform, ends, reads, selects, unknown
 from modelzip_jax.errors import PatternError, TransformError
 from modelzip_jax.packed import is_packed
 from modelzip_jax.patterns import matches, require_matches
@@ -57,6 +57,9 @@ class Partition(Combinator):
 
     def ends(self, leaves: list[Leaf], whole: bool) -> list[bool]:
         return self._ask(ends, leaves, whole)
+
+    def reads(self, leaves: list[Leaf], field: str) -> list[bool]:
+        return self._ask(lambda part, own, whole: reads(part, own, field), leaves, True)
 
     def _check(self, leaves: list[Leaf]) -> None:
         patterns, names = [pattern for pattern, _ in self.labels], [leaf.name for leaf in leaves]

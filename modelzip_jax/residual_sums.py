@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from modelzip_jax import tree as trees
-from modelzip_jax.combinator import Combinator, any_part, check_transform, ends, selects, unknown
+from modelzip_jax.combinator import Combinator, any_part, check_transform, ends, reads, selects, unknown
 from modelzip_jax.errors import TransformError
 from modelzip_jax.latents import latent, latent_dtype
 from modelzip_jax.leaf_checks import check_floating
@@ -66,6 +66,9 @@ class Residual(Combinator):
 
     def selects(self, leaves: list[Leaf], whole: bool) -> list[bool]:
         return any_part([selects(part, leaves, whole) for part in self.parts], len(leaves))
+
+    def reads(self, leaves: list[Leaf], field: str) -> list[bool]:
+        return any_part([reads(part, leaves, field) for part in self.parts], len(leaves))
 
     def ends(self, leaves: list[Leaf], whole: bool) -> list[bool]:
         return any_part([ends(part, leaves, whole) for part in self.parts], len(leaves))

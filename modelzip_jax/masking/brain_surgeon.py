@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +17,7 @@ from modelzip_jax.masking.counting import count_kept
 from modelzip_jax.masking.structures import NOfM, Structure, unstructured
 from modelzip_jax.masking.surgeon_steps import Padding, prune_stack
 from modelzip_jax.patterns import matches, require_matches
+from modelzip_jax.trace.measures.layer_matrices import Products, products
 from modelzip_jax.tree import PyTree
 
 __all__ = ["Surgery", "surgeon"]
@@ -114,7 +113,9 @@ def surgeon(
         kept = jnp.ones(jnp.shape(w), bool)
         if operate:
             gone = jnp.size(w) - int(count_kept(jnp.size(w), next(todo)))
-            w, kept = _operate(_Layer.of(name, w, measured, structure), w, gone, structure, damping, block)
+            w, kept = _operate(
+                name, w, _kernel(name, w, measured, structure), gone, structure, damping, block
+            )
         weights.append(w)
         scores.append(kept.astype(jnp.float32))
     return Surgery(treedef.unflatten(weights), treedef.unflatten(scores))
@@ -134,75 +135,47 @@ def _check(sparsity: float | None, structure: Structure, damping: float, block: 
         raise TransformError(f"damping and block must be positive, not {damping!r} and {block!r}")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Layer:
-    """How a leaf is a stack of matrices, and the Gram matrix of each.
+def _kernel(name: str, w: jax.Array, measured: Any, structure: Structure) -> Products:
+    """The leaf as a stack of matrices, if it is one that can be pruned.
 
-    order: the leaf's axes as (layers, outputs, inputs). shape: so transposed. sizes: (layers, outputs, inputs).
-    gram: float32 `(layers, inputs, inputs)`. inner: length of the last input axis.
+    Raises:
+      LeafError: it is none, or the structure is along another axis than its last input axis.
     """
-
-    name: str
-    order: tuple[int, ...]
-    shape: tuple[int, ...]
-    sizes: tuple[int, int, int]
-    gram: jax.Array
-    inner: int
-
-    @staticmethod
-    def of(name: str, w: jax.Array, measured: Any, structure: Structure) -> _Layer:
-        found = [m for m in measured if m.inputs is not None and m.inputs.gram is not None]
-        if len(found) != 1 or len(measured) != 1:
-            raise LeafError(
-                f"surgeon() needs the Gram matrix of the one product that leaf {name!r} is used in; stats have "
-                f"{len(measured)} uses of it, {len(found)} with one: select kernels with `only`, and pass "
-                "stats=trace.statistics(apply_fn, params, batches, kinds=('gram',))"
-            )
-        use, gram = found[0].use, found[0].inputs.gram
-        inputs = tuple(sorted(use.contracted))
-        order = (*use.layers, *use.output, *inputs)
-        layers, outputs, count = (
-            math.prod(w.shape[a] for a in axes) for axes in (use.layers, use.output, inputs)
+    found = products(name, w.shape, measured, "surgeon()")
+    use = measured[0].use
+    if found.uses > 1 or found.batched:
+        raise LeafError(
+            f"leaf {name!r} of shape {w.shape} is no kernel that surgeon() can prune: it has {found.uses} products, "
+            f"the first by {use.primitive} with inputs {use.contracted}, outputs {use.output} and a Gram matrix of "
+            f"{measured[0].inputs.gram.shape}"
         )
-        plain = (
-            not use.batch and not use.derived and use.view.complete and sorted(order) == list(range(w.ndim))
+    last = max(use.contracted)
+    if isinstance(structure, NOfM) and structure.axis % w.ndim != last:
+        raise LeafError(
+            f"{structure} is along axis {structure.axis} of leaf {name!r}, whose last input axis is {last}: pass that "
+            "as `axis`"
         )
-        if not plain or gram.shape != (*(w.shape[a] for a in use.layers), count, count):
-            raise LeafError(
-                f"leaf {name!r} of shape {w.shape} is no kernel that surgeon() can prune: it is used by "
-                f"{use.primitive} with inputs {use.contracted}, outputs {use.output}, layers {use.layers}, "
-                f"batched axes {use.batch}{', and derived' if use.derived else ''}, with a Gram matrix of "
-                f"{gram.shape}"
-            )
-        if isinstance(structure, NOfM) and structure.axis % w.ndim != inputs[-1]:
-            raise LeafError(
-                f"{structure} is along axis {structure.axis} of leaf {name!r}, whose last input axis is "
-                f"{inputs[-1]}: pass that as `axis`"
-            )
-        shape = tuple(w.shape[a] for a in order)
-        gram = gram.reshape(layers, count, count)
-        return _Layer(name, order, shape, (layers, outputs, count), gram, w.shape[inputs[-1]])
+    return found
 
 
 def _operate(
-    layer: _Layer, w: jax.Array, gone: int, structure: Structure, damping: float, block: int
+    name: str, w: jax.Array, kernel: Products, gone: int, structure: Structure, damping: float, block: int
 ) -> tuple[jax.Array, jax.Array]:
     """The leaf's updated weights, and which of them stay."""
-    layers, outputs, count = layer.sizes
-    padding = Padding.of(count, layer.inner, structure, block)
-    stack = jnp.transpose(w, layer.order).reshape(layers, outputs, count).astype(jnp.float32)
+    layout = kernel.layout
+    layers, _, count = layout.sizes
+    padding = Padding.of(count, layout.inner, structure, block)
+    stack = layout.stack(w).astype(jnp.float32)
     # What goes of each block, so that running totals over all layers and blocks are rounded, not each.
     inputs = np.cumsum(np.bincount(padding.place // padding.block, minlength=padding.blocks))
     done = [k * count + int(n) for k in range(layers) for n in inputs]
     quota = np.diff([gone * d // max(layers * count, 1) for d in done], prepend=0).reshape(
         layers, padding.blocks
     )
-    new, kept = prune_stack(stack, layer.gram, jnp.asarray(quota, jnp.int32), jnp.float32(damping), padding)
+    new, kept = prune_stack(stack, kernel.gram, jnp.asarray(quota, jnp.int32), jnp.float32(damping), padding)
     if not bool(jnp.all(jnp.isfinite(new))):
         raise NonFiniteError(
-            f"the update of leaf {layer.name!r} is not finite: its Gram matrix is not, or is too near to singular "
+            f"the update of leaf {name!r} is not finite: its Gram matrix is not, or is too near to singular "
             f"for a damping of {damping}; raise it"
         )
-    back = tuple(map(int, np.argsort(layer.order)))
-    restored = [jnp.transpose(x.reshape(layer.shape), back) for x in (new, kept)]
-    return restored[0].astype(w.dtype), restored[1]
+    return layout.leaf(new, w.shape).astype(w.dtype), layout.leaf(kept, w.shape)

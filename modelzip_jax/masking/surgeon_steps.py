@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from modelzip_jax.factoring import damped, inverse_factor
 from modelzip_jax.masking.structures import NOfM, Structure
 from modelzip_jax.masking.threshold import keep_largest
 
@@ -78,20 +79,9 @@ def prune_stack(
 
 
 def _factor(gram: jax.Array, damping: jax.Array, padding: Padding) -> jax.Array:
-    """U, upper triangular, with H⁻¹ = UᵀU; columns that are padding stand apart.
-
-    Row c of U is that of the inverse of H without the inputs before c, over the root of its first element.
-    """
-    mean = jnp.mean(jnp.diagonal(gram))
-    ridge = damping * jnp.where(mean > 0, mean, 1.0)  # Inputs that were all zero: H is λI.
-    h = (
-        jnp.eye(padding.real.size)
-        .at[np.ix_(padding.place, padding.place)]
-        .set(gram + ridge * jnp.eye(len(gram)))
-    )
-    # H = R Rᵀ with R upper triangular, by Cholesky backwards; U = R⁻¹. H⁻¹ itself is never formed.
-    upper = jnp.linalg.cholesky(h[::-1, ::-1])[::-1, ::-1]
-    return jax.scipy.linalg.solve_triangular(upper, jnp.eye(len(h)), lower=False)
+    """`inverse_factor` of the damped H; columns that are padding stand apart."""
+    h = jnp.eye(padding.real.size).at[np.ix_(padding.place, padding.place)].set(damped(gram, damping))
+    return inverse_factor(h)
 
 
 def _prune(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from modelzip_jax.packed import Bits
+from modelzip_jax.packed import Bits, static
 from modelzip_jax.quantization.code_length import laplace_bits, level_bits
 from modelzip_jax.quantization.granularity import Granularity
 from modelzip_jax.quantization.grids.grid import Grid, table
@@ -116,15 +116,16 @@ def _chosen_by(
     return fit.finished(w, step, zero, importance) if isinstance(fit, LevelFit) else FoundSteps(step, zero)
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class UniformLeaf:
     """How a leaf on evenly spaced codes is quantized now. step, zero: `(groups, channels)` each."""
 
     step: jax.Array
     zero: jax.Array
-    groups: Granularity
-    bits: int
-    symmetric: bool
+    groups: Granularity = static()
+    bits: int = static()
+    symmetric: bool = static()
 
     @property
     def _range(self) -> tuple[int, int]:
@@ -172,6 +173,7 @@ class UniformLeaf:
         return (1 << self.bits) - 1
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LevelLeaf:
     """How a leaf on a table of levels is quantized now.
@@ -185,9 +187,9 @@ class LevelLeaf:
     levels: jax.Array | None
     held: jax.Array
     gain: jax.Array | None
-    groups: Granularity
-    bits: int
-    grid: Grid
+    groups: Granularity = static()
+    bits: int = static()
+    grid: Grid = static()
 
     @property
     def step(self) -> jax.Array:

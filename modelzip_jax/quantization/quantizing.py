@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from modelzip_jax.concrete import traced_once
 from modelzip_jax.errors import TransformError
 from modelzip_jax.quantization.blank_groups import is_blank
 from modelzip_jax.quantization.channel_axis import check_axis
@@ -18,12 +17,14 @@ from modelzip_jax.quantization.fits import FoundSteps, LevelFit, LevelLeaf, Unif
 from modelzip_jax.quantization.granularity import Granularity, check_granularity
 from modelzip_jax.quantization.grids.evenly import UniformGrid
 from modelzip_jax.quantization.grids.grid import Grid, check_bits, table
+from modelzip_jax.quantization.group_offsets import with_offset
 from modelzip_jax.quantization.level_codes import scale_bounds, scaled_to
 from modelzip_jax.quantization.levelled import Levelled
 from modelzip_jax.quantization.quantizer import QuantizedLeaf, Quantizer, QuantizeState
 from modelzip_jax.quantization.ranges.extremes import MinMax
 from modelzip_jax.quantization.ranges.range import Range, limits
 from modelzip_jax.quantization.ranges.searched import LeastSquares
+from modelzip_jax.quantization.rounding.plain import Nearest
 from modelzip_jax.quantization.rounding.strategy import Problem, Rounding
 from modelzip_jax.quantization.steps import choose_step
 from modelzip_jax.recipe import recordable
@@ -90,26 +91,26 @@ class Quantize(Quantizer):
     def rounded(
         self, name: str, w: jax.Array, s: QuantizeState, layers: tuple[int, ...], context: Context
     ) -> tuple[jax.Array, QuantizeState]:
-        leaf = self.leaf_of(s, s.step, s.zero)
-        if self.rounding is not None:
-            missing = context.lacks(self.rounding.needs)
-            if missing:
-                raise TransformError(
-                    f"the rounding {type(self.rounding).__name__} needs {', '.join(missing)}: pass "
-                    f"{', '.join(f'{name}=' for name in missing)} to mz.compress, or in mz.wrap(..., given={{...}})"
-                )
-            told = Problem(
-                name, w, leaf, layers, context.stats, context.importance, context.support, context.key
+        rounding = Nearest() if self.rounding is None else self.rounding
+        if self.offset and not rounding.moves_zero:
+            near, zero = with_offset(Problem(name, w, self.leaf_of(s, s.step, s.zero), support=context.support))
+            s, w = s._replace(zero=zero), near if rounding == Nearest() else w
+        missing = context.lacks(rounding.needs)
+        if missing:
+            measured = " or calibrate=" if "stats" in missing else ""
+            raise TransformError(
+                f"the rounding {type(rounding).__name__} needs {', '.join(missing)}: pass "
+                f"{', '.join(f'{name}=' for name in missing)}{measured} to mz.compress, or in "
+                "mz.wrap(..., given={...})"
             )
-            found = self.rounding(told)
-            new = {"step": found.step, "zero": found.zero}
-            s = s._replace(**{field: x for field, x in new.items() if x is not None})
-            w, leaf = found.weights, self.leaf_of(s, s.step, s.zero)
-        if self.offset:
-            told = Problem(name, w, leaf, support=context.support)
-            w, zero = _offset(told, s)
-            s = s._replace(zero=zero)
-        return w, s
+        found = rounding(
+            Problem(
+                name, w, self.leaf_of(s, s.step, s.zero), layers, context.stats, context.importance,
+                context.support, context.key,
+            )
+        )  # fmt: skip
+        new = {"step": found.step, "zero": found.zero}
+        return found.weights, s._replace(**{field: x for field, x in new.items() if x is not None})
 
     def followed(
         self, latents: list[jax.Array], states: list[QuantizeState], context: Context
@@ -153,24 +154,6 @@ class Quantize(Quantizer):
         _, gain = super().resumed_levels(packed)
         follows = self.grid is not None and self.grid.follows_weights
         return jnp.asarray(packed.levels) if follows else None, gain
-
-
-@traced_once(2)
-def _mean_errors(off: jax.Array, counted: jax.Array, groups: Granularity) -> jax.Array:
-    counts = groups.reduce(jnp.sum, jnp.broadcast_to(counted.astype(off.dtype), off.shape))
-    return groups.reduce(jnp.sum, jnp.where(counted, off, 0.0)) / jnp.maximum(counts, 1.0)
-
-
-def _offset(problem: Problem, s: QuantizeState) -> tuple[jax.Array, jax.Array]:
-    """Latents, and zero points with which the mean of a group's rounded weights is that of its weights."""
-    leaf, w, (step, zero) = problem.leaf, problem.weights, problem.steps()
-    codes = leaf.codes(w, step, zero)
-    support = jnp.ones((), bool) if problem.support is None else problem.support
-    mean = _mean_errors(w - leaf.values(codes, step, zero), support, leaf.groups)
-    scale = leaf.step
-    moved = s.zero - mean / scale
-    spread = jnp.broadcast_to(leaf.groups.expand(moved, w.shape), w.shape)
-    return problem.kept(leaf.values(codes, step, spread)), moved
 
 
 def quantize(
@@ -221,7 +204,8 @@ def quantize(
         they are chosen anew from the latents in every optimizer step. Or `mz.discretization.error_controlled(...)`.
       offset: give each group a zero point, stored beside its step, with which the mean of its rounded weights is the
         mean of its weights: the survey's offset on weights at test time. It need not be an integer, so that 0 is not
-        among the values, but for weights under a mask.
+        among the values, but for weights under a mask. Another rounding than to nearest then chooses on the shifted
+        grid, or chooses the offset itself, as `mz.rounding.half_quadratic` does.
 
     Raises:
       TransformError: a number out of range, an unknown granularity or strategy, an axis that is none, or options that
@@ -290,6 +274,8 @@ def _check_together(q: Quantize) -> None:
         (held and q.offset, f"the scales of {q.grid} are no floats; offset=True needs a grid with floating scales"),
         (moves and q.learned, "learned steps do not follow anything else: discretization='static'"),
         (moves and q.offset, "an offset is chosen once, for steps that stay: discretization='static'"),
+        (q.rounding is not None and q.rounding.moves_zero and (q.grid is not None or not q.offset),
+         f"{q.rounding} finds zero points, of the uniform grid, that need not be integers: offset=True, and no grid="),
         (moves and q.rounding is not None, "rounding chooses once, for steps that stay: discretization='static'"),
         (held and decay is not None, f"the scales of {q.grid} are no floats, so that they have no running mean"),
         (decay is not None and q.discretization != "dynamic",

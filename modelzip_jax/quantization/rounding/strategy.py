@@ -17,7 +17,7 @@ class Rounded(NamedTuple):
     """weights: latents whose nearest codes are the chosen ones, of the leaf's shape.
 
     step, zero: `(groups, channels)`, where rounding changes them, too; else None. zero then is an offset, which need
-    not be an integer, and asks for `mz.quantize(offset=True)`.
+    not be an integer, and asks for `mz.quantize(offset=True)`: see `Rounding.moves_zero`.
     """
 
     weights: jax.Array
@@ -62,7 +62,7 @@ class Rounding:
 
     What is chosen is the latent: the value of the code, which the nearest code gives back, in training, too.
 
-    needs: names of what the context must have, such as "stats".
+    needs: names of what the context must have, such as "stats". moves_zero: whether it chooses zero points, too.
 
     Up, whatever the fraction:
 
@@ -79,6 +79,7 @@ class Rounding:
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
+    moves_zero: ClassVar[bool] = False
 
     def __call__(self, problem: Problem) -> Rounded:
         """Latents of the codes it chooses."""

@@ -76,6 +76,7 @@ def statistics(
     places: Sequence[Place] = ("inputs",),
     only: str | Sequence[str] = "**",
     percentiles: Sequence[float] = (0.1, 1.0, 50.0, 99.0, 99.9),
+    jit: Callable[..., Any] = jax.jit,
 ) -> PyTree:
     """Runs a model and gathers what its parameters meet: one jitted pass for each batch.
 
@@ -94,6 +95,7 @@ def statistics(
       places: of "inputs", "outputs", "activations"; Gram matrices are of inputs only.
       only: path patterns of the leaves to look at; Gram matrices of all of them may not fit in memory.
       percentiles: which ones, in percent.
+      jit: what compiles a pass, for one shape of batch.
 
     Returns:
       The structure of `params` with a `Measured` for each leaf: a tuple of `UseStatistics`, one for each
@@ -121,7 +123,7 @@ def statistics(
         if key not in passes:
             traced = program(apply_fn, params, *inputs)
             require_matches(patterns, traced.names)
-            passes[key] = _Pass(traced, frozenset(kinds), places, patterns)
+            passes[key] = _Pass(traced, frozenset(kinds), places, patterns, jit)
         found = found or _Gathered(passes[key])
         found.add(passes[key](params, *inputs))
     if found is None:
@@ -160,7 +162,12 @@ class _Pass:
     """One jitted pass of a model at one shape of batch: from params and inputs to `Channels` by key."""
 
     def __init__(
-        self, traced: Program, kinds: frozenset[str], places: Sequence[Place], patterns: Sequence[str]
+        self,
+        traced: Program,
+        kinds: frozenset[str],
+        places: Sequence[Place],
+        patterns: Sequence[str],
+        jit: Callable[..., Any] = jax.jit,
     ):
         self.traced, self.kinds = traced, kinds
         self.uses = [u for u in uses_of(traced) if u.kind in ("dot", "conv")]
@@ -172,7 +179,7 @@ class _Pass:
             for u in self.uses
             for place in places
         }
-        self.run = jax.jit(self._run)
+        self.run = jit(self._run)
 
     def __call__(self, params: PyTree, *inputs: Any) -> dict[_Key, Channels]:
         """The moments of one batch."""

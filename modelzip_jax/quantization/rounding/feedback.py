@@ -1,0 +1,89 @@
+"""Rounding with error feedback: weights that are still to be rounded make up for those that are."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from modelzip_jax.errors import NonFiniteError, TransformError
+from modelzip_jax.quantization.rounding.feedback_steps import fed_back
+from modelzip_jax.quantization.rounding.strategy import Problem, Rounded, Rounding
+from modelzip_jax.recipe import recordable
+from modelzip_jax.trace.measures.layer_matrices import products
+
+__all__ = ["ErrorFeedback", "check_positive", "error_feedback"]
+
+
+@recordable
+@dataclasses.dataclass(frozen=True)
+class ErrorFeedback(Rounding):
+    """See `error_feedback`."""
+
+    damping: float
+    order: bool
+    block: int
+
+    needs = ("stats",)
+
+    def __call__(self, problem: Problem) -> Rounded:
+        w = problem.weights
+        if w.size == 0:
+            return Rounded(w)
+        found = products(problem.name, w.shape, problem.measured, "error_feedback()")
+        damping = jnp.float32(self.damping)
+        new = fed_back(
+            problem.leaf, w, problem.support, found.gram, damping, found.layout, self.block, self.order
+        )
+        if not isinstance(new, jax.core.Tracer) and not bool(jnp.all(jnp.isfinite(new))):
+            raise NonFiniteError(
+                f"error feedback of leaf {problem.name!r} is not finite: its Gram matrix is not, or is too near to "
+                f"singular for a damping of {self.damping}; raise it"
+            )
+        return Rounded(problem.kept(new))
+
+
+def error_feedback(damping: float = 0.01, order: bool = True, block: int = 128) -> ErrorFeedback:
+    """To the values that change a layer's outputs least, each error being made up for by what is still to be rounded.
+
+    For each output the error is (w - ŵ)ᵀ H (w - ŵ), H = E[x xᵀ] + λI of the layer's inputs. Inputs are taken in turn;
+    once the weight of input q has got its nearest value, those of later inputs change by
+    -(w_q - ŵ_q) / [H⁻¹]_qq · H⁻¹ e_q, H being of the inputs not yet passed. Step sizes, levels and zero points of the
+    grid are chosen before, from the weights as they were, and stay.
+
+    Needs `stats=trace.statistics(apply_fn, params, batches, kinds=("gram",))`, which looks at every layer of the network as
+    it was; or `mz.compress(..., calibrate=(apply_fn, batches))`, by which each layer meets what those before it give
+    once they are rounded. For kernels of dense products and convolutions, on every grid: layers of a scan, experts and
+    groups have an H each; tied weights one of all their inputs. Under a mask, errors end only in weights that are kept.
+
+    Args:
+      damping: λ, as a share of the mean of H's diagonal; positive.
+      order: inputs of the largest mean square first (GPTQ's `act_order`), or as they come.
+      block: inputs whose errors are passed on to all later ones in one product; of no effect but on time and memory.
+
+    Raises:
+      LeafError (at `init`): a leaf without a Gram matrix of its own, such as a bias or an embedding; or of zeros.
+      NonFiniteError (at `init`, not under `jit`): H is too near to singular.
+
+    Frantar et al. 2022 (GPTQ), arXiv:2210.17323, algorithm 1; Frantar & Alistarh 2022 (OBQ), arXiv:2208.11580, eq. 7.
+
+    >>> import modelzip_jax as mz
+    >>> x = jnp.array([[1.0, 1.0, 0.0], [1.0, 0.9, 0.0], [0.0, 0.0, 1.0]])
+    >>> params = {"kernel": jnp.array([[1.4], [1.4], [7.0]])}
+    >>> stats = mz.trace.statistics(lambda p, x: x @ p["kernel"], params, [x], kinds=("gram",))
+    >>> found = mz.decoded(params, mz.quantize(4, rounding=error_feedback()), stats=stats)
+    >>> [float(w) for w in found["kernel"].ravel()]  # 2.8 in all, of inputs 0 and 1, which say nearly the same
+    [1.0, 2.0, 7.0]
+    """
+    check_positive("error_feedback()", damping=damping)
+    if isinstance(block, bool) or not isinstance(block, int) or block < 1:
+        raise TransformError(f"error_feedback() takes a block of at least 1 input, not {block!r}")
+    return ErrorFeedback(float(damping), bool(order), block)
+
+
+def check_positive(where: str, **numbers: float) -> None:
+    """Raises `TransformError` for what is no positive number."""
+    for name, x in numbers.items():
+        if isinstance(x, bool) or not isinstance(x, int | float) or not 0 < x < float("inf"):
+            raise TransformError(f"{where} takes a positive {name}, not {x!r}")

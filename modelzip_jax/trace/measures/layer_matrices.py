@@ -1,0 +1,164 @@
+"""A leaf as the matrices that its products multiply by, and the Gram matrix of each one's inputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from modelzip_jax.concrete import host_view
+from modelzip_jax.errors import LeafError
+from modelzip_jax.trace.usage.use import Use
+from modelzip_jax.trace.usage.views import along
+
+__all__ = ["Layout", "Products", "products"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a leaf is a stack of matrices `(layers, outputs, inputs)`; hashable.
+
+    Layers are those of scans, experts, and groups of a convolution. split: the leaf's shape, an axis that holds groups
+    and what is in each as two. order: of these axes. sizes: (layers, outputs, inputs). inner: length of the last axis
+    that is summed over.
+
+    >>> layout = Layout((2, 3, 4), (0, 2, 1), (2, 4, 3), 3)
+    >>> layout.stack(jnp.ones((2, 3, 4))).shape, layout.leaf(jnp.ones((2, 4, 3)), (2, 3, 4)).shape
+    ((2, 4, 3), (2, 3, 4))
+    """
+
+    split: tuple[int, ...]
+    order: tuple[int, ...]
+    sizes: tuple[int, int, int]
+    inner: int
+
+    def stack(self, x: jax.Array) -> jax.Array:
+        """A leaf, or what has its shape, as `(layers, outputs, inputs)`."""
+        return jnp.transpose(x.reshape(self.split), self.order).reshape(self.sizes)
+
+    def leaf(self, x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """The inverse of `stack`."""
+        back = tuple(map(int, np.argsort(self.order)))
+        return jnp.transpose(x.reshape([self.split[a] for a in self.order]), back).reshape(shape)
+
+
+class Products(NamedTuple):
+    """What a leaf multiplies. layout: the leaf as matrices. gram: float32 `(layers, inputs, inputs)`, E[x xᵀ].
+
+    uses: how many products there are. batched: whether layers are experts or groups, of one product.
+    """
+
+    layout: Layout
+    gram: jax.Array
+    uses: int
+    batched: bool
+
+
+def products(name: str, shape: tuple[int, ...], measured: Any, asks: str) -> Products:
+    """The matrices of a leaf, and the Gram matrices of what they are multiplied by.
+
+    Several uses, as of tied weights, count by how much each has seen, if all sum over the same axes.
+
+    Args:
+      name, shape: of the leaf. measured: its `Measured`. asks: who needs it, for messages.
+
+    Raises:
+      LeafError: no product of the leaf was measured, or one of a part of it, or of something derived from it, or
+        products sum over different axes; a Gram matrix of zeros.
+
+    >>> from modelzip_jax import trace
+    >>> x = jnp.array([[1.0, 2.0, 0.0]])
+    >>> stats = trace.statistics(lambda p, x: x @ p, jnp.ones((3, 4)), [x], kinds=("gram",))
+    >>> products("w", (3, 4), stats, "this").layout.sizes
+    (1, 4, 3)
+    """
+    measured = measured if isinstance(measured, tuple) else ()
+    if not measured or any(m.inputs is None or m.inputs.gram is None for m in measured):
+        held = sum(m.inputs is not None and m.inputs.gram is not None for m in measured)
+        raise LeafError(
+            f"{asks} needs the Gram matrix of the inputs of leaf {name!r}; stats have {len(measured)} products of it, "
+            f"{held} with one: select kernels with mz.only('**/kernel', ...) or mz.partition, and pass "
+            "stats=trace.statistics(apply_fn, params, batches, kinds=('gram',))"
+        )
+    found = [_product(name, shape, m.use, m.inputs.gram, asks) for m in measured]
+    if len({each.layout for each in found}) > 1:
+        sums = " and ".join(str(m.use.contracted) for m in measured)
+        raise LeafError(
+            f"the products of leaf {name!r} sum over different axes, {sums}, so that no one Gram matrix tells "
+            f"{asks} what an error costs: leave the leaf out with mz.only or mz.partition"
+        )
+    gram = found[0].gram if len(found) == 1 else _pooled_grams(found, [m.inputs.count for m in measured])
+    _check_seen(name, gram, asks)
+    return Products(found[0].layout, gram, len(found), found[0].batched)
+
+
+def _product(name: str, shape: tuple[int, ...], use: Use, gram: jax.Array, asks: str) -> Products:
+    inputs, axes = tuple(sorted(use.contracted)), _scanned(use)
+    batch = tuple(sorted(use.batch))
+    own = () if axes is None else axes
+    count, outer = math.prod(shape[a] for a in inputs), (*own, *batch)
+    order = (*outer, *use.output, *inputs)
+    lead = tuple(shape[a] for a in outer)
+    split, groups = tuple(shape), 1
+    if use.kind == "conv" and len(use.output) == 1 and gram.ndim == len(lead) + 3:
+        # The outputs of a grouped convolution run group by group.
+        groups, out = gram.shape[-3], use.output[0]
+        if shape[out] % groups == 0:
+            split = (*shape[:out], groups, shape[out] // groups, *shape[out + 1 :])
+            moved = {a: a + (a > out) for a in range(len(shape))}
+            order = (*(moved[a] for a in outer), out, out + 1, *(moved[a] for a in inputs))
+            lead = (*lead, groups)
+    plain = axes is not None and not use.derived and use.view.complete
+    if not plain or sorted(order) != list(range(len(split))) or gram.shape != (*lead, count, count):
+        raise LeafError(
+            f"leaf {name!r} of shape {shape} is no kernel that {asks} can take as matrices: it is used by "
+            f"{use.primitive} with inputs {use.contracted}, outputs {use.output}, layers {use.layers}, batched axes "
+            f"{use.batch}{', and derived' if use.derived else ''}{'' if use.view.complete else ', in part'}, with a "
+            f"Gram matrix of {gram.shape}"
+        )
+    layers = math.prod(lead)
+    gram = _forwards(use, gram).reshape(layers, count, count)
+    sizes = layers, math.prod(shape) // max(layers * count, 1), count
+    return Products(Layout(split, order, sizes, shape[inputs[-1]]), gram, 1, bool(batch) or groups > 1)
+
+
+def _scanned(use: Use) -> tuple[int, ...] | None:
+    """The leaf's axes that scans take apart, outermost scan first; None where one takes only a part of an axis."""
+    each = [along([layer.axis]) for layer in use.view.layers]
+    if any(len(axes) != 1 for axes in each) or sorted(a for (a,) in each) != list(use.layers):
+        return None
+    return tuple(a for (a,) in each)
+
+
+def _forwards(use: Use, gram: jax.Array) -> jax.Array:
+    """With layers in the leaf's order where a scan runs over them backwards."""
+    backwards = [i for i, layer in enumerate(use.view.layers) if layer.axis.factors[0].step < 0]
+    return jnp.flip(gram, backwards) if backwards else gram
+
+
+def _pooled_grams(found: list[Products], counts: list[jax.Array]) -> jax.Array:
+    """The mean of Gram matrices, by how much each has seen; a count is one number, or one for each scanned layer."""
+    layers = found[0].layout.sizes[0]
+    each = [jnp.repeat(jnp.ravel(c), layers // max(jnp.size(c), 1)) for c in counts]
+    total = jnp.maximum(sum(each), 1.0)
+    return sum(p.gram * (c / total)[:, None, None] for p, c in zip(found, each, strict=True))  # type: ignore[return-value]
+
+
+def _check_seen(name: str, gram: jax.Array, asks: str) -> None:
+    """Raises `LeafError` where the inputs of a layer were all zero; under `jit` nobody can look."""
+    seen = host_view(gram)
+    if seen is None and not isinstance(gram, jax.core.Tracer):
+        seen = np.asarray(gram)
+    if seen is None or seen.shape[-1] == 0:
+        return
+    empty = np.flatnonzero(np.max(np.diagonal(seen, axis1=1, axis2=2), axis=1) == 0)
+    if empty.size:
+        which = f", layer or expert {empty[0]} of {len(seen)}" if len(seen) > 1 else ""
+        raise LeafError(
+            f"the statistics of leaf {name!r} are all zero{which}: no input has reached it, so that {asks} knows "
+            "nothing of it; gather them from more batches, or leave the leaf out with mz.only or mz.partition"
+        )
