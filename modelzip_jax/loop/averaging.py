@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from modelzip_jax import tree as trees
 from modelzip_jax.errors import TransformError, WrapError
+from modelzip_jax.patterns import matches, require_matches
 from modelzip_jax.tree import PyTree
 
 __all__ = ["AverageState", "mean_of", "with_average"]
 
 
 class AverageState(NamedTuple):
-    """count: int32 scalar, steps averaged. mean: float32, the structure of what `inner` trains.
+    """count: int32 scalar, steps averaged. mean: float32, of the leaves of what `inner` trains that are averaged.
 
     inner: the state of the optimizer inside.
 
@@ -29,7 +32,9 @@ class AverageState(NamedTuple):
     inner: optax.OptState
 
 
-def with_average(inner: optax.GradientTransformation, decay: float) -> optax.GradientTransformationExtraArgs:
+def with_average(
+    inner: optax.GradientTransformation, decay: float, only: str | Sequence[str] = "**"
+) -> optax.GradientTransformationExtraArgs:
     """Keeps an exponential moving average of the weights that `inner` trains; `mz.averaged` reads it.
 
     Stands inside `mz.wrap`, where it averages the latents: an average of decoded weights would lie
@@ -39,6 +44,11 @@ def with_average(inner: optax.GradientTransformation, decay: float) -> optax.Gra
       decay: weight of the old average at each step, in (0, 1). The average is corrected for its bias
         towards where it began, as in Kingma & Ba 2015, arXiv:1412.6980, §3: after t steps the newest
         weights count (1 - decay) / (1 - decay^t).
+      only: path patterns of the layers whose weights are averaged; others are, at the end, what they are.
+
+    Raises:
+      TransformError: decay is outside (0, 1).
+      PatternError (at `init`): a pattern matches nothing.
 
     >>> tx = with_average(optax.sgd(1.0), decay=0.5)
     >>> params = jnp.float32(4.0)
@@ -50,9 +60,17 @@ def with_average(inner: optax.GradientTransformation, decay: float) -> optax.Gra
     if not 0.0 < decay < 1.0:
         raise TransformError(f"decay must be in (0, 1), not {decay!r}")
     inner = optax.with_extra_args_support(inner)
+    patterns = [only] if isinstance(only, str) else list(only)
+
+    def chosen(tree: PyTree) -> PyTree:
+        names = [name for name, _ in trees.named_leaves(tree)]
+        return trees.select(
+            tree, [any(matches(p, name) for p in patterns) for name in names], jax.tree.structure(tree)
+        )
 
     def init(params: PyTree) -> AverageState:
-        mean = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params)
+        require_matches(patterns, [name for name, _ in trees.named_leaves(params)])
+        mean = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), chosen(params))
         return AverageState(jnp.zeros((), jnp.int32), mean, inner.init(params))
 
     def update(
@@ -63,7 +81,7 @@ def with_average(inner: optax.GradientTransformation, decay: float) -> optax.Gra
         updates, inner_state = inner.update(updates, state.inner, params, **extra)
         count = optax.safe_increment(state.count)
         weight = (1.0 - decay) / (1.0 - jnp.float32(decay) ** count)
-        new = optax.apply_updates(params, updates)
+        new = chosen(optax.apply_updates(params, updates))
         mean = jax.tree.map(lambda m, p: m + weight * (p.astype(m.dtype) - m), state.mean, new)
         return updates, AverageState(count, mean, inner_state)
 
@@ -87,4 +105,5 @@ def mean_of(opt_state: optax.OptState, params: PyTree) -> PyTree:
             "no average here; inside mz.wrap, keep one by mz.wrap(mz.loop.with_average(tx, decay), transform), or pass "
             "how the optimizer's own is read, such as optax.contrib.schedule_free_eval_params"
         )
-    return jax.tree.map(lambda m, p: m.astype(p.dtype), found[0].mean, params)
+    mean = trees.merge(params, found[0].mean)
+    return jax.tree.map(lambda m, p: m.astype(p.dtype), mean, params)

@@ -44,6 +44,20 @@ def test_average_before_any_step_is_the_start():
     np.testing.assert_array_equal(mean_of(tx.init(PARAMS), PARAMS)["kernel"], PARAMS["kernel"])
 
 
+def test_the_average_of_chosen_layers():
+    params = {"a": jnp.zeros(2), "b": jnp.zeros(2)}
+    tx = mz.wrap(with_average(optax.sgd(1.0), 0.5, only="a"), mz.identity())
+    params, state = mz.start(tx, params)
+    for _ in range(3):
+        updates, state = tx.update(jax.tree.map(jnp.ones_like, params), state, params)
+        params = optax.apply_updates(params, updates)
+    averaged, _ = mz.averaged(state, params)
+    np.testing.assert_allclose(averaged["a"], -(3 + 2 / 2 + 1 / 4) / (1 + 1 / 2 + 1 / 4))
+    np.testing.assert_array_equal(averaged["b"], [-3.0, -3.0])
+    with pytest.raises(mz.errors.PatternError):
+        with_average(optax.sgd(1.0), 0.5, only="c").init(params)
+
+
 def test_average_of_latents_is_decoded_and_packed():
     zipper = mz.only("kernel", mz.chain(mz.prune(sparsity=0.5), mz.quantize(bits=3)))
     tx = mz.wrap(with_average(optax.sgd(0.05), 0.7), zipper)
