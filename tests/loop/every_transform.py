@@ -31,6 +31,9 @@ _EACH = {
     "quantize, groups": mz.quantize(3, symmetric=False, range="mse", **GROUPS),
     "quantize, learned": mz.quantize(4, learned=True),
     "quantize, learned zeros": mz.quantize(2, learned=True, symmetric=False, granularity="tensor"),
+    "quantize, half-quadratic": mz.quantize(
+        3, symmetric=False, offset=True, rounding=mz.rounding.half_quadratic(), **GROUPS
+    ),
     "cluster": mz.cluster(4),
     "cluster, refreshed": mz.cluster(4, every=1, learned=False, zero=True),
     "cluster, differentiable": mz.cluster(4, temperature=0.05),

@@ -31,7 +31,7 @@ class Problem:
 
     name: of the leaf. weights: its latents. leaf: its grid, steps and zero points. layers: axes that count layers.
     measured: the leaf's `trace.Measured`, if the context has statistics. importance: of each squared error, or None.
-    support: booleans: which weights count, others being hidden by a mask; or None: all. key: of random choices, or None.
+    support: booleans: which weights count, others being hidden by a mask; None: all. key: of random choices, or None.
     """
 
     name: str
