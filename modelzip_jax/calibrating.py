@@ -62,9 +62,9 @@ class _Shape:
 class Calibration:
     """Runs a model over batches as far as the next layers that need statistics, again and again.
 
-    The model runs once, in pieces: what a piece gives of every batch is kept until the next one is run. Layers that meet
-    the same inputs take one turn, as do the layers of a scan; those of a scan's body meet what the scan gives with the
-    turns before.
+    The model runs once, in pieces: what a piece gives of every batch is kept until the next one is run. Layers that
+    meet the same inputs take one turn, as do the layers of a scan; those of a scan's body meet what the scan gives
+    after the turns before.
     """
 
     def __init__(
@@ -78,8 +78,8 @@ class Calibration:
         self.wanted = [i for i, (a, k) in enumerate(zip(asked, keep, strict=True)) if a and k]
         if not self.wanted:
             raise TransformError(
-                "compress() was given calibrate=, and nothing in the transform needs statistics: leave it out, or round by "
-                "them: mz.quantize(4, rounding=mz.rounding.error_feedback())"
+                "compress() was given calibrate=, and nothing in the transform needs statistics: leave it out, or "
+                "round by them: mz.quantize(4, rounding=mz.rounding.error_feedback())"
             )
         if not transform.leafwise:
             raise TransformError(
@@ -110,7 +110,10 @@ class Calibration:
         met: set[int] = set()
         for turn in next(iter(self.shapes.values())).turns:
             found = [self._measured(shape, turn.leaves) for shape in self.shapes.values()]
-            yield list(turn.leaves), {i: _pooled_uses([each[self.names[i]] for each in found]) for i in turn.leaves}
+            yield (
+                list(turn.leaves),
+                {i: _pooled_uses([each[self.names[i]] for each in found]) for i in turn.leaves},
+            )
             met.update(turn.leaves)
         unmet = [i for i in self.wanted if i not in met]
         if unmet:
@@ -145,7 +148,10 @@ class Calibration:
             until = 1 + max(place for _, place in inputs)
             found.setdefault(key, []).append((min(places), rank, index, until))
         turns = [
-            (min(m[:2] for m in members), _Turn(tuple(m[2] for m in members), min(members)[0], max(m[3] for m in members)))
+            (
+                min(m[:2] for m in members),
+                _Turn(tuple(m[2] for m in members), min(members)[0], max(m[3] for m in members)),
+            )
             for members in found.values()
         ]
         return [turn for _, turn in sorted(turns)]
@@ -194,8 +200,8 @@ def _checked_pair(calibrate: Any, told: Sequence[str]) -> tuple[Callable[..., An
     pair = isinstance(calibrate, tuple) and len(calibrate) == 2 and callable(calibrate[0])
     if not pair or not hasattr(calibrate[1], "__iter__"):
         raise TransformError(
-            "calibrate= takes (apply_fn, batches), such as (model.apply, [x, ...]): batches as of trace.statistics, not "
-            f"{calibrate!r:.100}"
+            "calibrate= takes (apply_fn, batches), such as (model.apply, [x, ...]): batches as of trace.statistics, "
+            f"not {calibrate!r:.100}"
         )
     if "stats" in told:
         raise TransformError(
@@ -208,6 +214,6 @@ def _pooled_uses(each: list[Measured]) -> Measured:
     """The statistics of one leaf over batches of all shapes."""
 
     def both(a: UseStatistics, b: UseStatistics) -> UseStatistics:
-        return dataclasses.replace(a, inputs=pooled(a.inputs, b.inputs))
+        return dataclasses.replace(a, inputs=pooled(a.inputs, b.inputs))  # type: ignore[arg-type]
 
     return functools.reduce(lambda a, b: Measured(map(both, a, b)), each)

@@ -138,7 +138,7 @@ def compress(
         # Of the core only this looks into models: it is imported by whoever asks for it.
         from modelzip_jax.calibrating import Calibration
 
-        calibration = Calibration(calibrate, model, transform, keep, given)
+        calibration = Calibration(calibrate, model, transform, keep, list(given))
     del model
     waiting = set() if calibration is None else set(calibration.wanted)
     every = [index for index, chosen in enumerate(keep) if chosen and index not in waiting]

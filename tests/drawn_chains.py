@@ -46,8 +46,9 @@ def _given() -> dict[str, dict[str, Any]]:
     model, dense = nn.Dense(4), TREES["linen"]
     x = jnp.asarray(normal(16, 6))
     stats = mz.trace.statistics(
-        lambda p, x: nn.relu(model.apply({"params": p}, x)), dense, [x], places=("inputs", "activations")
-    )
+        lambda p, x: nn.relu(model.apply({"params": p}, x)), dense, [x], places=("inputs", "activations"),
+        kinds=("mean_abs", "second_moment", "zeros", "range", "gram"),
+    )  # fmt: skip
     scores = {"layer": {"kernel": normal(6, 4), "bias": normal(4)}, "scale": np.float32(0.1)}
     return {"linen": {"stats": stats}, "dict": {"scores": scores}}
 
@@ -192,10 +193,21 @@ def _by_strategies(r: random.Random) -> mz.Transform:
     )
 
 
+ROUNDINGS = [
+    *[None] * 5, mz.rounding.nearest(), mz.rounding.stochastic(3), mz.rounding.half_quadratic(),
+    mz.rounding.error_feedback(), mz.rounding.ada_round(3),
+]  # fmt: skip
+"""Those by statistics are refused in words, and drawn again, where there are none of a leaf."""
+
+
 def _quantize(r: random.Random) -> mz.Transform:
     if r.random() < 0.15:
         step, granularity = r.choice([0.05, 0.1]), r.choice(["tensor", "channel"])
         return mz.wavelets.quantize_step(step, granularity=granularity)
+    # Of a generator of its own, so that the other draws of a seed stay what they are.
+    side = random.Random(repr(r.getstate()))
+    rounding = side.choice(ROUNDINGS)
+    offset = rounding == mz.rounding.half_quadratic() or side.random() < 0.1
     return mz.quantize(
         r.randint(1, 8),
         **r.choice(
@@ -209,6 +221,8 @@ def _quantize(r: random.Random) -> mz.Transform:
         axis=r.choice([-1, 0, "auto", (0, -1)]),
         symmetric=r.random() < 0.5,
         learned=r.random() < 0.5,
+        rounding=rounding,
+        offset=offset,
         range=r.choice(["max", "mse"]),
         layers=_layers(r),
     )

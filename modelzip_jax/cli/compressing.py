@@ -181,7 +181,8 @@ def _compressed(held: list[Any], transform: Any, text: str, quiet: bool) -> Any:
     sizes = [nbytes(leaf) for _, leaf in encoded_leaves(transform, held[0])] if tells else []
     size, count = sum(sizes), len(sizes)
     with phase(text, quiet, size, count) as tell:
-        return mz.compress(held.pop(), transform, **({"progress": tell} if tells else {}))
+        options: dict[str, Any] = {"progress": tell} if tells else {}
+        return mz.compress(held.pop(), transform, **options)
 
 
 def _leaves(packed: Any) -> list[Any]:

@@ -93,7 +93,9 @@ class Quantize(Quantizer):
     ) -> tuple[jax.Array, QuantizeState]:
         rounding = Nearest() if self.rounding is None else self.rounding
         if self.offset and not rounding.moves_zero:
-            near, zero = with_offset(Problem(name, w, self.leaf_of(s, s.step, s.zero), support=context.support))
+            near, zero = with_offset(
+                Problem(name, w, self.leaf_of(s, s.step, s.zero), support=context.support)
+            )
             s, w = s._replace(zero=zero), near if rounding == Nearest() else w
         missing = context.lacks(rounding.needs)
         if missing:

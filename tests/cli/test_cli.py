@@ -11,6 +11,7 @@ from command import run
 
 import modelzip_jax as mz
 from modelzip_jax import checkpoints
+from modelzip_jax.recipe import to_plain
 
 
 @pytest.fixture
@@ -151,6 +152,13 @@ WRONG = {
     ),
     "a recipe that is no JSON": ("compress", "{model}", "{folder}/x.mz", "--recipe", "{folder}/bad.json"),
     "a recipe that is missing": ("compress", "{model}", "{folder}/x.mz", "--recipe", "{folder}/none.json"),
+    "a recipe that needs data": (
+        "compress",
+        "{model}",
+        "{folder}/x.mz",
+        "--recipe",
+        "{folder}/feedback.json",
+    ),
     "a checkpoint as output": ("compress", "{model}", "{folder}/x.npz"),
     "no recipe": ("compress", "{model}", "{folder}/x.mz", "--recipe", "nothing:here"),
     "half a recipe": ("compress", "{model}", "{folder}/x.mz", "--recipe", "nothing"),
@@ -172,6 +180,7 @@ HINTS = {
     "inspect an empty file": "empty.mz: not a .mz file: it is empty",
     "not a file of ours": "is a .safetensors checkpoint",
     "a recipe that is missing": "none.json: No such file or directory",
+    "a recipe that needs data": "the rounding ErrorFeedback needs stats",
     "a folder as output": "folder.mz",
     "unknown option": "--bits",
 }
@@ -184,6 +193,8 @@ def test_wrong_input_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path, 
     (tmp_path / "empty.mz").touch()
     (tmp_path / "empty.npz").touch()
     (tmp_path / "bad.json").write_text("{")
+    needy = mz.only("**/kernel", mz.quantize(4, rounding=mz.rounding.error_feedback()))
+    (tmp_path / "feedback.json").write_text(json.dumps(to_plain(needy)))
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder.mz").mkdir()
     before = {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}

@@ -35,6 +35,9 @@ _EACH = {
     "quantize, microscaled": mz.quantize(grid=mz.grids.mx()),
     "quantize, dynamic": mz.quantize(4, discretization="dynamic", range=mz.ranges.moving_average(0.9)),
     "quantize, offset": mz.quantize(3, symmetric=False, learned=True, offset=True),
+    "quantize, half-quadratic": mz.quantize(
+        3, symmetric=False, offset=True, rounding=mz.rounding.half_quadratic(), **GROUPS
+    ),
     "cluster": mz.cluster(4),
     "cluster, refreshed": mz.cluster(4, every=1, learned=False, zero=True),
     "cluster, differentiable": mz.cluster(4, temperature=0.05),

@@ -52,10 +52,11 @@ def error_feedback(damping: float = 0.01, order: bool = True, block: int = 128) 
     -(w_q - ŵ_q) / [H⁻¹]_qq · H⁻¹ e_q, H being of the inputs not yet passed. Step sizes, levels and zero points of the
     grid are chosen before, from the weights as they were, and stay.
 
-    Needs `stats=trace.statistics(apply_fn, params, batches, kinds=("gram",))`, which looks at every layer of the network as
-    it was; or `mz.compress(..., calibrate=(apply_fn, batches))`, by which each layer meets what those before it give
-    once they are rounded. For kernels of dense products and convolutions, on every grid: layers of a scan, experts and
-    groups have an H each; tied weights one of all their inputs. Under a mask, errors end only in weights that are kept.
+    Needs `stats=trace.statistics(apply_fn, params, batches, kinds=("gram",))`, which looks at every layer of the
+    network as it was; or `mz.compress(..., calibrate=(apply_fn, batches))`, by which each layer meets what those
+    before it give once they are rounded. For kernels of dense products and convolutions, on every grid: layers of a
+    scan, experts and groups have an H each; tied weights one of all their inputs. Under a mask, errors end only in
+    weights that are kept.
 
     Args:
       damping: λ, as a share of the mean of H's diagonal; positive.

@@ -36,7 +36,7 @@ def fed_back(
     """The rounded weights of a leaf, in its shape; one program for all leaves of a shape, whatever their values.
 
     Args:
-      leaf, w, support: as of `Problem`. gram: `(layers, inputs, inputs)`. layout: of the leaf. Others of `error_feedback`.
+      leaf, w, support: as of `Problem`. gram: `(layers, inputs, inputs)`. layout: of the leaf. Others as there.
     """
     step, zero = Problem("", w, leaf).steps()
     kept = jnp.ones(w.shape, bool) if support is None else support
@@ -48,7 +48,10 @@ def fed_back(
         return _rounded_matrix(leaf, *layer, damping.astype(gram.dtype), block, order)
 
     both = columns, gram
-    new = jax.vmap(lambda *x: one(x))(*both) if gram.size <= _TOGETHER else jax.lax.map(one, both)
+    if len(gram) == 1:
+        new = one(jax.tree.map(lambda x: x[0], both))[None]
+    else:
+        new = jax.vmap(lambda *x: one(x))(*both) if gram.size <= _TOGETHER else jax.lax.map(one, both)
     return layout.leaf(jnp.swapaxes(new, 1, 2), w.shape).astype(w.dtype)
 
 

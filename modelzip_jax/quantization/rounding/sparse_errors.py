@@ -62,7 +62,9 @@ def _zero_points(
         # The proximal operator of |·|^p, near enough (Badri & Shaji, "generalized soft-thresholding").
         lifted = jnp.where(size > 0, size, 1.0) ** (how.norm - 1.0)
         shrunk = jnp.sign(off) * jnp.maximum(size - lifted / beta, 0.0)
-        whole = leaf.values(q, jnp.ones_like(step), jnp.zeros_like(z))  # The code, as it is counted from zero.
+        whole = leaf.values(
+            q, jnp.ones_like(step), jnp.zeros_like(z)
+        )  # The code, as it is counted from zero.
         mean = groups.reduce(jnp.sum, counted * (whole - (w - shrunk) / step)) / jnp.maximum(counts, 1.0)
         moves = groups.reduce(jnp.max, jnp.broadcast_to(going, w.shape).astype(w.dtype)) > 0
         zero = jnp.where(moves & (counts > 0), mean, zero)
@@ -81,7 +83,7 @@ def half_quadratic(
     """To nearest, with zero points for which errors are sparse: half-quadratic quantization (HQQ). Without data.
 
     Minimises Σ |w - ŵ|^p over each group's zero point, the step being fixed: errors are split off by
-    e = sign(r) max(|r| - |r|^(p-1) / β, 0) of the residuals r = w - ŵ, and z = mean(q - (w - e) / s), in turn, β growing.
+    e = sign(r) max(|r| - |r|^(p-1) / β, 0) of the residuals r = w - ŵ, and z = mean(q - (w - e) / s), as β grows.
     It stops once the mean |r| of the leaf (of each layer, of stacked ones) grows. Zero points need not be integers:
     `mz.quantize(4, symmetric=False, offset=True, rounding=mz.rounding.half_quadratic())`.
 
