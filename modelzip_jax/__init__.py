@@ -26,9 +26,10 @@ from modelzip_jax.masking.sparse_dense_learning import sparse_dense
 from modelzip_jax.packed import Bits, Dense, Elementwise, PackedArray, is_packed, packed_kind, static
 from modelzip_jax.packing import Packed, compress, decoded, resume, unpack
 from modelzip_jax.partitioning import only, partition
-from modelzip_jax.quantization import discretization, grids, ranges, rounding, sensitivity
+from modelzip_jax.quantization import activations, discretization, grids, ranges, rounding, sensitivity
 from modelzip_jax.quantization.bit_allocation import mixed_precision
 from modelzip_jax.quantization.quantizing import quantize
+from modelzip_jax.quantization.tanh_weights import dorefa
 from modelzip_jax.recipe import recordable
 from modelzip_jax.sharing.clustering import cluster
 from modelzip_jax.sharing.neurons import share_neurons
@@ -59,6 +60,7 @@ __all__ = [
     "Rate",
     "Reparametrization",
     "Transform",
+    "activations",
     "allocation",
     "averaged",
     "best_basis",
@@ -68,6 +70,7 @@ __all__ = [
     "cosines",
     "decoded",
     "discretization",
+    "dorefa",
     "errors",
     "fit",
     "grids",
