@@ -13,7 +13,7 @@ from modelzip_jax.quantization.activations.operand import Coded, divided, straig
 from modelzip_jax.trace.jaxpr.evaluator import bind
 from modelzip_jax.trace.jaxpr.programs import Equation
 
-__all__ = ["coded_weight", "integer_product", "summed_axes", "at_least_float32"]
+__all__ = ["at_least_float32", "coded_weight", "integer_product", "summed_axes"]
 
 
 def summed_axes(equation: Equation, operand: int) -> tuple[int, ...]:

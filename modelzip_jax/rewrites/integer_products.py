@@ -21,11 +21,11 @@ from modelzip_jax.quantization.activations.calibration import as_patterns, check
 from modelzip_jax.quantization.activations.operand import ActivationQuantizer
 from modelzip_jax.quantization.activations.sites import fed, product_sites, site_name
 from modelzip_jax.rewrites.coded_products import (
+    at_least_float32,
     coded_weight,
     integer_product,
     rounded_weight,
     summed_axes,
-    at_least_float32,
 )
 from modelzip_jax.rewrites.stored_steps import Unsuitable, steps_in_product
 from modelzip_jax.trace.jaxpr.evaluator import Evaluator, bind
@@ -56,7 +56,9 @@ class _Product:
         if self.bits is None:
             return bind(equation.eqn, self._ordered(activation, weight)), None
         codes = coded_weight(at_least_float32(weight), self.bits, summed_axes(equation, self.operand), step)
-        values = self._ordered(activation, rounded_weight(at_least_float32(weight), codes).astype(weight.dtype))
+        values = self._ordered(
+            activation, rounded_weight(at_least_float32(weight), codes).astype(weight.dtype)
+        )
         if self.arithmetic == "float":
             return bind(equation.eqn, values), None
         both = self._ordered(self.how.coded(at_least_float32(x), own, axes), codes)

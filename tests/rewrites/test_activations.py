@@ -266,7 +266,7 @@ def test_clipped_activations_have_no_gradient():
     assert slope(jnp.full((1, 1), 1.5))[0, 0] == 0.0
 
 
-@pytest.mark.parametrize("name", ["mlp", "scan"])
+@pytest.mark.parametrize("name", ["mlp", pytest.param("scan", marks=pytest.mark.slow)])
 def test_gradients_of_the_model_are_straight_through(name):
     apply, params, x = started(name)
     models = [quantized(apply, act.dynamic(), arithmetic=a) for a in ("integer", "float")]
@@ -501,7 +501,7 @@ def test_dorefas_weights_are_eq_9():
     curved = np.tanh(np.float64(w))
     expected = 2 * np.round(7 * (curved / (2 * np.abs(curved).max()) + 0.5)) / 7 - 1
     np.testing.assert_allclose(mz.decoded({"w": w}, mz.dorefa(3))["w"], expected, atol=1e-6)
-    mz.testing.check_laws(mz.dorefa(2), {"w": w, "zeros": jnp.zeros((2, 3))})
+    mz.testing.check_laws(mz.dorefa(2), {"w": w, "zeros": jnp.zeros((6, 4))}, steps=2)
 
 
 def test_dorefas_stacked_layers_each_reach_one():

@@ -93,7 +93,7 @@ class ActivationQuantizer:
     def rounded(self, x: jax.Array, own: Own, axes: tuple[int, ...]) -> jax.Array:
         """The values of `coded`, with gradients: straight-through, times `Coded.slope`; own numbers have none."""
         found = jax.tree.map(lax.stop_gradient, self.coded(x, own, axes))
-        return straight_through(x, found.values(), found.slope)
+        return straight_through(x, found.values().astype(x.dtype), found.slope)
 
     def calibrated(self, seen: Seen) -> dict[str, jax.Array]:
         """The numbers of one product, scalars by name; of those that hold some only."""

@@ -21,8 +21,11 @@ class Fit(Protocol):
     above zero.
     """
 
-    groups: Granularity
-    symmetric: bool
+    @property
+    def groups(self) -> Granularity: ...
+
+    @property
+    def symmetric(self) -> bool: ...
 
     @property
     def above(self) -> int: ...
