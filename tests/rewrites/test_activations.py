@@ -150,7 +150,12 @@ def test_searched_ranges_of_activations_clip_outliers():
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("mlp", "row"), ("scan", "zero points"), ("convolutions", "static, zero points")]
+    ("name", "kind"),
+    [
+        ("mlp", "row"),
+        pytest.param("scan", "zero points", marks=pytest.mark.slow),
+        pytest.param("convolutions", "static, zero points", marks=pytest.mark.slow),
+    ],
 )
 def test_integers_are_the_floats_of_the_same_codes(name, kind):
     apply, params, x = started(name)
@@ -305,7 +310,7 @@ def test_iterations_that_share_a_leaf_share_its_numbers():
     np.testing.assert_allclose(quantized(repeated, how, scales)(w, X), repeated(w, X), atol=0.15)
 
 
-@pytest.mark.parametrize("name", ["mlp", "scan"])
+@pytest.mark.parametrize("name", [pytest.param("mlp", marks=pytest.mark.slow), "scan"])
 def test_stored_codes_go_into_the_product_as_they_are(name):
     apply, params, x = started(name)
     layers = 0 if name == "scan" else None
