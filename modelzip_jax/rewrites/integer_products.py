@@ -104,7 +104,7 @@ def quantize_activations(
       scales: of `mz.activations.calibrate`, or what an optimizer has made of them; for what keeps such numbers.
       only: path patterns of the leaves whose products are quantized.
       weights: of these products. 2 to 8: rounded to so many bits, symmetric, with a step for each output channel;
-        those packed as symmetric codes, with steps for output channels or for the tensor, keep their own. "stored": only
+        those packed as symmetric codes, with steps for output channels or the tensor, keep their own. "stored": only
         products with weights packed so are quantized. None: weights as they are, as in training with `mz.wrap`, which
         has rounded them; products are of floats. "auto": 8 for `static` and `dynamic`, "stored" for `dynamic_range`,
         None for all others.
