@@ -2,7 +2,7 @@
 
     python -m benchmarks.activations [--repeats 15] [--quick]
 
-The pairs are the test pairs of the demo; static ranges come from pairs of other modules.
+The pairs are the test pairs of the demo; static steps come from pairs of other modules.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import numpy as np
 
 import modelzip_jax as mz
 from benchmarks import harness
-from modelzip_jax import trace
 from modelzip_jax.evaluation import retrieval
 from modelzip_jax.models import sentence_encoder
 
@@ -49,32 +48,48 @@ def main() -> None:
         tokenizer, [p.document for p in retrieval.thin(calibration, 64)], MAX_LENGTH
     )
     batches = [(b.ids, b.mask) for b in sentence_encoder.batches(known)]
-    stats = trace.statistics(apply, params, batches, kinds=("range",), only="**/kernel")
-    only = "**/kernel"
-    models: dict[str, Model] = {
-        "float32": jax.jit(apply),
-        "int8, a step a row": jax.jit(mz.rewrites.quantize_activations(apply, only=only)),
-        "int8, a step a batch": jax.jit(mz.rewrites.quantize_activations(apply, ranges="tensor", only=only)),
-        "int8, static ranges": jax.jit(
-            mz.rewrites.quantize_activations(apply, ranges="static", stats=stats, only=only)
+    only, rewritten = "**/kernel", mz.rewrites.quantize_activations
+    packed = mz.compress(params, mz.only(only, mz.quantize(8, axis=-1))).params
+
+    def static(**options: Any) -> Model:
+        how = mz.activations.static(**options)
+        return jax.jit(
+            rewritten(apply, how, mz.activations.calibrate(apply, how, params, batches, only=only), only=only)
+        )
+
+    row, batch = mz.activations.dynamic(), mz.activations.dynamic(per="tensor")
+    models: dict[str, tuple[Model, Any]] = {
+        "float32": (jax.jit(apply), params),
+        "dynamic, a step a row": (jax.jit(rewritten(apply, row, only=only)), params),
+        "dynamic, a step a batch": (jax.jit(rewritten(apply, batch, only=only)), params),
+        "dynamic range: packed weights, a step a row": (
+            jax.jit(rewritten(apply, mz.activations.dynamic_range(), only=only)),
+            packed,
         ),
-        "rounded floats, a step a row": jax.jit(
-            mz.rewrites.quantize_activations(apply, arithmetic="fake", only=only)
+        "static, min-max": (static(), params),
+        "static, min-max, zero points": (static(symmetric=False), params),
+        "static, squared error, zero points": (
+            static(range=mz.ranges.squared_error(), symmetric=False),
+            params,
+        ),
+        "rounded floats, a step a row": (
+            jax.jit(rewritten(apply, row, only=only, arithmetic="float")),
+            params,
         ),
     }
     ids, mask = batches[0]
     times = harness.interleave(
-        {name: lambda m=m: jax.block_until_ready(m(params, ids, mask)) for name, m in models.items()},
+        {name: lambda m=m, p=p: jax.block_until_ready(m(p, ids, mask)) for name, (m, p) in models.items()},
         chosen.repeats, warmup=2,
     )  # fmt: skip
     rows, recalls = [], {}
     reference = None
-    for name, model in models.items():
-        vectors = embed(model, params, tokens)
+    for name, (model, held) in models.items():
+        vectors = embed(model, held, tokens)
         reference = vectors if reference is None else reference
         queries, documents = vectors[: len(pairs)], vectors[len(pairs) :]
         recalls[name] = 100 * retrieval.recall_at(queries, documents, 1)
-        text = model.lower(params, ids, mask).as_text()
+        text = model.lower(held, ids, mask).as_text()
         rows.append([
             name, retrieval.mean_cosine(reference, vectors), recalls[name],
             retrieval.mrr_at(queries, documents, 10), len(re.findall(r"dot_general.*xi32>", text)),
@@ -91,7 +106,7 @@ def main() -> None:
         "time ÷ float32",
     ]
     report.table(f"{len(pairs)} docstring pairs", columns, rows)
-    lost = abs(recalls["float32"] - recalls["int8, a step a row"])
+    lost = abs(recalls["float32"] - recalls["dynamic, a step a row"])
     report.bar("int8 MiniLM-L6: recall@1 beside float32, points apart", 1.0, lost)
     report.bar(
         "integer dot_general in the lowered program",

@@ -26,11 +26,12 @@ from modelzip_jax.masking.sparse_dense_learning import sparse_dense
 from modelzip_jax.packed import Bits, Dense, Elementwise, PackedArray, is_packed, packed_kind, static
 from modelzip_jax.packing import Packed, compress, decoded, resume, unpack
 from modelzip_jax.partitioning import only, partition
-from modelzip_jax.quantization import discretization, grids, ranges, rounding, sensitivity
+from modelzip_jax.quantization import activations, discretization, grids, ranges, rounding, sensitivity
 from modelzip_jax.quantization.bit_allocation import mixed_precision
 from modelzip_jax.quantization.factorization import low_rank
 from modelzip_jax.quantization.narrowing import narrow
 from modelzip_jax.quantization.quantizing import quantize
+from modelzip_jax.quantization.tanh_weights import dorefa
 from modelzip_jax.recipe import recordable
 from modelzip_jax.residual_sums import residual
 from modelzip_jax.sharing.clustering import cluster
@@ -62,6 +63,7 @@ __all__ = [
     "Rate",
     "Reparametrization",
     "Transform",
+    "activations",
     "allocation",
     "averaged",
     "best_basis",
@@ -71,6 +73,7 @@ __all__ = [
     "cosines",
     "decoded",
     "discretization",
+    "dorefa",
     "errors",
     "fit",
     "grids",

@@ -74,7 +74,7 @@ CLUSTERS = [
 ]
 
 links = st.sampled_from([*PRUNES, *WAVELETS, mz.identity()])
-ends = links | quantizers | st.sampled_from(CLUSTERS)
+ends = links | quantizers | st.sampled_from([*CLUSTERS, mz.dorefa(3)])
 chains = st.builds(lambda first, last: mz.chain(*first, last), st.lists(links, max_size=2), ends)
 
 

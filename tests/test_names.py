@@ -28,14 +28,21 @@ SAME = {
     "BasicBlock": ("models/", "the same network, as Linen and as NNX module"),
     "CifarResNet": ("models/", "the same network, as Linen and as NNX module"),
     "resnet20": ("models/", "the same network, as Linen and as NNX module"),
+    "static": (
+        "packed.py|quantization/activations/",
+        "the survey's name of a quantization; a field's, as in equinox",
+    ),
+    "binary": ("quantization/", "two values, of weights (a grid) and of activations"),
+    "ternary": ("quantization/", "three values, of weights (a grid) and of activations"),
+    "dorefa": ("quantization/", "the paper's two halves, of weights and of activations"),
 }
 
 # The sentinel of leaves that are not selected is the core's: `mz.tree.absent` asks for it.
 INTERNAL = {"UNSELECTED"}
 
 ROOMS = [
-    mz, mz.allocation, mz.loop, mz.rewrites, mz.schedules, mz.scores, mz.sensitivity, mz.sharing, mz.structures,
-    mz.testing, mz.trace, mz.tree, mz.wavelets,
+    mz, mz.activations, mz.allocation, mz.loop, mz.rewrites, mz.schedules, mz.scores, mz.sensitivity, mz.sharing,
+    mz.structures, mz.testing, mz.trace, mz.tree, mz.wavelets,
 ]  # fmt: skip
 
 

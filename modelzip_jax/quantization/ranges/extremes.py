@@ -29,6 +29,8 @@ __all__ = [
 class MinMax(Range):
     """See `min_max`."""
 
+    of_extremes = True
+
     def limits(self, w: jax.Array, fit: Fit) -> tuple[jax.Array, jax.Array]:
         return limits(w, fit.groups)
 
@@ -90,9 +92,10 @@ def min_max() -> MinMax:
 
 
 def moving_average(decay: float = 0.99) -> MovingAverage:
-    """A running mean of what covers every weight, for `discretization="dynamic"`.
+    """A running mean of what covers every weight, for `discretization="dynamic"`, or of activations, batch by batch.
 
-    step ← decay · step + (1 - decay) · the step that covers the latents, in every optimizer step.
+    step ← decay · step + (1 - decay) · the step that covers the latents, in every optimizer step; of activations the
+    same with the largest and the smallest value of each batch of the calibration, from the first one's on.
 
     Args:
       decay: between 0 and 1.

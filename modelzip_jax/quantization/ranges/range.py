@@ -21,8 +21,11 @@ class Fit(Protocol):
     above zero.
     """
 
-    groups: Granularity
-    symmetric: bool
+    @property
+    def groups(self) -> Granularity: ...
+
+    @property
+    def symmetric(self) -> bool: ...
 
     @property
     def above(self) -> int: ...
@@ -40,7 +43,8 @@ class Fit(Protocol):
 class Range:
     """How far the codes of a group reach. Subclasses are frozen dataclasses that define `limits`, or `choose`.
 
-    decay: of the running mean that step sizes are, where the range is one; None without.
+    decay: of the running mean that step sizes are, where the range is one; None without. of_extremes: whether the least
+    and the largest value are all it reads, so that of activations these suffice.
 
     Twice the mean magnitude, whatever lies beyond:
 
@@ -57,6 +61,7 @@ class Range:
     """
 
     decay: ClassVar[float | None] = None
+    of_extremes: ClassVar[bool] = False
 
     def limits(self, w: jax.Array, fit: Fit) -> tuple[jax.Array, jax.Array]:
         """How far each group reaches above and below zero, not negative: `(groups, channels)` each.

@@ -137,13 +137,14 @@ def statistics_pass(
     *inputs: Any,
     kinds: Sequence[str] = ("mean_abs", "second_moment", "zeros", "range"),
     places: Sequence[Place] = ("inputs",),
+    only: Sequence[str] = ("**",),
 ) -> Callable[..., dict[tuple[str, int, Place], Channels]]:
     """The jitted pass that `statistics` makes over batches of one shape.
 
     It takes params and inputs, and gives `Channels` by leaf, number of its use, and place, of one batch.
     Uses that share a tap share its arrays. Percentiles are still the sampled rows.
     """
-    return _Pass(program(apply_fn, params, *inputs), frozenset(kinds), places, ["**"])
+    return _Pass(program(apply_fn, params, *inputs), frozenset(kinds), places, only)
 
 
 def _check(asked: Sequence[str], known: Sequence[str], what: str) -> None:

@@ -1,0 +1,108 @@
+"""Static quantization: steps of activations that calibration has fixed, by any range."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from modelzip_jax.errors import TransformError
+from modelzip_jax.quantization.activations.operand import (
+    ActivationQuantizer,
+    Coded,
+    Own,
+    Seen,
+    check_width,
+    counted,
+    unsigned,
+)
+from modelzip_jax.quantization.fits import UniformFit
+from modelzip_jax.quantization.granularity import Granularity
+from modelzip_jax.quantization.ranges.extremes import FixedRange, MinMax
+from modelzip_jax.quantization.ranges.range import Range
+from modelzip_jax.quantization.steps import code_range
+from modelzip_jax.recipe import recordable
+
+__all__ = ["WHOLE", "StaticSteps", "chosen_from", "static"]
+
+WHOLE = Granularity("tensor", -1, 1)
+"""One step for all activations of a product: rows come and go, and channels are summed over."""
+
+
+@recordable
+@dataclasses.dataclass(frozen=True)
+class StaticSteps(ActivationQuantizer):
+    """See `static`."""
+
+    bits: int
+    range: Range
+    symmetric: bool
+
+    @property
+    def holds(self) -> bool:
+        return not isinstance(self.range, FixedRange)
+
+    def coded(self, x: jax.Array, own: Own, axes: tuple[int, ...]) -> Coded:
+        if not self.holds:
+            own = self.calibrated(Seen(*(jnp.zeros(1, x.dtype) for _ in Seen._fields)))
+        zero = own.get("zero")
+        codes, inside = counted(
+            x, own["step"], 0.0 if zero is None else zero, *code_range(self.bits, self.symmetric)
+        )
+        if self.symmetric:
+            return Coded(codes, own["step"], None, inside)
+        codes, zero = unsigned(codes, zero, self.bits)
+        return Coded(codes, own["step"], zero, inside)
+
+    def calibrated(self, seen: Seen) -> dict[str, jax.Array]:
+        step, zero = chosen_from(seen, self.range, UniformFit(self.bits, self.symmetric, WHOLE))
+        return {"step": step} if self.symmetric else {"step": step, "zero": zero}
+
+
+def chosen_from(seen: Seen, kind: Range, fit: UniformFit) -> tuple[jax.Array, jax.Array]:
+    """Step size and zero point of what was seen: scalars."""
+    if kind.decay is not None:
+        decay = kind.decay
+        edges = jnp.stack([jnp.maximum(seen.highs, 0.0), jnp.maximum(-seen.lows, 0.0)], axis=1)
+        mean, _ = jax.lax.scan(lambda m, e: (decay * m + (1.0 - decay) * e, None), edges[0], edges[1:])
+        step, zero = fit.steps(mean[0], mean[1])
+        return step, zero
+    values = seen.values
+    if kind.of_extremes:
+        values = jnp.stack([jnp.min(seen.lows), jnp.max(seen.highs)])
+    step, zero = kind.choose(values, fit, None)
+    return step.reshape(()), zero.reshape(())
+
+
+def static(bits: int = 8, *, range: Range | None = None, symmetric: bool = True) -> StaticSteps:
+    """Static quantization: one step a product, fixed by calibration; what is beyond its range is clipped.
+
+    Args:
+      bits: 2 to 8.
+      range: of `mz.ranges`, or your own, applied to a sample of each product's inputs; `min_max()`, of all of them, if
+        None. `moving_average(decay)` is the running mean of batches' extremes. `fixed(low, high)` needs no calibration.
+      symmetric: codes of both signs around 0. Otherwise an integer zero point puts all codes between the ends of the
+        range: a bit more after a ReLU. The product then subtracts the zero point times the sums of the weights.
+
+    Raises:
+      TransformError: another number of bits; no range.
+
+    Gradients are straight-through, zero where a value is clipped.
+
+    Jacob et al. 2018, arXiv:1712.05877; Krishnamoorthi 2018, arXiv:1806.08342, section 3.
+
+    >>> import modelzip_jax as mz
+    >>> how, w, x = static(range=mz.ranges.min_max()), jnp.eye(2), jnp.array([[1.27, -0.5]])
+    >>> scales = mz.activations.calibrate(lambda p, x: x @ p["w"], how, {"w": w}, [x])
+    >>> scales
+    {'w': {'step': Array(0.01, dtype=float32)}}
+    >>> model = mz.rewrites.quantize_activations(lambda p, x: x @ p["w"], how, scales)
+    >>> model({"w": w}, jnp.array([[3.0, 0.123]])) / 0.01
+    Array([[127.,  12.]], dtype=float32)
+    """
+    if range is not None and not isinstance(range, Range):
+        raise TransformError(
+            f"static() takes a range of mz.ranges, such as percentile(99.9), not {range!r:.100}"
+        )
+    return StaticSteps(check_width(bits, 2), MinMax() if range is None else range, bool(symmetric))

@@ -1,0 +1,138 @@
+"""Calibration: what a quantizer keeps for each product, from batches of the model's inputs."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from modelzip_jax.errors import TraceError, TransformError
+from modelzip_jax.leaf_checks import check_finite
+from modelzip_jax.packed import is_packed
+from modelzip_jax.packing import unpack
+from modelzip_jax.quantization.activations.operand import ActivationQuantizer, Seen
+from modelzip_jax.quantization.activations.sites import product_sites, site_name
+from modelzip_jax.trace.jaxpr.programs import program
+from modelzip_jax.trace.measures.channel_moments import Channels
+from modelzip_jax.trace.measures.input_statistics import statistics_pass
+from modelzip_jax.tree import PyTree
+
+__all__ = ["as_patterns", "calibrate", "check_how", "unpacked_params"]
+
+_VALUES, _BATCHES = 1 << 15, 32
+"""At most so many values of a layer are sampled from a batch, and so many batches' samples kept."""
+
+
+def calibrate(
+    apply_fn: Callable[..., Any],
+    how: ActivationQuantizer,
+    params: PyTree,
+    batches: Iterable[Any],
+    *,
+    only: str | Sequence[str] = "**",
+) -> dict[str, dict[str, jax.Array]]:
+    """What `static`, `pact` and `learned_step` keep for each product, chosen from data.
+
+    Each batch is run once, in floats. Ranges see all batches' exact extremes, or a sample of the inputs: from a batch
+    at most 512 rows and 32,768 values, evenly spread, of at most 32 batches, evenly thinned.
+
+    Args:
+      apply_fn, params: as for `quantize_activations`; `params` may be packed.
+      how: of `mz.activations`.
+      batches: each a tuple of what `apply_fn` takes after `params`, or that one array.
+      only: path patterns of the leaves whose products are meant.
+
+    Returns:
+      `{leaf: {name: array}}`, float32: scalars, or, of leaves that scans take apart, with an axis for each scan. The
+      second product of a tied leaf is named `leaf#1`. A plain tree, to be trained or saved beside the parameters.
+
+    Raises:
+      TransformError: `how` keeps nothing.
+      PatternError: a pattern matches no leaf. TraceError: no batches; a product cannot be looked at where it stands.
+      NonFiniteError: activations are NaN or infinite.
+
+    >>> import modelzip_jax as mz
+    >>> how, w = mz.activations.static(8, symmetric=False), {"w": jnp.eye(2)}
+    >>> calibrate(lambda p, x: x @ p["w"], how, w, [jnp.array([[0.0, 2.55]]), jnp.array([[1.0, 1.0]])])
+    {'w': {'step': Array(0.01, dtype=float32), 'zero': Array(0., dtype=float32)}}
+    """
+    check_how(how, "calibrate")
+    if not how.holds:
+        raise TransformError(f"{how} keeps nothing for each product: use it without calibration")
+    patterns, params = as_patterns(only), unpacked_params(params)
+    passes: dict[str, Any] = {}
+    gathered = _Inputs()
+    for batch in batches:
+        inputs = batch if isinstance(batch, tuple) else (batch,)
+        key = str(jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), inputs))
+        if key not in passes:
+            sites = product_sites(program(apply_fn, params, *inputs), patterns)
+            kinds = ("percentiles", "range")
+            run = statistics_pass(apply_fn, params, *inputs, kinds=kinds, only=patterns)
+            passes[key] = run, list(sites.values())
+        run, uses = passes[key]
+        found = run(params, *inputs)
+        gathered.add({site_name(use): found[use.leaf, use.index, "inputs"] for use in uses})
+    if not passes:
+        raise TraceError("calibration needs at least one batch: the iterable of batches was empty")
+    chosen = jax.jit(jax.vmap(how.calibrated))
+    scales = {name: gathered.chosen(name, chosen) for name in gathered.layers}
+    check_finite(scales)
+    return scales
+
+
+class _Inputs:
+    """What all batches so far have shown of each product: layers first, in C order."""
+
+    def __init__(self) -> None:
+        self.layers: dict[str, tuple[int, ...]] = {}
+        self.samples: dict[str, list[np.ndarray]] = collections.defaultdict(list)
+        self.edges: dict[str, list[tuple[np.ndarray, np.ndarray]]] = collections.defaultdict(list)
+        self.every, self.seen = 1, 0
+
+    def add(self, batch: dict[str, Channels]) -> None:
+        keep = self.seen % self.every == 0
+        self.seen += 1
+        for name, channels in batch.items():
+            layers = tuple(channels.count.shape)
+            self.layers[name] = layers
+            rows = int(np.prod(layers, dtype=int))
+            low, high = (np.asarray(x).reshape(rows, -1) for x in (channels.minimum, channels.maximum))
+            self.edges[name].append((low.min(axis=1), high.max(axis=1)))
+            if keep:
+                values = np.asarray(channels.sample).reshape(rows, -1)
+                self.samples[name].append(values[:, :: max(-(-values.shape[1] // _VALUES), 1)])
+        if keep and max(map(len, self.samples.values())) > _BATCHES:
+            # Every second one is dropped, before and from now on: what is kept stays evenly spread.
+            self.every *= 2
+            self.samples = collections.defaultdict(list, {k: v[::2] for k, v in self.samples.items()})
+
+    def chosen(self, name: str, how: Callable[..., Any]) -> dict[str, jax.Array]:
+        lows, highs = (np.stack(edge, axis=1) for edge in zip(*self.edges[name], strict=True))
+        seen = Seen(*map(jnp.asarray, (np.concatenate(self.samples[name], axis=1), lows, highs)))
+        check_finite({name: (seen.lows, seen.highs)})
+        return {key: x.reshape(self.layers[name]) for key, x in how(seen).items()}
+
+
+def check_how(how: Any, what: str) -> None:
+    """Raises `TransformError` for what is no quantizer of activations."""
+    if not isinstance(how, ActivationQuantizer):
+        call = (
+            f"call it, {how.__name__}()" if hasattr(how, "__name__") else "such as mz.activations.dynamic()"
+        )
+        raise TransformError(f"{what}() takes one of mz.activations: {call}, not {how!r:.100}")
+
+
+def as_patterns(only: str | Sequence[str]) -> list[str]:
+    """Path patterns, as a list."""
+    return [only] if isinstance(only, str) else list(only)
+
+
+def unpacked_params(params: PyTree) -> PyTree:
+    """The parameters as arrays, packed ones unpacked."""
+    held = any(map(is_packed, jax.tree.leaves(params, is_leaf=is_packed)))
+    return unpack(params) if held else params
