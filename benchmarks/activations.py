@@ -69,7 +69,7 @@ def main() -> None:
         "static, min-max": (static(), params),
         "static, min-max, zero points": (static(symmetric=False), params),
         "static, squared error, zero points": (
-            static(range=mz.ranges.squared_error(), symmetric=False),
+            static(range=mz.ranges.least_squares(), symmetric=False),
             params,
         ),
         "rounded floats, a step a row": (

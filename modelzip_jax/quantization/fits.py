@@ -69,7 +69,9 @@ class LevelFit:
     @property
     def _levels(self) -> np.ndarray:
         """The grid's, or for one that follows the weights, whose scale comes first, the ends of what it may have."""
-        return np.float32([-1, 1]) if self.grid.follows_weights else table(self.grid, self.bits).levels
+        return (
+            np.array([-1, 1], np.float32) if self.grid.follows_weights else table(self.grid, self.bits).levels
+        )
 
     @property
     def above(self) -> int:

@@ -49,7 +49,7 @@ def scale_bounds(levels: np.ndarray | None, dtype: Any) -> tuple[np.generic, np.
     [-124, 125]
     """
     low, high = step_bounds(dtype)
-    size = np.float32([1]) if levels is None else np.abs(levels[levels != 0])
+    size = np.ones(1, np.float32) if levels is None else np.abs(levels[levels != 0])
     kind = np.dtype(dtype).type
     return low / kind(min(size.min(), 1)), high / kind(max(size.max(), 1))
 

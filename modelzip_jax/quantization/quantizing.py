@@ -239,7 +239,7 @@ def quantize(
     if isinstance(grid, UniformGrid):
         if grid.symmetric != symmetric and not symmetric:
             raise TransformError(f"{grid} is symmetric, and symmetric={symmetric!r} is not")
-        grid, symmetric = None, grid.symmetric
+        symmetric, grid = grid.symmetric, None
     own = None if grid is None else grid.group_size
     granularity = granularity or ("channel" if own is None or group_size is not None else "group")
     check_granularity(granularity, 128 if group_size is None else group_size)

@@ -139,7 +139,7 @@ def test_searched_ranges_of_activations_clip_outliers():
     largest = {}
     for range in (
         mz.ranges.min_max(),
-        mz.ranges.squared_error(),
+        mz.ranges.least_squares(),
         mz.ranges.kl_divergence(),
         mz.ranges.percentile(99.0),
     ):

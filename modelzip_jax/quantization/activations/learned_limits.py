@@ -23,7 +23,7 @@ from modelzip_jax.quantization.activations.operand import (
 )
 from modelzip_jax.quantization.fits import UniformFit
 from modelzip_jax.quantization.ranges.range import Range
-from modelzip_jax.quantization.ranges.searched import SquaredError
+from modelzip_jax.quantization.ranges.searched import LeastSquares
 from modelzip_jax.quantization.steps import code_range
 from modelzip_jax.quantization.uniform_codes import codes, fake_quantize
 from modelzip_jax.recipe import recordable
@@ -99,7 +99,7 @@ class LearnedStep(ActivationQuantizer):
             step = 2.0 * jnp.mean(jnp.abs(seen.values)) / math.sqrt(high)
             return {"step": jnp.where(step > 0, step, 1.0)}
         fit = UniformFit(self.bits, self.symmetric, WHOLE)
-        step, zero = chosen_from(seen, self.range or SquaredError(), fit)
+        step, zero = chosen_from(seen, self.range or LeastSquares(), fit)
         return {"step": step} if self.symmetric else {"step": step, "zero": zero}
 
 
@@ -176,7 +176,7 @@ def learned_step(bits: int, *, symmetric: bool = True, range: Range | None = Non
       bits: 2 to 8.
       symmetric: codes of both signs. Otherwise codes from 0, with a zero point: after a ReLU.
       range: what steps begin with, of `mz.ranges`. None: 2 E|x| / sqrt(largest code) (LSQ, section 2.1), or, with zero
-        points, `squared_error()`.
+        points, `least_squares()`.
 
     Raises:
       TransformError: another number of bits; no range.

@@ -27,7 +27,7 @@ class UniformGrid(Grid):
 
     def levels(self, bits: int) -> np.ndarray:
         if self.symmetric and bits == 1:
-            return np.float32([-0.5, 0.5])
+            return np.array([-0.5, 0.5], np.float32)
         low = -(1 << (bits - 1)) if self.symmetric else 0
         return np.arange(low, low + (1 << bits), dtype=np.float32)
 

@@ -23,7 +23,7 @@ class Ternary(Grid):
     default_range = "mse"
 
     def levels(self, bits: int) -> np.ndarray:
-        return np.float32([-1, 0, 1])
+        return np.array([-1, 0, 1], np.float32)
 
     def project(self, u: jax.Array, bits: int) -> jax.Array:
         half = np.float32(0.5)

@@ -29,7 +29,7 @@ class NormalFloat(Grid):
         outer = 1.0 - (1.0 / (4 * half) + 1.0 / (2 * (2 * half - 1))) / 2.0
         above = [_NORMAL.inv_cdf(p) for p in np.linspace(outer, 0.5, half + 1)[:-1]]
         below = [-_NORMAL.inv_cdf(p) for p in np.linspace(outer, 0.5, half)[:-1]]
-        levels = np.sort(np.float64([*below, 0.0, *above]))
+        levels = np.sort([*below, 0.0, *above])
         return (levels / levels[-1]).astype(np.float32)
 
 

@@ -34,7 +34,7 @@ class PowerOfTwo(Grid):
             count = (1 << (bits - 1 + self.terms - 1 - term) // self.terms) - 1
             powers = [0.0] + [2.0 ** -(self.terms * i + term) for i in range(count)]
             sizes = [a + b for a in sizes for b in powers]
-        top = np.unique(np.float32(sizes))
+        top = np.unique(np.asarray(sizes, np.float32))
         return np.concatenate([-top[:0:-1], top]) / top[-1]
 
     def project(self, u: jax.Array, bits: int) -> jax.Array:
