@@ -166,9 +166,8 @@ def _encoding(
     parts: list[mz.Transform] = [mz.prune(sparsity=sparsity, allocation=allocation)] if sparsity else []
     if bits:
         along: dict[str, Any] = {} if axis is None else {"axis": axis}
-        parts.append(
-            mz.quantize(bits, granularity=granularity, group_size=group_size, range=step_range, **along)
-        )
+        along |= {"group_size": group_size} if granularity == "group" else {}
+        parts.append(mz.quantize(bits, granularity=granularity, range=step_range, **along))
     return mz.chain(*parts)
 
 

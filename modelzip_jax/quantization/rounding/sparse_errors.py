@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from modelzip_jax.errors import TransformError
 from modelzip_jax.quantization.fits import UniformLeaf
+from modelzip_jax.quantization.granularity import max_abs
 from modelzip_jax.quantization.rounding.feedback import check_positive
 from modelzip_jax.quantization.rounding.strategy import Problem, Rounded, Rounding
 from modelzip_jax.recipe import recordable
@@ -66,7 +67,7 @@ def _zero_points(
             q, jnp.ones_like(step), jnp.zeros_like(z)
         )  # The code, as it is counted from zero.
         mean = groups.reduce(jnp.sum, counted * (whole - (w - shrunk) / step)) / jnp.maximum(counts, 1.0)
-        moves = groups.reduce(jnp.max, jnp.broadcast_to(going, w.shape).astype(w.dtype)) > 0
+        moves = groups.reduce(max_abs, jnp.broadcast_to(going, w.shape).astype(w.dtype)) > 0
         zero = jnp.where(moves & (counts > 0), mean, zero)
         error = jnp.sum(counted * size, within, keepdims=True) / seen
         better = error < best
