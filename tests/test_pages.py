@@ -17,6 +17,7 @@ DOCS = Path(__file__).parents[1] / "docs"
         "trace.md",
         "quantization.md",
         "mixed_precision.md",
+        "activations.md",
         pytest.param("rewrites.md", marks=pytest.mark.slow),
         pytest.param("wavelets.md", marks=pytest.mark.slow),
     ],
