@@ -169,6 +169,13 @@ RANGES = [
 ]  # fmt: skip
 
 
+ROUNDINGS = [
+    *[None] * 5, mz.rounding.nearest(), mz.rounding.stochastic(3), mz.rounding.half_quadratic(),
+    mz.rounding.error_feedback(), mz.rounding.ada_round(3),
+]  # fmt: skip
+"""Those by statistics are refused in words, and drawn again, where there are none of a leaf."""
+
+
 def _by_strategies(r: random.Random) -> mz.Transform:
     if r.random() < 0.15:
         step, granularity = r.choice([0.05, 0.1]), r.choice(["tensor", "channel"])
@@ -176,6 +183,7 @@ def _by_strategies(r: random.Random) -> mz.Transform:
     grid = r.choice([None, None, r.choice(LEVELS), r.choice(SHARED)])
     kind = r.choice(RANGES)
     follows = getattr(kind, "decay", None) is not None or r.random() < 0.15
+    rounding = None if follows else r.choice(ROUNDINGS)
     return mz.quantize(
         None if grid is not None and grid.bits else r.randint(1, 8) if grid is None else r.randint(2, 6),
         **r.choice(GROUPS),
@@ -185,29 +193,17 @@ def _by_strategies(r: random.Random) -> mz.Transform:
         range=kind,
         layers=_layers(r),
         grid=grid,
-        rounding=None
-        if follows
-        else r.choice([None, None, mz.rounding.nearest(), mz.rounding.stochastic(3)]),
+        rounding=rounding,
         discretization="dynamic" if follows else "static",
-        offset=not follows and grid not in SHARED and r.random() < 0.2,
+        offset=rounding == mz.rounding.half_quadratic()
+        or (not follows and grid not in SHARED and r.random() < 0.2),
     )
-
-
-ROUNDINGS = [
-    *[None] * 5, mz.rounding.nearest(), mz.rounding.stochastic(3), mz.rounding.half_quadratic(),
-    mz.rounding.error_feedback(), mz.rounding.ada_round(3),
-]  # fmt: skip
-"""Those by statistics are refused in words, and drawn again, where there are none of a leaf."""
 
 
 def _quantize(r: random.Random) -> mz.Transform:
     if r.random() < 0.15:
         step, granularity = r.choice([0.05, 0.1]), r.choice(["tensor", "channel"])
         return mz.wavelets.quantize_step(step, granularity=granularity)
-    # Of a generator of its own, so that the other draws of a seed stay what they are.
-    side = random.Random(repr(r.getstate()))
-    rounding = side.choice(ROUNDINGS)
-    offset = rounding == mz.rounding.half_quadratic() or side.random() < 0.1
     return mz.quantize(
         r.randint(1, 8),
         **r.choice(
@@ -221,8 +217,6 @@ def _quantize(r: random.Random) -> mz.Transform:
         axis=r.choice([-1, 0, "auto", (0, -1)]),
         symmetric=r.random() < 0.5,
         learned=r.random() < 0.5,
-        rounding=rounding,
-        offset=offset,
         range=r.choice(["max", "mse"]),
         layers=_layers(r),
     )
