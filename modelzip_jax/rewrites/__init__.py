@@ -8,6 +8,7 @@ What transforms leave in place (a mask, a silent channel), rewrites take out:
 
 from modelzip_jax.rewrites.blocks import Branch, block_effects, drop_blocks, remove_layers, stacked_blocks
 from modelzip_jax.rewrites.channels import batch_norm_scale, unit_scores
+from modelzip_jax.rewrites.inside_decoding import decode_inside
 from modelzip_jax.rewrites.integer_products import quantize_activations
 from modelzip_jax.rewrites.merging import merge_neurons
 from modelzip_jax.rewrites.permutation import permute, similarity_order
@@ -19,6 +20,7 @@ __all__ = [
     "batch_norm_scale",
     "block_effects",
     "choose_units",
+    "decode_inside",
     "drop_blocks",
     "merge_neurons",
     "permute",
