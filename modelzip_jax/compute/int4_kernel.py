@@ -28,7 +28,7 @@ def check_kernel(weights: Int4Matrix) -> None:
     half = weights.codes.shape[1]
     if weights.codes.dtype != jnp.uint8 or half < 16 or half & (half - 1) or weights.shape[1] % _COLUMNS:
         raise TransformError(
-            f"the kernel takes two codes to a byte, groups of 32, 64, 128, … rows and a multiple of {_COLUMNS} columns, "
+            f"the kernel takes two codes to a byte, groups of 32, 64, 128, … rows and columns by {_COLUMNS}, "
             f"not tiles of {weights.rows} rows of a {list(weights.shape)} matrix in {weights.codes.dtype}"
         )
 
@@ -55,7 +55,9 @@ def _for_triton() -> Any:
     return triton.CompilerParams(num_warps=4, num_stages=3)
 
 
-def _call(x: jax.Array, codes: jax.Array, scale: jax.Array, *, rows: int, options: dict[str, Any]) -> jax.Array:
+def _call(
+    x: jax.Array, codes: jax.Array, scale: jax.Array, *, rows: int, options: dict[str, Any]
+) -> jax.Array:
     from jax.experimental import pallas as pl  # Takes a second that most programs need not spend.
 
     tiles, _, m, half = x.shape

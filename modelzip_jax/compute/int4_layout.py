@@ -131,5 +131,3 @@ def _check(packed: Any) -> None:
         )
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(packed)):
         raise TransformError("int4_matrix() packs codes anew, on the host: call it before jit")
-
-

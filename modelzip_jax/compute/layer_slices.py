@@ -124,9 +124,7 @@ def _of_layer_clustered(packed: LayerClustered, axis: int, rows: np.ndarray) -> 
     if packed.axes != (axis,):
         raise TransformError(f"codebooks are those of axes {packed.axes}, not of {axis} alone")
     codes = _packed_rows(rows, packed.codes.bits)
-    return Clustered(
-        codes, np.asarray(packed.codebook), packed.zero, _rest(packed.shape, axis), packed.dtype
-    )
+    return Clustered(codes, np.asarray(packed.codebook), packed.zero, _rest(packed.shape, axis), packed.dtype)
 
 
 _ELEMENTWISE: dict[type, Callable[[Any, int, np.ndarray], PackedArray]] = {
@@ -185,7 +183,8 @@ def _scales(scales: Any, packed: Quantized | Levelled, axis: int) -> np.ndarray:
         fan = int(np.prod([shape[a] for a in inside[1:]], dtype=np.int64))
         if inside[0] != axis or fan % groups.group_size:
             raise TransformError(
-                f"groups of {groups.group_size} weights cross the layers of a leaf of {shape}; quantize with layers={axis}"
+                f"groups of {groups.group_size} weights cross the layers of a leaf of {shape}; "
+                f"quantize with layers={axis}"
             )
         found = scales.reshape(layers, count // layers, -1)
     if _own_groups(groups, shape, axis) == Granularity("group", (), 1):

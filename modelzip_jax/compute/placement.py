@@ -48,7 +48,8 @@ def to_device(packed: PyTree, device: Any = None) -> PyTree:
     for name, x in trees.named_leaves((held, packed.variables) if isinstance(packed, Packed) else held):
         if hasattr(x, "dtype") and jax.dtypes.canonicalize_dtype(x.dtype) != x.dtype:
             raise LeafError(
-                f"{name!r} is {x.dtype}, which JAX narrows on a device; set jax_enable_x64, or keep that leaf on the host"
+                f"{name!r} is {x.dtype}, which JAX narrows on a device; set jax_enable_x64, or keep that leaf "
+                "on the host"
             )
     if isinstance(device, jax.sharding.Sharding) and not device.is_fully_replicated:
         raise TransformError(

@@ -55,7 +55,9 @@ def decode_inside(apply_fn: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(apply_fn)
     def decoding(params: PyTree, *inputs: Any) -> Any:
-        held = jax.tree.map(_inside, trees.plain(params), is_leaf=lambda x: isinstance(x, Packed) or is_packed(x))
+        held = jax.tree.map(
+            _inside, trees.plain(params), is_leaf=lambda x: isinstance(x, Packed) or is_packed(x)
+        )
         outlines = jax.tree.map(_outline, held, is_leaf=is_packed)
         traced = program(apply_fn, outlines, *inputs)
         arguments = jax.tree.leaves((held, inputs), is_leaf=is_packed)
