@@ -10,6 +10,10 @@ Random weights; the layers of one model are scanned, those of the other in a row
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -22,8 +26,8 @@ from benchmarks import harness
 from modelzip_jax.models.language_model import LanguageModel
 
 LAYERS = {"blocks/**": 0}
-IN_A_ROW = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
-"""XLA:CPU decodes everything at first otherwise, for the sake of threads."""
+DEPTH_FIRST = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+"""XLA:CPU decodes everything at first otherwise, for the sake of threads. A flag of the whole process."""
 
 
 def recipes() -> dict[str, mz.Transform]:
@@ -38,9 +42,9 @@ def recipes() -> dict[str, mz.Transform]:
     }
 
 
-def needed(f: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[int, int]:
+def needed(f: Callable[..., Any], *arguments: Any) -> tuple[int, int]:
     """Bytes of a program's arguments and temporaries."""
-    found = jax.jit(f).lower(*arguments).compile(options or None).memory_analysis()
+    found = jax.jit(f).lower(*arguments).compile().memory_analysis()
     return found.argument_size_in_bytes, found.temp_size_in_bytes
 
 
@@ -78,8 +82,8 @@ def measure(report: harness.Report, width: int, layers: int, dtype: Any) -> None
     )
 
 
-def in_a_row(report: harness.Report, width: int, layers: int) -> None:
-    """Layers that are no scan: what XLA's schedule makes of decoding inside."""
+def in_a_row(width: int, layers: int) -> list[float]:
+    """Layers that are no scan, decoded inside: MB of arguments and temporaries, and both ÷ the float model's."""
 
     def apply(params: Any, x: jax.Array) -> jax.Array:
         for name in sorted(params):
@@ -89,33 +93,38 @@ def in_a_row(report: harness.Report, width: int, layers: int) -> None:
     rng = np.random.default_rng(0)
     params = {f"layer_{i:02}": rng.normal(size=(width, width)).astype(np.float32) for i in range(layers)}
     held, x = mz.to_device(mz.compress(params, mz.quantize(4, axis=-1))).params, jnp.ones((16, width))
-    inside = mz.rewrites.decode_inside(apply)
-    rows = []
-    for name, options in {
-        "as XLA does by itself": {},
-        **({"depth first": IN_A_ROW} if _on_cpu() else {}),
-    }.items():
-        dense, found = needed(apply, params, x, **options), needed(inside, held, x, **options)
-        rows.append([name, *(v / 1e6 for v in found), sum(found) / sum(dense)])
+    dense, found = needed(apply, params, x), needed(mz.rewrites.decode_inside(apply), held, x)
+    return [*(v / 1e6 for v in found), sum(found) / sum(dense)]
+
+
+def schedules(report: harness.Report, width: int, layers: int) -> None:
+    """What XLA's schedule makes of layers in a row."""
+    rows: list[list[Any]] = [["as XLA does by itself", *in_a_row(width, layers)]]
+    if jax.default_backend() == "cpu":
+        command = [sys.executable, "-m", "benchmarks.packed_memory", "--row", str(width), str(layers)]
+        flags = f"{os.environ.get('XLA_FLAGS', '')} {DEPTH_FIRST}"
+        said = subprocess.run(
+            command, check=True, capture_output=True, text=True, env={**os.environ, "XLA_FLAGS": flags}
+        )
+        rows.append([f"XLA_FLAGS={DEPTH_FIRST}", *json.loads(said.stdout.splitlines()[-1])])
     report.table(
         f"{layers} matrices of {width}² in a row, int4, decoded inside",
         ["schedule", "arguments, MB", "temporaries, MB", "both ÷ float"], rows,
     )  # fmt: skip
 
 
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
-
-
 def run(report: harness.Report, chosen: argparse.Namespace) -> None:
     width, layers = (64, 12) if chosen.quick else (256, 12)
     for dtype in (jnp.float32,) if chosen.quick else (jnp.float32, jnp.bfloat16):
         measure(report, width, layers, dtype)
-    in_a_row(report, width, layers)
+    schedules(report, width, layers)
 
 
 def main() -> None:
     """Runs the benchmark."""
+    if sys.argv[1:2] == ["--row"]:
+        print(json.dumps(in_a_row(*map(int, sys.argv[2:]))))
+        return
     chosen = harness.options(__doc__, repeats=1)
     report = harness.Report("packed_memory", "Memory of packed weights", chosen)
     run(report, chosen)

@@ -11,7 +11,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 @pytest.mark.parametrize(
-    "page", ["pruning.md", "trace.md", pytest.param("wavelets.md", marks=pytest.mark.slow)]
+    "page", ["accelerators.md", "pruning.md", "trace.md", pytest.param("wavelets.md", marks=pytest.mark.slow)]
 )
 def test_the_examples_of_the_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

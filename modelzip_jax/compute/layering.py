@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax import tree as trees
-from modelzip_jax.compute.layer_slices import layer_slices
+from modelzip_jax.compute.layer_slicing import layer_slices
 from modelzip_jax.errors import LeafError, TransformError
 from modelzip_jax.packed import PackedArray, is_packed, static
 from modelzip_jax.packing import Packed

@@ -29,7 +29,7 @@ def decode_inside(apply_fn: Callable[..., Any]) -> Callable[..., Any]:
     it, inside of `jit`, `remat`, `cond`, `while` and `scan`: a step of a scan over layers slices and decodes the
     packed array of its own layer. What a loop does not scan, such as weights that every token of a generating loop
     needs, is decoded at each of its steps. Of layers in a row XLA decides when each is decoded: on a CPU all at
-    first, unless compiled with `{"xla_cpu_enable_concurrency_optimized_scheduler": False}`.
+    first, unless XLA_FLAGS holds `--xla_cpu_enable_concurrency_optimized_scheduler=false`.
 
     Pure: put it under `jit`, since every call traces the model anew. For inference; gradients of packed arrays are
     nothing.
