@@ -43,7 +43,7 @@ def kernel_product(tiled: jax.Array, weights: Int4Matrix) -> jax.Array:
     m = tiled.shape[0]
     rows = next((r for r in _ROWS if m <= r), _ROWS[-1])
     x = jnp.pad(tiled, ((0, -m % rows), (0, 0), (0, 0), (0, 0))).transpose(1, 2, 0, 3)
-    ways = {"interpret": True}, {}, {"compiler_params": _for_triton()}
+    ways: tuple[dict[str, Any], ...] = {"interpret": True}, {}, {"compiler_params": _for_triton()}
     cpu, tpu, gpu = (functools.partial(_call, rows=rows, options=options) for options in ways)
     found = lax.platform_dependent(x, weights.codes, weights.scale, cpu=cpu, tpu=tpu, default=gpu)
     return found[:m]

@@ -72,6 +72,8 @@ def test_symmetric_codes_keep_their_bits_and_four_of_them_a_weight():
     assert jax.jit(lambda h: h.unpack())(held).tolist() == packed.unpack().tolist()
 
 
+# jax 0.12 means to drop it; its successor has no products in its portable part.
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 def test_the_kernel_is_lowered_for_accelerators(platform):
     for name in ("channels", "offsets"):
