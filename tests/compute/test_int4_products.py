@@ -80,7 +80,12 @@ def test_the_kernel_is_lowered_for_accelerators(platform):
         traced = jax.jit(lambda x, h: mz.packed_matmul(x, h, "kernel")).trace(
             jnp.ones((20, CASES[name][0][0]), jnp.bfloat16), mz.int4_matrix(matrix(name))
         )
-        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        try:
+            text = traced.lower(lowering_platforms=(platform,)).as_text()
+        except RuntimeError as error:  # Since jax 0.12 Triton's lowering asks the GPU what it is.
+            if "No supported GPU devices found" not in str(error):
+                raise
+            pytest.skip(str(error))
         assert ("tpu_custom_call" if platform == "tpu" else "triton") in text
 
 
