@@ -49,6 +49,8 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.step_overhead
 	$(BIN)/python -m benchmarks.step_overhead --cores 2
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.packed_memory
+	$(BIN)/python -m benchmarks.int8_cpu
 	$(BIN)/python -m benchmarks.compile_count
 	$(BIN)/python -m benchmarks.data
 	$(BIN)/python -m benchmarks.training_loop

@@ -12,6 +12,10 @@ from modelzip_jax import errors, loop, rewrites, sharing, testing, trace, tree, 
 from modelzip_jax.chaining import chain
 from modelzip_jax.coding.reader import load, load_tensor
 from modelzip_jax.coding.writer import save
+from modelzip_jax.compute.int4_layout import int4_matrix
+from modelzip_jax.compute.int4_products import packed_matmul
+from modelzip_jax.compute.layering import layered
+from modelzip_jax.compute.placement import to_device
 from modelzip_jax.evaluation.report import inspect
 from modelzip_jax.fitting import fit
 from modelzip_jax.linear import Linear
@@ -79,7 +83,9 @@ __all__ = [
     "grids",
     "identity",
     "inspect",
+    "int4_matrix",
     "is_packed",
+    "layered",
     "like_weights",
     "load",
     "load_tensor",
@@ -91,6 +97,7 @@ __all__ = [
     "only",
     "pack",
     "packed_kind",
+    "packed_matmul",
     "params",
     "partition",
     "prune",
@@ -118,6 +125,7 @@ __all__ = [
     "structures",
     "surgeon",
     "testing",
+    "to_device",
     "trace",
     "tree",
     "unpack",

@@ -18,6 +18,7 @@ DOCS = Path(__file__).parents[1] / "docs"
         "quantization.md",
         "mixed_precision.md",
         "activations.md",
+        "accelerators.md",
         pytest.param("rewrites.md", marks=pytest.mark.slow),
         pytest.param("wavelets.md", marks=pytest.mark.slow),
     ],

@@ -32,6 +32,10 @@ def packed_spec(packed: PackedArray) -> Spec:
     >>> packed_spec(Bits.pack([1, 0, 3], bits=2))
     ['bits', 2, 3]
     """
+    if not hasattr(packed, "tag"):
+        raise FormatError(
+            f"{type(packed).__name__} is a form for computing and has none in a file; save what it was made of"
+        )
     spec: Spec = [packed.tag]
     for field in dataclasses.fields(packed):  # type: ignore[arg-type]
         value = getattr(packed, field.name)

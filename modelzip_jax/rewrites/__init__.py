@@ -15,6 +15,7 @@ from modelzip_jax.rewrites.blocks import Branch, block_effects, drop_blocks, rem
 from modelzip_jax.rewrites.channel_scaling import Rescaled
 from modelzip_jax.rewrites.channels import batch_norm_scale, unit_scores
 from modelzip_jax.rewrites.equalization import equalize
+from modelzip_jax.rewrites.inside_decoding import decode_inside
 from modelzip_jax.rewrites.integer_products import quantize_activations
 from modelzip_jax.rewrites.merging import merge_neurons
 from modelzip_jax.rewrites.permutation import permute, similarity_order
@@ -33,6 +34,7 @@ __all__ = [
     "block_effects",
     "choose_units",
     "correct_bias",
+    "decode_inside",
     "drop_blocks",
     "equalize",
     "merge_neurons",
