@@ -64,8 +64,9 @@ def options(
         parser.add_argument(f"--{flag}", action="store_true", help=meaning)
     chosen = parser.parse_args()
     if chosen.device:
-        os.environ["JAX_PLATFORMS"] = chosen.device  # For subprocesses.
-        jax.config.update("jax_platforms", chosen.device)
+        platforms = chosen.device if chosen.device == "cpu" else f"{chosen.device},cpu"
+        os.environ["JAX_PLATFORMS"] = platforms  # For subprocesses.
+        jax.config.update("jax_platforms", platforms)
     if chosen.cores:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: chosen.cores])
     return chosen

@@ -177,6 +177,8 @@ ROUNDINGS = [
 
 
 def _by_strategies(r: random.Random) -> mz.Transform:
+    if r.random() < 0.05:
+        return mz.dorefa(r.randint(2, 8), layers=_layers(r))
     if r.random() < 0.15:
         step, granularity = r.choice([0.05, 0.1]), r.choice(["tensor", "channel"])
         return mz.wavelets.quantize_step(step, granularity=granularity)
