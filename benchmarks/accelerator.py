@@ -1,12 +1,12 @@
 """A GPU or TPU: whether it computes what the CPU does, then how fast what an accelerator changes is.
 
-    python -m benchmarks.accelerator [--repeats 11] [--device cuda] [--quick]
+    python -m benchmarks.accelerator [--repeats 11] [--device cuda] [--products] [--quick]
 
 At most 8 minutes, and nothing but jax (0.10 to 0.12), flax, optax and numpy: weights are random. First correctness:
 golden files, the bits of what is packed, saved, loaded and unpacked beside those of the CPU, the laws of every
 transform. Then int4 products by every way, decoding, wavelets, threshold, k-means, training steps, memory. What no
 time is left for is named. The record is called by the device: `benchmarks/results/accelerator_<device>.json`. On a CPU
-it runs, too: there its products and matrices are small.
+it runs, too: there its products and matrices are small. With --products int4 products alone, in a record of their own.
 """
 
 from __future__ import annotations
@@ -41,8 +41,15 @@ def record_name(device_kind: str) -> str:
 def main() -> None:
     """Runs the benchmark."""
     began = time.monotonic()
-    chosen = harness.options(__doc__, repeats=11)
+    chosen = harness.options(__doc__, repeats=11, flags={"products": "int4 products only, no checks"})
     device = jax.devices()[0]
+    if chosen.products:
+        report = harness.Report(
+            f"{record_name(device.device_kind)}_products", f"int4 products: {device.device_kind}", chosen
+        )
+        MEASURES["int4 products"](report, chosen)
+        report.finish()
+        return
     report = harness.Report(record_name(device.device_kind), f"Accelerator: {device.device_kind}", chosen)
     limit = 150.0 if chosen.quick else SECONDS
     run_checks(report, began + CHECKING * limit, chosen.quick)

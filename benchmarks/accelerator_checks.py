@@ -6,6 +6,7 @@ of the largest weight, as `mz.testing.check_laws` has it.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import tempfile
@@ -96,7 +97,15 @@ def like_the_cpu(name: str, params: Any, transform: mz.Transform) -> str:
 
 def golden(path: Path) -> str:
     """A golden file's weights, unpacked on the device, against their recorded digests."""
-    found = unpacked_on(jax.devices()[0], mz.load(path))
+    packed = mz.load(path)
+    wide = [n for n, x in mz.tree.named_leaves(mz.unpack(packed)) if np.asarray(x).dtype.itemsize == 8]
+    if (
+        wide
+    ):  # JAX would narrow 64-bit numbers on a device: they stay on the host, where no program touches them.
+        keep = [name not in wide for name, _ in mz.tree.named_leaves(packed.params, mz.is_packed)]
+        treedef = jax.tree.structure(packed.params, is_leaf=mz.is_packed)
+        packed = dataclasses.replace(packed, params=mz.tree.select(packed.params, keep, treedef))
+    found = unpacked_on(jax.devices()[0], packed)
     with np.load(GOLDEN / "sums.npz") as sums:
         if path.stem in sums:
             return different({"kernel": found["kernel"]}, {"kernel": sums[path.stem]}, ULP)
@@ -106,7 +115,7 @@ def golden(path: Path) -> str:
 
 
 def _digest(leaf: Any) -> list[Any]:
-    array = np.ascontiguousarray(np.asarray(leaf))
+    array = np.asarray(leaf)
     return [str(array.dtype), list(array.shape), hashlib.sha256(array.tobytes()).hexdigest()[:32]]
 
 
