@@ -38,9 +38,9 @@ def grouped(bits: int, **options: Any) -> mz.Transform:
     return mz.quantize(bits, granularity="group", group_size=GROUP, axis=-1, **options)
 
 
-def with_table(bits: int, kernels: mz.Transform) -> mz.Transform:
+def with_table(bits: int, kernels: mz.Transform, grid: Any = None) -> mz.Transform:
     """Embeddings in groups along their rows, of least squared error: they meet no product that could be calibrated."""
-    table = mz.quantize(bits, granularity="group", group_size=GROUP, axis=0, range="mse")
+    table = mz.quantize(bits, granularity="group", group_size=GROUP, axis=0, range="mse", grid=grid)
     return mz.partition({"kernels": kernels, "tables": table}, {KERNELS: "kernels", "**/embedding": "tables"})
 
 
@@ -73,7 +73,7 @@ def minilm(report: harness.Report) -> None:
         part: embed(params, part_tokens.tokens) for part, part_tokens in (("test", test), ("other", other))
     }
     float_found = sentences.agreement(floats["test"], floats["test"]).found
-    feedback = mz.rounding.error_feedback()
+    feedback, normal = mz.rounding.error_feedback(), mz.grids.nf4()
 
     def methods(bits: int) -> dict[str, Method]:
         found: dict[str, Method] = {
@@ -97,6 +97,19 @@ def minilm(report: harness.Report) -> None:
             ),
             "error feedback, least squares": lambda: mz.compress(
                 params, with_table(bits, grouped(bits, rounding=feedback, range="mse")), stats=stats
+            ),
+            "error feedback on normal floats": lambda: mz.compress(
+                params,
+                with_table(bits, grouped(bits, grid=normal, rounding=feedback, range="mse"), normal),
+                stats=stats,
+            ),
+            "error feedback on normal floats in turn": lambda: mz.compress(
+                params,
+                with_table(bits, grouped(bits, grid=normal, rounding=feedback, range="mse"), normal),
+                calibrate=(apply, known),
+            ),
+            "tables alone, normal floats": lambda: mz.compress(
+                params, mz.only("**/embedding", with_table(bits, grouped(bits), normal).parts[1][1])
             ),
             "error feedback in turn, least squares": lambda: mz.compress(
                 params,

@@ -26,12 +26,17 @@ from modelzip_jax.packed import is_packed
 
 __all__ = ["BEST", "WAYS", "packed_matmul"]
 
-BEST: dict[str, tuple[str, str]] = {
-    "cpu": ("after", "dequantize"),
-    "tpu": ("after", "dequantize"),
-    "default": ("after", "dequantize"),
+FEW_ROWS = 32
+"""Up to which a product is bound by reading the weights."""
+BEST: dict[str, dict[bool, tuple[str, str]]] = {
+    "cpu": {True: ("after", "dequantize"), False: ("after", "dequantize")},
+    "cuda": {True: ("partial", "partial"), False: ("dequantize", "dequantize")},
+    "default": {True: ("after", "dequantize"), False: ("after", "dequantize")},
 }
-"""By platform: the way for scales of channels, and for scales of groups. See `python -m benchmarks.accelerator`."""
+"""By platform, and whether there are few rows: the way for scales of channels, and for scales of groups.
+
+Measured by `python -m benchmarks.accelerator --products` on an H200; a TPU's are a guess.
+"""
 
 
 def packed_matmul(x: jax.Array, packed: Any, way: str | None = None) -> jax.Array:
@@ -74,8 +79,8 @@ def _product(x: jax.Array, packed: Any, way: str | None) -> jax.Array:
         return _dot(x, packed.unpack().astype(x.dtype))
     if way is not None:
         return WAYS[way](x, packed)
-    grouped = packed.scale.shape[0] > 1
-    best = {platform: WAYS[ways[grouped]] for platform, ways in BEST.items()}
+    grouped, few = packed.scale.shape[0] > 1, x.shape[0] <= FEW_ROWS
+    best = {platform: WAYS[ways[few][grouped]] for platform, ways in BEST.items()}
     if len(set(best.values())) == 1:
         return best["default"](x, packed)
     return lax.platform_dependent(x, packed, **best)
