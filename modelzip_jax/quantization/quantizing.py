@@ -179,7 +179,7 @@ def quantize(
     `rounding` that chooses among them, and the `discretization`, whether values follow training.
 
     Args:
-      bits: 1 to 8; those of the grid, or else 8, if None. Codes take exactly that many bits in memory, their entropy
+      bits: 1 to 8; those that suit the grid, 8 without one, if None. Codes take exactly that many bits in memory, their entropy
         in a file.
       granularity: "tensor", "channel" (a step size for each index of `axis`), or "group" (one for
         every `group_size` weights of a channel, in C order; the last group may be shorter). A leaf of
@@ -222,8 +222,9 @@ def quantize(
     >>> import modelzip_jax as mz
     >>> mz.decoded({"w": jnp.array([[-1.0], [0.2], [0.9]])}, quantize(bits=2, granularity="tensor"))["w"].ravel()
     Array([-1.,  0.,  1.], dtype=float32)
-    >>> mz.decoded({"w": jnp.array([[-1.0], [0.2], [0.9]])}, quantize(grid=mz.grids.nf4()))["w"].ravel().round(3)
-    Array([-1.   ,  0.161,  1.   ], dtype=float32)
+    >>> found = mz.decoded({"w": jnp.array([[-1.0], [0.2], [0.9]])}, quantize(grid=mz.grids.nf4()))["w"]
+    >>> [round(float(x), 3) for x in found.ravel()]
+    [-1.0, 0.161, 1.0]
     """
     for name, value, kind, example in (
         ("grid", grid, Grid, "mz.grids.nf4()"),

@@ -54,8 +54,8 @@ def quantile() -> Quantile:
 
     >>> import modelzip_jax as mz
     >>> w = {"w": jnp.linspace(0.0, 1.0, 101)[:, None] ** 3}
-    >>> mz.compress(w, mz.quantize(2, grid=quantile())).params["w"].levels.round(2)
-    Array([0.  , 0.05, 0.25, 0.67], dtype=float32)
+    >>> [round(float(x), 2) for x in mz.compress(w, mz.quantize(2, grid=quantile())).params["w"].levels]
+    [0.0, 0.05, 0.25, 0.68]
     """
     return Quantile()
 

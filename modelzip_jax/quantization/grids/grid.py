@@ -27,7 +27,7 @@ class Grid:
     its levels: files hold it, and read without the grid. To compute values by arithmetic instead of looking them up,
     override `project`; it must agree with the table.
 
-    bits: of a code, where the grid has a number of its own. group_size: of the groups that the grid is meant for.
+    bits: of a code, where the grid has a number of its own. default_bits: unless said otherwise. group_size: of the groups that the grid is meant for.
     scale: of `SCALES`. default_range: what `range` is unless said otherwise. follows_weights: whether levels are
     made of a leaf's weights, by `fitted`.
 
@@ -40,6 +40,7 @@ class Grid:
     """
 
     bits: ClassVar[int | None] = None
+    default_bits: ClassVar[int] = 8
     group_size: ClassVar[int | None] = None
     scale: ClassVar[str] = "float"
     default_range: ClassVar[str] = "max"
@@ -106,13 +107,13 @@ def table(grid: Grid, bits: int) -> Levels:
 
 
 def check_bits(bits: Any, grid: Grid | None = None) -> int:
-    """The bits of a code: as given, those of the grid, or 8.
+    """The bits of a code: as given, or those of the grid; 8 without one.
 
     Raises:
       TransformError: not an integer from 1 to 8, or another number than the grid has.
     """
     own = None if grid is None else grid.bits
-    bits = (own or 8) if bits is None else bits
+    bits = (own or (8 if grid is None else grid.default_bits)) if bits is None else bits
     if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
         raise TransformError(f"bits must be an integer from 1 to 8, not {bits!r}")
     if own is not None and bits != own:

@@ -21,6 +21,8 @@ _NORMAL = statistics.NormalDist()
 class NormalFloat(Grid):
     """See `nf4`; with other numbers of bits the same construction."""
 
+    default_bits = 4
+
     def levels(self, bits: int) -> np.ndarray:
         if bits < 2:
             raise TransformError("normal floats need 2 bits: one of both signs beside zero")
@@ -40,7 +42,7 @@ def nf4() -> NormalFloat:
 
     Dettmers et al. 2023 (QLoRA), arXiv:2305.14314, appendix E.
 
-    >>> [round(float(x), 4) for x in nf4().levels(4)[:8]]
-    [-1.0, -0.6962, -0.5251, -0.3949, -0.2844, -0.1848, -0.0911, 0.0]
+    >>> [round(float(x), 3) for x in nf4().levels(4)[:8]]
+    [-1.0, -0.696, -0.525, -0.395, -0.284, -0.185, -0.091, 0.0]
     """
     return NormalFloat()

@@ -22,6 +22,8 @@ class PowerOfTwo(Grid):
 
     terms: int
 
+    default_bits = 4
+
     def levels(self, bits: int) -> np.ndarray:
         if bits < 2:
             raise TransformError("powers of two need 2 bits: a sign, and one power or zero")
@@ -99,7 +101,7 @@ def halving() -> Halving:
     Codes of more bits hold those of fewer: `mz.narrow`.
 
     >>> import modelzip_jax as mz
-    >>> mz.decoded({"w": jnp.array([0.9, -0.3, 0.1])}, mz.quantize(4, grid=halving()))["w"]
+    >>> mz.decoded({"w": jnp.array([0.875, -0.3, 0.1])}, mz.quantize(4, grid=halving()))["w"]
     Array([ 0.875, -0.25 ,  0.125], dtype=float32)
     """
     return Halving()
