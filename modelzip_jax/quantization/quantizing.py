@@ -179,8 +179,8 @@ def quantize(
     `rounding` that chooses among them, and the `discretization`, whether values follow training.
 
     Args:
-      bits: 1 to 8; those that suit the grid, 8 without one, if None. Codes take exactly that many bits in memory, their entropy
-        in a file.
+      bits: 1 to 8; those that suit the grid, 8 without one, if None. Codes take exactly that many bits in memory, their
+        entropy in a file.
       granularity: "tensor", "channel" (a step size for each index of `axis`), or "group" (one for
         every `group_size` weights of a channel, in C order; the last group may be shorter). A leaf of
         fewer than two axes counts as one channel. None: groups, for a grid that is meant for them, else "channel".

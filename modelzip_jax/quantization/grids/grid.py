@@ -27,9 +27,9 @@ class Grid:
     its levels: files hold it, and read without the grid. To compute values by arithmetic instead of looking them up,
     override `project`; it must agree with the table.
 
-    bits: of a code, where the grid has a number of its own. default_bits: unless said otherwise. group_size: of the groups that the grid is meant for.
-    scale: of `SCALES`. default_range: what `range` is unless said otherwise. follows_weights: whether levels are
-    made of a leaf's weights, by `fitted`.
+    bits: of a code, where the grid has a number of its own. default_bits: unless said otherwise. group_size: of the
+    groups that the grid is meant for. scale: of `SCALES`. default_range: what `range` is unless said otherwise.
+    follows_weights: whether levels are made of a leaf's weights, by `fitted`.
 
     >>> @dataclasses.dataclass(frozen=True)
     ... class Cubes(Grid):
