@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 import modelzip_jax as mz
+from modelzip_jax.combinator import selects
 from modelzip_jax.errors import CheckpointError, NonFiniteError
 from modelzip_jax.tree import is_array, named_leaves, outlines
 
@@ -26,9 +27,7 @@ def check_only_arrays(tree: Any, path: Path) -> None:
 
 def encoded_leaves(transform: Any, tree: Any) -> list[tuple[str, Any]]:
     """The leaves that a transform encodes, by name."""
-    # A transform that is not made of others encodes every leaf.
-    selects = getattr(transform, "selects", lambda leaves: [True] * len(leaves))
-    keep = selects(outlines(tree))
+    keep = selects(transform, outlines(tree))
     return [named for named, chosen in zip(named_leaves(tree), keep, strict=True) if chosen]
 
 
