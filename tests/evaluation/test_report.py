@@ -52,6 +52,7 @@ LEAVES = {
     "uint3 group(16)": lambda shape: packed(
         shape, mz.quantize(3, granularity="group", group_size=16, symmetric=False)
     ),
+    "16 levels channel": lambda shape: packed(shape, mz.quantize(grid=mz.grids.nf4())),
     "11 values": lambda shape: packed(shape, mz.cluster(11)),
     "8 vectors of 4": lambda shape: packed(shape, mz.cluster(8, block=4)),
 }

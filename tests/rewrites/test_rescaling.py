@@ -257,7 +257,7 @@ def test_activation_aware_scales_lower_the_error_of_quantized_weights():
 def test_smoothing_lowers_the_error_of_quantized_activations():
     model, params, x, stats = outliers()
     smoothed = mz.rewrites.smooth(model, params, stats, x)
-    coarse = mz.rewrites.quantize_activations(model, bits=4, ranges="row")
+    coarse = mz.rewrites.quantize_activations(model, mz.activations.dynamic(4, per="row"), weights=4)
 
     def lost(p):
         return float(jnp.linalg.norm(coarse(p, x) - model(params, x)))

@@ -138,7 +138,7 @@ def test_a_book_a_layer_by_vmap(init, zero):
 
     def fit(w):
         entries = books.fit_codebook([w], [None], 5, zero, init, None)
-        return entries, books.nearest(w, entries)
+        return entries, books.nearest_entry(w, entries)
 
     found, codes = jax.vmap(fit)(layers)
     for i, w in enumerate(layers):
@@ -150,10 +150,10 @@ def test_a_book_a_layer_by_vmap(init, zero):
 def test_histograms_by_vmap():
     layers = normal(2, 70_000)
     fit = lambda w: books.fit_codebook([w], [None], 8, False, "companding", None)  # noqa: E731
-    found, codes = jax.vmap(fit)(layers), jax.vmap(lambda w: books.nearest(w, fit(w)))(layers)
+    found, codes = jax.vmap(fit)(layers), jax.vmap(lambda w: books.nearest_entry(w, fit(w)))(layers)
     for i, w in enumerate(layers):
         np.testing.assert_array_max_ulp(np.asarray(found[i]), np.asarray(fit(w)), 1)
-        np.testing.assert_array_equal(codes[i], books.nearest(w, fit(w)))
+        np.testing.assert_array_equal(codes[i], books.nearest_entry(w, fit(w)))
 
 
 @pytest.mark.parametrize("temperature", [None, 0.1])
@@ -165,7 +165,7 @@ def test_steps_of_layers_by_vmap(temperature, block):
         book = books.of_entries(books.fit_codebook([w], [None], 5, False, "linear", None), False)
         book = books.step(book, [w + 0.1], [jnp.ones_like(w)], temperature)
         book = books.respread(book, jnp.zeros_like(book.base), [w], [None])
-        return books.current(None, book), books.nearest(w, books.current(None, book))
+        return books.current(None, book), books.nearest_entry(w, books.current(None, book))
 
     found = jax.vmap(after)(layers)
     for i, w in enumerate(layers):
@@ -202,7 +202,7 @@ def test_choices_have_no_gradient(temperature, block):
         entries = books.fit_codebook([rows], [None], 4, False, "companding", None)
         book = books.step(books.of_entries(entries, False), [rows], [None], temperature)
         entries = books.current(None, book)
-        codes = books.nearest(rows, entries)
+        codes = books.nearest_entry(rows, entries)
         t = books.softness(entries, 0.1)
         back = soft_read(rows.reshape(-1, block), entries.reshape(4, block), codes, t)
         return jnp.sum(back * look_up(rows, entries, codes, True).reshape(back.shape)), codes
@@ -246,7 +246,7 @@ def test_products_of_blocks_and_attention_are_in_full_precision():
     for f in (
         lambda x: vector_kmeans(x, 4),
         lambda x: books.step(book, [x], [None], 0.1).base,
-        lambda x: books.nearest(x, x[:4]),
+        lambda x: books.nearest_entry(x, x[:4]),
         jax.grad(lambda x: jnp.sum(soft_read(x, book.base, codes, jnp.float32(1.0)))),
     ):
         text = str(jax.make_jaxpr(f)(x))
