@@ -252,7 +252,7 @@ def finish(spec, elements, source):
     if spec[0] == "levels":
         _, _, levels, scale, gain, zero, shape, dtype, granularity, axis, group_size = spec
         levels, scale = array(levels, source), array(scale, source)
-        wide = np.float32 if scale.dtype.itemsize == 1 else scale.dtype
+        wide = np.float32 if scale.dtype.itemsize == 1 else scale.dtype.type
         scale = scale.astype(wide) * (wide(1) if gain is None else array(gain, source).astype(wide))
         zero = np.zeros_like(scale) if zero is None else array(zero, source)
         q = levels.astype(wide)[elements].reshape(shape)
