@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from modelzip_jax.quantization.granularity import Granularity
 
 __all__ = [
     "blank_on_host",
+    "by_pieces_on_host",
     "codes_on_host",
     "flushed",
     "scaled_on_host",
@@ -108,10 +109,18 @@ def values_on_host(
 
 def scaled_on_host(x: np.ndarray, steps: np.ndarray, groups: Granularity) -> np.ndarray:
     """Each value times the step of its group, `(groups, channels)`: of `x`'s shape and the dtype of the product."""
+    return by_pieces_on_host(x, steps, groups, lambda product: product, np.result_type(x, steps))
+
+
+def by_pieces_on_host(
+    x: np.ndarray, steps: np.ndarray, groups: Granularity, f: Callable[[np.ndarray], np.ndarray], dtype: Any
+) -> np.ndarray:
+    """A function of each value times its group's step, in pieces that stay in the cache: of `x`'s shape and `dtype`."""
     cube = _cube(x, groups)
-    found = np.empty(cube.shape, np.result_type(x, steps))
+    found = np.empty(cube.shape, dtype)
     for piece in _pieces(cube.shape):
-        np.multiply(cube[piece], _spread(steps, piece, groups, cube.shape), out=found[piece])
+        product = cube[piece] * _spread(steps, piece, groups, cube.shape)
+        found[piece] = f(product).reshape(product.shape)
     return found.reshape(x.shape)
 
 

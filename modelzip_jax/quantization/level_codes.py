@@ -26,7 +26,7 @@ from modelzip_jax.quantization.grids.nearest_level import (
     project_fitted,
     thresholds_between,
 )
-from modelzip_jax.quantization.host_codes import flushed, scaled_on_host, step_bounds
+from modelzip_jax.quantization.host_codes import by_pieces_on_host, flushed, scaled_on_host, step_bounds
 
 __all__ = [
     "fake_levels",
@@ -184,7 +184,8 @@ def stored_levels(
     held = table(grid, bits) if found is None else _of_fitted(found[0])
     if scales.size and float(scales.min()) < _SMALL:
         weights = flushed(weights)
-    return nearest_on_host(scaled_on_host(weights, 1 / scales, groups), held)
+    nearest = functools.partial(nearest_on_host, levels=held)
+    return by_pieces_on_host(weights, 1 / scales, groups, nearest, np.uint8).reshape(-1)
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5, 6))

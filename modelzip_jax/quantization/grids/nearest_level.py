@@ -101,22 +101,34 @@ def _looked_up(u: jax.Array, first: jax.Array, thresholds: jax.Array, most: int)
 _block = jax.jit(_looked_up, static_argnums=3)
 
 
+@jax.jit
+def _counted(u: jax.Array, thresholds: jax.Array) -> jax.Array:
+    """How many thresholds each value has reached: uint8."""
+    code = jnp.zeros(u.shape, jnp.uint8)
+    for threshold in thresholds:
+        code = code + (u >= threshold).astype(jnp.uint8)
+    return code
+
+
 def nearest_on_host(u: np.ndarray, levels: Levels) -> np.ndarray:
     """`Levels.nearest` of float32 values that can be read: 1-D uint8.
 
     Large arrays go through one program for blocks of a size, whatever the levels: nothing is compiled for their shape.
     """
     flat = u.reshape(-1)
-    if flat.size < _BLOCK:
+    if flat.size < _BLOCK // 8:
         return np.searchsorted(levels.thresholds, flat, side="right").astype(np.uint8)
-    first, thresholds, most = levels.cells
-    padded = np.full(256, np.inf, np.float32)
-    padded[: len(thresholds)] = thresholds
+    few = len(levels.thresholds) < 16
+    padded = np.full(15 if few else 256, np.inf, np.float32)
+    padded[: len(levels.thresholds)] = levels.thresholds
     found = np.empty(flat.size, np.uint8)
-    whole = flat.size // _BLOCK * _BLOCK
-    for start in range(0, whole, _BLOCK):
-        found[start : start + _BLOCK] = _block(flat[start : start + _BLOCK], first, padded, most)
-    found[whole:] = np.searchsorted(levels.thresholds, flat[whole:], side="right")
+    for start in range(0, flat.size, _BLOCK):
+        block = flat[start : start + _BLOCK]
+        count = block.size
+        if count < _BLOCK:
+            block = np.concatenate([block, np.zeros(_BLOCK - count, block.dtype)])
+        codes = _counted(block, padded) if few else _block(block, levels.cells[0], padded, levels.cells[2])
+        found[start : start + count] = np.asarray(codes)[:count]
     return found
 
 
