@@ -8,18 +8,18 @@ import dataclasses
 import jax
 
 from modelzip_jax import tree as trees
-from modelzip_jax.combinator import Combinator, any_part, check_transform, ends, reads, selects
+from modelzip_jax.combinator import OfAllParts, check_transform, ends, selects
 from modelzip_jax.errors import TransformError
 from modelzip_jax.recipe import recordable
 from modelzip_jax.transform import Context, Encoded, Transform
-from modelzip_jax.tree import Leaf, PyTree
+from modelzip_jax.tree import PyTree
 
 __all__ = ["Chain", "chain"]
 
 
 @recordable
 @dataclasses.dataclass(frozen=True)
-class Chain(Combinator):
+class Chain(OfAllParts):
     """Transforms in sequence. See `chain`."""
 
     parts: tuple[Transform, ...]
@@ -122,31 +122,6 @@ class Chain(Combinator):
             for index, found in enumerate(each)
             for name, x in found.items()
         }
-
-    @property
-    def leafwise(self) -> bool:
-        return all(part.leafwise for part in self.parts)
-
-    @property
-    def moves_latents(self) -> bool:
-        return any(part.moves_latents for part in self.parts)
-
-    @property
-    def hides(self) -> bool:
-        return any(part.hides for part in self.parts)
-
-    @property
-    def remasks(self) -> bool:
-        return any(part.remasks for part in self.parts)
-
-    def ends(self, leaves: list[Leaf], whole: bool) -> list[bool]:
-        return any_part([ends(part, leaves, whole) for part in self.parts], len(leaves))
-
-    def selects(self, leaves: list[Leaf], whole: bool) -> list[bool]:
-        return any_part([selects(part, leaves, whole) for part in self.parts], len(leaves))
-
-    def reads(self, leaves: list[Leaf], field: str) -> list[bool]:
-        return any_part([reads(part, leaves, field) for part in self.parts], len(leaves))
 
 
 def _follow(part: Transform, weights: PyTree, ended: PyTree) -> PyTree:

@@ -21,6 +21,7 @@ from modelzip_jax.tree import Leaf, PyTree
 
 __all__ = [
     "Combinator",
+    "OfAllParts",
     "Selected",
     "any_part",
     "check_transform",
@@ -226,3 +227,34 @@ def check_transform(value: Any, where: str) -> None:
     text = repr(value)
     shown = text if len(text) < 80 and "\n" not in text else f"a {type(value).__name__}"
     raise TransformError(f"{where} takes a transform such as mz.quantize(bits=4), not {shown}")
+
+
+class OfAllParts(Combinator):
+    """One whose parts all see the same leaves: what it does to a leaf, any of them does."""
+
+    parts: tuple[Transform, ...]
+
+    @property
+    def leafwise(self) -> bool:
+        return all(part.leafwise for part in self.parts)
+
+    @property
+    def moves_latents(self) -> bool:
+        return any(part.moves_latents for part in self.parts)
+
+    @property
+    def hides(self) -> bool:
+        return any(part.hides for part in self.parts)
+
+    @property
+    def remasks(self) -> bool:
+        return any(part.remasks for part in self.parts)
+
+    def selects(self, leaves: list[Leaf], whole: bool) -> list[bool]:
+        return any_part([selects(part, leaves, whole) for part in self.parts], len(leaves))
+
+    def ends(self, leaves: list[Leaf], whole: bool) -> list[bool]:
+        return any_part([ends(part, leaves, whole) for part in self.parts], len(leaves))
+
+    def reads(self, leaves: list[Leaf], field: str) -> list[bool]:
+        return any_part([reads(part, leaves, field) for part in self.parts], len(leaves))

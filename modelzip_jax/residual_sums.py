@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from modelzip_jax import tree as trees
-from modelzip_jax.combinator import Combinator, any_part, check_transform, ends, reads, selects, unknown
+from modelzip_jax.combinator import OfAllParts, check_transform, selects, unknown
 from modelzip_jax.errors import TransformError
 from modelzip_jax.latents import latent, latent_dtype
 from modelzip_jax.leaf_checks import check_floating
@@ -43,35 +43,10 @@ class ResidualState(NamedTuple):
 
 @recordable
 @dataclasses.dataclass(frozen=True)
-class Residual(Combinator):
+class Residual(OfAllParts):
     """See `residual`."""
 
     parts: tuple[Transform, ...]
-
-    @property
-    def leafwise(self) -> bool:
-        return all(part.leafwise for part in self.parts)
-
-    @property
-    def moves_latents(self) -> bool:
-        return any(part.moves_latents for part in self.parts)
-
-    @property
-    def hides(self) -> bool:
-        return any(part.hides for part in self.parts)
-
-    @property
-    def remasks(self) -> bool:
-        return any(part.remasks for part in self.parts)
-
-    def selects(self, leaves: list[Leaf], whole: bool) -> list[bool]:
-        return any_part([selects(part, leaves, whole) for part in self.parts], len(leaves))
-
-    def reads(self, leaves: list[Leaf], field: str) -> list[bool]:
-        return any_part([reads(part, leaves, field) for part in self.parts], len(leaves))
-
-    def ends(self, leaves: list[Leaf], whole: bool) -> list[bool]:
-        return any_part([ends(part, leaves, whole) for part in self.parts], len(leaves))
 
     def _places(self, leaves: list[Leaf], whole: bool) -> list[tuple[int, ...]]:
         """The parts that encode each leaf."""

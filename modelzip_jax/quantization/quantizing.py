@@ -18,7 +18,7 @@ from modelzip_jax.quantization.granularity import Granularity, check_granularity
 from modelzip_jax.quantization.grids.evenly import UniformGrid
 from modelzip_jax.quantization.grids.grid import Grid, check_bits, table
 from modelzip_jax.quantization.group_offsets import with_offset
-from modelzip_jax.quantization.level_codes import scale_bounds, scaled_to
+from modelzip_jax.quantization.level_codes import scale_bounds
 from modelzip_jax.quantization.levelled import Levelled
 from modelzip_jax.quantization.quantizer import QuantizedLeaf, Quantizer, QuantizeState
 from modelzip_jax.quantization.ranges.extremes import MinMax
@@ -75,7 +75,9 @@ class Quantize(Quantizer):
         self, name: str, w: jax.Array, groups: Granularity, importance: jax.Array | None
     ) -> FoundSteps:
         one_bit = self.grid is None and self.symmetric and self.bits == 1
-        if self.grid is None and (self._range == MinMax() or (one_bit and self.range == "mse")):
+        if self.grid is None and (
+            self._range == MinMax() or (one_bit and isinstance(self._range, LeastSquares))
+        ):
             return FoundSteps(*choose_step(w, self.bits, self.symmetric, groups))
         return chosen_by(self._range, w, self._fit(groups), importance)
 
@@ -142,9 +144,8 @@ class Quantize(Quantizer):
         found = {"step": new.step}
         if s.gain is not None and new.gain is not None:
             found["gain"] = jnp.where(never, new.gain, s.gain)
-            found["step"] = scaled_to(scale * (1.0 / found["gain"]), "float")[0]
             largest = jnp.finfo(jnp.float8_e4m3fn).max.astype(scale.dtype)
-            clipped = jnp.clip(found["step"], self.least_step, largest)
+            clipped = jnp.clip(scale * (1.0 / found["gain"]), self.least_step, largest)
             found["step"] = clipped.astype(jnp.float8_e4m3fn).astype(scale.dtype)
         if s.levels is not None and new.levels is not None:
             found["levels"] = jnp.where(never, new.levels, s.levels)
