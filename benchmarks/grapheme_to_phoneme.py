@@ -45,7 +45,7 @@ PHONEMES = (
     "<pad>", "<unk>", "<s>", "</s>",
     *sorted([f"{vowel}{stress}" for vowel in _VOWELS for stress in "012"] + ["UW", *_CONSONANTS]),
 )  # fmt: skip
-_START, _END = 2, 3
+_START, END = 2, 3
 LONGEST = 20  # phonemes that the package writes at most
 
 Params = dict[str, jax.Array]
@@ -136,7 +136,7 @@ def apply(params: Params, letters: jax.Array, ends: jax.Array, phonemes: jax.Arr
     fed = jnp.concatenate([jnp.full((len(phonemes), 1), _START, phonemes.dtype), phonemes[:, :-1]], 1)
 
     def step(h: jax.Array, column: jax.Array) -> tuple[jax.Array, jax.Array]:
-        within = (column != _END)[:, None]
+        within = (column != END)[:, None]
         h = _cell(params, "dec", params["dec_emb"][column] * within, h * within) * within
         return h, h
 
@@ -152,7 +152,7 @@ def spell(params: Params, letters: jax.Array, ends: jax.Array) -> jax.Array:
         h, last = carry
         h = _cell(params, "dec", params["dec_emb"][last], h)
         chosen = jnp.argmax(h @ params["fc_w"].T + params["fc_b"], -1).astype(jnp.int32)
-        chosen = jnp.where(last == _END, _END, chosen)
+        chosen = jnp.where(last == END, END, chosen)
         return (h, chosen), chosen
 
     start = jnp.full(len(letters), _START, jnp.int32)
@@ -162,7 +162,7 @@ def spell(params: Params, letters: jax.Array, ends: jax.Array) -> jax.Array:
 def named(phonemes: np.ndarray) -> list[list[str]]:
     """Phonemes by name, up to the end mark."""
     rows = np.asarray(phonemes).tolist()
-    return [[PHONEMES[i] for i in (row[: row.index(_END)] if _END in row else row)] for row in rows]
+    return [[PHONEMES[i] for i in (row[: row.index(END)] if END in row else row)] for row in rows]
 
 
 _logits = jax.jit(apply)
@@ -175,7 +175,7 @@ def agreement(reference: Params, params: Params, texts: Sequence[str]) -> Agreem
     a, b = (np.asarray(_logits(p, letters, ends, theirs), np.float64) for p in (reference, params))
     cosines = np.sum(a * b, -1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
     # The end mark is a decision of the network too, so its position counts.
-    counted = np.cumsum(theirs == _END, 1) <= 1
+    counted = np.cumsum(theirs == END, 1) <= 1
     pairs = list(zip(named(theirs), named(np.asarray(spell(params, letters, ends))), strict=True))
     return Agreement(
         np.sum(cosines * counted, 1) / counted.sum(1),

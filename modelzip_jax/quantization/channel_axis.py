@@ -1,4 +1,8 @@
-"""Which axis of a leaf is that of its channels: Flax puts outputs last, PyTorch first."""
+"""Which axis of a leaf is that of its channels: Flax puts outputs last, PyTorch first.
+
+Values tell, but for convolutions of few weights a channel, such as depthwise ones: nine of them hardly pay for a step
+of their own by the error of weights, though each counts hundreds of times in the outputs. There the window tells.
+"""
 
 from __future__ import annotations
 
@@ -47,10 +51,12 @@ def find_axis(
       layers: axes that count layers; `axis` then is one of a layer's tensor.
 
     Returns:
-      The axis that was given; for "auto" 0 or -1, whichever takes fewer bits for one squared error: half a bit a
-      weight for each doubling of the error, which is estimated from the channels' ranges, and 32 bits a step. -1
-      where that cannot be told: of fewer than two axes, or under `jit`. Of layers all axes whose indices number the
-      channels, counted from the front: only those of the layers per tensor and where a layer has fewer than two axes.
+      The axis that was given; for "auto" 0 or -1. Of four axes and more whose window is seen, the first or the last
+      two being equally long and the others not, it is the end where the window is not. Otherwise whichever takes
+      fewer bits for one squared error: half a bit a weight for each doubling of the error, which is estimated from
+      the channels' ranges, and 32 bits a step. -1 where that cannot be told: of fewer than two axes, or under `jit`.
+      Of layers all axes whose indices number the channels, counted from the front: only those of the layers per
+      tensor and where a layer has fewer than two axes.
 
     Raises:
       LeafError: the leaf, or the layer, has no such axis.
@@ -79,6 +85,9 @@ def _check_rank(name: str, rank: int, own: tuple[int, ...]) -> None:
 
 def _best(w: Any, rest: list[int], granularity: str, layers: tuple[int, ...]) -> int:
     """0 or -1: an index of `rest`, which are the axes that count no layers."""
+    shape = [jnp.shape(w)[a] for a in rest]
+    if granularity != "tensor" and len(rest) > 3 and (shape[0] == shape[1]) != (shape[-2] == shape[-1]):
+        return -1 if shape[0] == shape[1] else 0
     traced = isinstance(w, jax.core.Tracer) or not getattr(w, "is_fully_addressable", True)
     if traced or granularity == "tensor" or len(rest) < 2 or not math.prod(jnp.shape(w)):
         return -1

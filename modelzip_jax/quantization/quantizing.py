@@ -188,9 +188,9 @@ def quantize(
       group_size: weights in a group, for "group"; those of the grid, or else 128, if None.
       axis: the channel axis: -1, the outputs of Flax kernels; 0, those of PyTorch's and the rows of an embedding;
         several, such as `(0, -1)`, whose indices together number the channels.
-        "auto" takes for each leaf, of its first and last axis, the one that by the channels' ranges has the smaller
-        squared error for its bytes, steps included, and records it; under `jit`, where values cannot be looked at,
-        the last.
+        "auto" takes for each leaf, of its first and last axis, the one that is no side of a convolution's window, where
+        such a window is seen, and else the one that by the channels' ranges has the smaller squared error for its
+        bytes, steps included, and records it; under `jit`, where values cannot be looked at, the last.
       symmetric: zero point 0; one bit takes ± the mean magnitude. Otherwise the grid spans each
         group's own minimum and maximum (0 included) with an integer zero point. Of the uniform grid.
       learned: train the step sizes (and zero points) by the exact LSQ gradient, as relative offsets

@@ -85,6 +85,27 @@ def test_the_channel_axis_is_the_one_of_smaller_error():
     np.testing.assert_allclose(traced["rows"], last, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("shape", "channels"),
+    [
+        ((3, 3, 1, 40), -1),
+        ((40, 1, 3, 3), 0),
+        ((1, 1, 16, 24), -1),
+        ((24, 16, 1, 1), 0),
+        ((3, 3, 3, 1, 8), -1),
+    ],
+)
+@pytest.mark.parametrize("granularity", ["channel", "group"])
+def test_channels_of_convolutions_are_not_sides_of_the_window(shape, channels, granularity):
+    """By the error of weights alone a depthwise kernel had three steps, one for each row of its window."""
+    w = {"w": RNG.normal(size=shape).astype("f4")}
+    t = mz.quantize(4, granularity=granularity, **sized(granularity, 8))
+    assert t.init(w, mz.Context()).state["w"].axis.value == channels
+    stacked = {"w": np.stack([w["w"]] * 2)}
+    layered = mz.quantize(4, granularity=granularity, layers=0, **sized(granularity, 8))
+    assert layered.init(stacked, mz.Context()).state["w"].axis.value == (0, len(shape) if channels else 1)
+
+
 def test_several_axes_number_the_channels_together():
     w = RNG.normal(size=(3, 8, 5)).astype("f4")
     packed = mz.compress({"w": w}, mz.quantize(4, axis=(0, -1))).params["w"]
