@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from modelzip_jax import tree as trees
-from modelzip_jax.errors import TransformError, TreeError
+from modelzip_jax.errors import NonFiniteError, TransformError, TreeError
 from modelzip_jax.latents import latent_dtype
 from modelzip_jax.naming import nearest_name
 from modelzip_jax.stacking import check_layer_names
@@ -116,6 +116,15 @@ def _needs(x: Any) -> set[str]:
     return found
 
 
+def _classes_in(x: Any) -> set[type]:
+    """The classes of a transform and of all that it is made of."""
+    if isinstance(x, tuple | list):
+        return {cls for each in x for cls in _classes_in(each)}
+    if not dataclasses.is_dataclass(x) or isinstance(x, type):
+        return set()
+    return {type(x)} | {cls for f in dataclasses.fields(x) for cls in _classes_in(getattr(x, f.name))}
+
+
 class Selected(NamedTuple):
     """What a transform encodes of params, and what it is told: what `init` takes.
 
@@ -140,16 +149,19 @@ def selected(transform: Transform, params: PyTree, given: Mapping[str, Any], whe
     """
     keep = selects(transform, trees.outlines(params))
     weights = trees.select(params, keep, jax.tree.structure(params))
-    _check_given(given, weights, where)
+    _check_given(transform, given, weights, where)
     return Selected(weights, told(params, keep, given, where), keep)
 
 
-def _check_given(given: Mapping[str, Any], weights: PyTree, where: str) -> None:
-    """Refuses names that are nearly those of the context, and trees whose leaves have other shapes."""
+def _check_given(transform: Transform, given: Mapping[str, Any], weights: PyTree, where: str) -> None:
+    """Refuses names that nothing can read or that are nearly those of the context, and trees of other shapes."""
     fields = [f.name for f in dataclasses.fields(Context)]
-    for name in set(given) - set(fields):
-        if difflib.get_close_matches(name, fields, n=1, cutoff=0.7):
-            raise TransformError(f"{where} was given {name!r}; {nearest_name(name, fields)}")
+    alone = all(cls.__module__.startswith("modelzip_jax.") for cls in _classes_in(transform))
+    for name in sorted(set(given) - set(fields) - _needs(transform)):
+        if alone or difflib.get_close_matches(name, fields, n=1, cutoff=0.7):
+            raise TransformError(
+                f"{where} was given {name!r}, which nothing reads; {nearest_name(name, fields)}"
+            )
     for field in _NUMBERS:
         if given.get(field) is None:
             continue
@@ -160,10 +172,23 @@ def _check_given(given: Mapping[str, Any], weights: PyTree, where: str) -> None:
                 raise TreeError(
                     f"{field}= of {where} has the shape {jnp.shape(x)} at leaf {name!r}, the leaf {jnp.shape(w)}"
                 )
+            if field == "importance" and not _weighs(x):
+                raise NonFiniteError(
+                    f"importance= of {where} has NaN, infinite or negative values at leaf {name!r}: it weighs squared "
+                    "errors"
+                )
 
 
 _NUMBERS = ("grads", "scores", "importance")
 """Fields of the context that have a number for each weight."""
+
+
+def _weighs(x: Any) -> bool:
+    """Whether a leaf of importances is one; True of a tracer, which nobody can look at."""
+    if isinstance(x, jax.core.Tracer) or not getattr(x, "is_fully_addressable", True):
+        return True
+    seen = np.asarray(x)
+    return bool(np.isfinite(seen.astype(np.float64)).all() and seen.min(initial=0) >= 0)
 
 
 def told(params: PyTree, keep: Sequence[bool], given: Mapping[str, Any], where: str) -> Context:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from modelzip_jax.coding.writer import file_sizes
 from modelzip_jax.errors import TransformError
+from modelzip_jax.given_values import as_whole
 from modelzip_jax.packing import Packed, compress
 from modelzip_jax.transform import Transform
 from modelzip_jax.tree import PyTree
@@ -109,8 +110,7 @@ def fit(
 
 
 def _check(size: int, tolerance: float, tries: int) -> None:
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise TransformError(f"bytes must be a positive integer, not {size!r}")
+    as_whole(size, "bytes", 1)
     if not 0.0 <= tolerance < 1.0 or tries < 2:
         raise TransformError(
             f"tolerance must be in [0, 1) and tries at least 2, not {tolerance!r} and {tries!r}"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 from typing import Any, TypeVar
 
 from modelzip_jax.errors import RecipeError
+from modelzip_jax.naming import nearest_name
 
 __all__ = ["Opaque", "alike", "from_plain", "opaque_fields", "recordable", "recorded", "to_plain"]
 
@@ -161,16 +163,18 @@ def _built(data: Any, strict: bool) -> Any:
 def _instance(name: str, fields: dict[str, Any]) -> Any:
     cls = _classes.get(RENAMED.get(name, name))
     if cls is None:
+        close = [] if ":" in name else difflib.get_close_matches(name, _classes, 1)
         module = name.partition(":")[0] if ":" in name else "that defines it"
-        raise RecipeError(
-            f"the recipe names the class {name!r}, which is not registered: import the module {module} first"
-        )
+        meant = f"did you mean {close[0]!r}?" if close else f"import the module {module} first"
+        raise RecipeError(f"the recipe names the class {name!r}, which is not registered: {meant}")
     names = {f.name for f in dataclasses.fields(cls)}
     needed = {f.name for f in dataclasses.fields(cls) if _is_needed(f)}
-    if not needed <= set(fields) <= names:
-        raise RecipeError(
-            f"the class {name!r} of the recipe has the fields {sorted(names)}, not {sorted(fields)}"
-        )
+    missing, foreign = sorted(needed - set(fields)), sorted(set(fields) - names)
+    if missing or foreign:
+        lacks = [f"needs {', '.join(map(repr, missing))}"] if missing else []
+        known = nearest_name(foreign[0], names) if names and foreign else "it has none"
+        more = [f"has no field {', '.join(map(repr, foreign))}: {known}"] if foreign else []
+        raise RecipeError(f"the recipe of {name!r} is wrong: {name} {' and '.join(lacks + more)}")
     try:
         return cls(**fields)
     except (TypeError, ValueError, AttributeError) as error:

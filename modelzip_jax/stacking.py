@@ -40,6 +40,8 @@ def as_layers(layers: int | tuple[int, ...] | Mapping[str, Any] | None) -> Layer
     found = tuple((pattern, tuple(axes)) for pattern, axes in each)
     if not all(type(axis) is int and axis >= 0 for _, axes in found for axis in axes):
         raise TransformError(f"layers are axes counted from the front, such as 0 or (0, 1), not {layers!r}")
+    if any(len(set(axes)) < len(axes) for _, axes in found):
+        raise TransformError(f"layers name one axis twice: {layers!r}")
     return tuple((pattern, axes) for pattern, axes in found if axes)
 
 

@@ -49,7 +49,12 @@ def test_a_transform_that_is_not_recordable_is_opaque():
     ("data", "message"),
     [
         ({"type": "Nobody", "fields": {}}, "'Nobody', which is not registered"),
-        ({"type": "Identity", "fields": {"x": 1}}, "has the fields"),
+        ({"type": "Identity", "fields": {"x": 1}}, "has no field 'x': it has none"),
+        (
+            {"type": "Quantize", "fields": {"bit": 4}},
+            "needs 'axis', .* and has no field 'bit': did you mean 'bits'",
+        ),
+        ({"type": "Quantise", "fields": {}}, "did you mean 'Quantize'"),
         ({"type": "Identity"}, "not a recipe"),
         ({"type": "Identity", "fields": []}, "not a recipe"),
         ({1: 2}, "not a recipe"),

@@ -177,6 +177,15 @@ CALLS = {
     "a name nearly right": (
         lambda: mz.compress(K, mz.prune(mz.scores.saliency(), sparsity=0.5), gradients=K), "'grads'",
     ),
+    "a name that nothing reads": (
+        lambda: mz.compress(K, ZIP, statistics=K), "'statistics', which nothing reads.*stats",
+    ),
+    "importance of NaN": (
+        lambda: mz.compress(K, ZIP, importance=jax.tree.map(lambda x: x * jnp.nan, K)), "NaN.*'kernel'",
+    ),
+    "importance below zero": (
+        lambda: mz.compress(K, ZIP, importance=jax.tree.map(lambda x: -jnp.abs(x), K)), "negative values at",
+    ),
     "compress under jit": (lambda: jax.jit(lambda p: mz.compress(p, ZIP))(K), "outside of jit"),
     "compress of a packed model": (lambda: mz.compress(PACKED, ZIP), "packed already"),
     "donated weights": (lambda: mz.compress(donated(), ZIP), "donated"),

@@ -66,10 +66,19 @@ def compress(
     """
     import modelzip_jax as mz
     from modelzip_jax import checkpoints
-    from modelzip_jax.cli.leaf_choice import check_only_arrays, nothing_encoded, remarks, without_nonfinite
+    from modelzip_jax.checkpoints.recognition import absence
+    from modelzip_jax.cli.leaf_choice import (
+        check_only_arrays,
+        nothing_encoded,
+        refuse_what_needs_data,
+        remarks,
+        without_nonfinite,
+    )
 
     if target.suffix != ".mz":
         raise CheckpointError(f"{target} must end in .mz: compress writes that format, decompress reads it")
+    if not source.exists():
+        raise CheckpointError(f"{source} cannot be read: {absence(source)}")
     refuse_existing(target, force)
     if recipe is not None:
         _refuse_options_beside(recipe, context)
@@ -88,6 +97,7 @@ def compress(
         transform, said = without_nonfinite(transform, contents.tree)
         notes += said
     if encodes:
+        refuse_what_needs_data(transform, contents.tree)
         notes += nothing_encoded(transform, contents.tree)
     notes += remarks(transform, contents.tree)
     metadata = _metadata(contents, source)

@@ -9,11 +9,18 @@ import jax
 import numpy as np
 
 import modelzip_jax as mz
-from modelzip_jax.combinator import selects
-from modelzip_jax.errors import CheckpointError, NonFiniteError
+from modelzip_jax.combinator import reads, selects
+from modelzip_jax.errors import CheckpointError, NonFiniteError, TransformError
 from modelzip_jax.tree import is_array, named_leaves, outlines
 
-__all__ = ["check_only_arrays", "encoded_leaves", "nothing_encoded", "remarks", "without_nonfinite"]
+__all__ = [
+    "check_only_arrays",
+    "encoded_leaves",
+    "nothing_encoded",
+    "refuse_what_needs_data",
+    "remarks",
+    "without_nonfinite",
+]
 
 
 def check_only_arrays(tree: Any, path: Path) -> None:
@@ -38,6 +45,20 @@ def nothing_encoded(transform: Any, tree: Any) -> list[str]:
     least = getattr(transform, "min_ndim", 0)
     why = f"no tensor of floating-point numbers that was chosen has {least} axes or more (see --min-ndim)"
     return [f"nothing is compressed but by the entropy coder: {why if least else 'no tensor was chosen'}"]
+
+
+def refuse_what_needs_data(transform: Any, tree: Any) -> None:
+    """Raises `TransformError` for a recipe that goes by statistics of inputs, by gradients or the like."""
+    leaves = outlines(tree)
+    for field in ("stats", "importance", "grads", "scores"):
+        names = [
+            leaf.name for leaf, asked in zip(leaves, reads(transform, leaves, field), strict=True) if asked
+        ]
+        if names:
+            raise TransformError(
+                f"the recipe needs {field}= of {names[0]!r}, which come of running the network, and the command has "
+                f"weights alone: compress in Python, mz.compress(params, recipe, {field}=...)"
+            )
 
 
 def without_nonfinite(transform: Any, tree: Any) -> tuple[Any, list[str]]:

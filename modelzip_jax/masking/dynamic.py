@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from modelzip_jax.errors import TransformError
+from modelzip_jax.given_values import as_whole
 from modelzip_jax.leaf_checks import all_finite
 from modelzip_jax.masking import scores as scoring
 from modelzip_jax.masking.allocation import Allocation, resolve
@@ -180,8 +181,7 @@ def regrow(
     if callable(sparsity):
         raise TransformError("sparse training keeps one sparsity; to change it, use mz.prune with a schedule")
     check_sparsity(sparsity)
-    if every < 1 or isinstance(end, bool) or not isinstance(end, int) or end < 1:
-        raise TransformError(f"every and end must be 1 step or more, not {every!r} and {end!r}")
+    every, end = as_whole(every, "every", 1), as_whole(end, "end", 1)
     if not 0.0 < fraction <= 1.0:
         raise TransformError(f"fraction must be in (0, 1], not {fraction!r}")
     if structure.fixes_sparsity:

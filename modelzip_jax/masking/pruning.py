@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax.errors import TransformError
+from modelzip_jax.given_values import as_whole
 from modelzip_jax.leaf_checks import all_finite
 from modelzip_jax.masking import scores as scoring
 from modelzip_jax.masking.allocation import Allocation, Groups, resolve
@@ -166,5 +167,5 @@ def check_strategies(where: str, score: Any, structure: Any, every: Any) -> None
         if not isinstance(value, kind):
             call = f": call it, {value.__name__}()" if hasattr(value, "__name__") else f", such as {example}"
             raise TransformError(f"{where} takes a {name}{call}, not {value!r:.100}")
-    if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 0):
-        raise TransformError(f"every must be 0 or more whole steps, not {every!r}")
+    if every is not None:
+        as_whole(every, "every", 0)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from modelzip_jax.errors import LeafError, TransformError
+from modelzip_jax.given_values import as_whole
 from modelzip_jax.meshes import under_any_mesh
 from modelzip_jax.recipe import recordable
 
@@ -179,9 +180,9 @@ def block(*shape: int) -> Block:
     >>> block(1, 2).group(jnp.array([[1.0, 3.0, 5.0]]))
     Array([[2., 5.]], dtype=float32)
     """
-    if not shape or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in shape):
-        raise TransformError(f"block() takes positive sizes of the last axes, not {shape}")
-    return Block(shape)
+    if not shape:
+        raise TransformError("block() takes the sizes of the last axes, such as block(4, 4)")
+    return Block(tuple(as_whole(n, "a side of block()", 1) for n in shape))
 
 
 @recordable

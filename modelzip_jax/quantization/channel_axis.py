@@ -34,6 +34,8 @@ def check_axis(axis: Any) -> int | tuple[int, ...] | str:
     several = tuple(axis) if isinstance(axis, tuple | list) else ()
     if not several or not all(isinstance(a, int) and not isinstance(a, bool) for a in several):
         raise TransformError(f"axis is an integer, several such as (0, -1), or 'auto', not {axis!r}")
+    if len(set(several)) < len(several):
+        raise TransformError(f"axis names one axis twice: {axis!r}")
     return several
 
 
@@ -81,6 +83,8 @@ def _check_rank(name: str, rank: int, own: tuple[int, ...]) -> None:
         for a in own:
             if not -rank <= a < rank:
                 raise LeafError(f"leaf {name!r} has {rank} axes, so it has no channel axis {a}")
+        if len({a % rank for a in own}) < len(own):
+            raise LeafError(f"of the {rank} axes of leaf {name!r} {own} names one twice")
 
 
 def _best(w: Any, rest: list[int], granularity: str, layers: tuple[int, ...]) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import TransformError
+from modelzip_jax.given_values import as_whole
 from modelzip_jax.latents import latent
 from modelzip_jax.leaf_checks import check_finite, check_floating
 from modelzip_jax.packed import is_packed, narrowed, widened
@@ -162,8 +163,7 @@ def low_rank(
             "low_rank() takes a rank, low_rank(8), or the share of the squared norm to keep, low_rank(energy=0.9): "
             f"one of the two, not rank={rank!r} and energy={energy!r}"
         )
-    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
-        raise TransformError(f"a rank is an integer of at least 1, not {rank!r}")
+    rank = None if rank is None else as_whole(rank, "rank", 1)
     if energy is not None:
         if isinstance(energy, bool) or not isinstance(energy, int | float) or not 0.0 < energy <= 1.0:
             raise TransformError(f"energy is a share in (0, 1], not {energy!r}")

@@ -155,12 +155,10 @@ def _folded(rows: jax.Array) -> jax.Array:
     return both if len(rows) % 2 == 0 else both.at[:1].add(rows[2 * half :])
 
 
-def check_granularity(granularity: str, group_size: int) -> None:
-    """Raises `TransformError` for an unknown granularity, or groups below 1."""
+def check_granularity(granularity: str) -> None:
+    """Raises `TransformError` for an unknown granularity."""
     if granularity not in GRANULARITIES:
         raise TransformError(f"granularity must be one of {GRANULARITIES}, not {granularity!r}")
-    if isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < 1:
-        raise TransformError(f"group_size must be an integer of at least 1, not {group_size!r}")
 
 
 def check_stored_groups(groups: Granularity, shape: tuple[int, ...], *arrays: Any) -> None:

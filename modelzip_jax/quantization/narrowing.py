@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from modelzip_jax.errors import TransformError
+from modelzip_jax.given_values import as_whole
 from modelzip_jax.masking.masked import Masked
 from modelzip_jax.packed import Bits, Elementwise, PackedArray, is_packed
 from modelzip_jax.packing import Packed
@@ -48,8 +49,7 @@ def narrow(packed: Packed, bits: int) -> Packed:
     >>> small.params["w"].codes.bits, float(np.abs(mz.unpack(small)["w"] - mz.unpack(packed)["w"]).max()) < 0.07
     (4, True)
     """
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 7:
-        raise TransformError(f"narrow() takes 1 to 7 bits, not {bits!r}")
+    bits = as_whole(bits, "bits of narrow()", 1, 7)
     if not isinstance(packed, Packed):
         raise TransformError(
             f"narrow() takes a packed model, such as mz.load(path), not a {type(packed).__name__}"

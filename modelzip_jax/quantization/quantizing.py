@@ -8,8 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from modelzip_jax.errors import TransformError
+from modelzip_jax.concrete import host_view
+from modelzip_jax.errors import LeafError, TransformError
+from modelzip_jax.given_values import as_flag, as_whole
 from modelzip_jax.quantization.blank_groups import is_blank
 from modelzip_jax.quantization.channel_axis import check_axis
 from modelzip_jax.quantization.discretization import Discretization, resolved_discretization
@@ -18,15 +21,17 @@ from modelzip_jax.quantization.granularity import Granularity, check_granularity
 from modelzip_jax.quantization.grids.evenly import UniformGrid
 from modelzip_jax.quantization.grids.grid import Grid, check_bits, table
 from modelzip_jax.quantization.group_offsets import with_offset
+from modelzip_jax.quantization.host_codes import step_bounds
 from modelzip_jax.quantization.level_codes import scale_bounds
 from modelzip_jax.quantization.levelled import Levelled
 from modelzip_jax.quantization.quantizer import QuantizedLeaf, Quantizer, QuantizeState
-from modelzip_jax.quantization.ranges.extremes import MinMax
+from modelzip_jax.quantization.ranges.extremes import FixedRange, MinMax
 from modelzip_jax.quantization.ranges.range import Range, limits
 from modelzip_jax.quantization.ranges.searched import LeastSquares
 from modelzip_jax.quantization.rounding.plain import Nearest
 from modelzip_jax.quantization.rounding.strategy import Problem, Rounding
 from modelzip_jax.quantization.steps import choose_step
+from modelzip_jax.quantization.strategy_names import strategy_meant
 from modelzip_jax.recipe import recordable
 from modelzip_jax.stacking import as_layers
 from modelzip_jax.transform import Context
@@ -75,6 +80,8 @@ class Quantize(Quantizer):
         self, name: str, w: jax.Array, groups: Granularity, importance: jax.Array | None
     ) -> FoundSteps:
         one_bit = self.grid is None and self.symmetric and self.bits == 1
+        if self.grid is not None:
+            _check_reach(name, w, self.grid)
         if self.grid is None and (
             self._range == MinMax() or (one_bit and isinstance(self._range, LeastSquares))
         ):
@@ -227,53 +234,65 @@ def quantize(
     >>> [round(float(x), 3) for x in found.ravel()]
     [-1.0, 0.161, 1.0]
     """
-    for name, value, kind, example in (
-        ("grid", grid, Grid, "mz.grids.nf4()"),
-        ("rounding", rounding, Rounding, "mz.rounding.stochastic()"),
-        ("range", range if not isinstance(range, str) else None, Range, "'max' or mz.ranges.percentile(99.9)"),
-        ("discretization", discretization if not isinstance(discretization, str) else None, Discretization,
-         "'static', 'dynamic' or mz.discretization.error_controlled(0.1)"),
-    ):  # fmt: skip
-        if value is not None and not isinstance(value, kind):
-            call = f": call it, {value.__name__}()" if hasattr(value, "__name__") else f", such as {example}"
-            raise TransformError(f"quantize() takes a {name}{call}, not {value!r:.100}")
+    for name, value, kind, words in (
+        ("grid", grid, Grid, ()),
+        ("rounding", rounding, Rounding, ()),
+        ("range", range, Range, tuple(_RANGES)),
+        ("discretization", discretization, Discretization, ("static", "dynamic")),
+    ):
+        known = isinstance(value, kind) or (isinstance(value, str) and value in words)
+        if value is not None and not known:
+            meant = strategy_meant(name, value, words)
+            raise TransformError(f"quantize() takes a {name}{meant}, not {value!r:.100}")
     bits = check_bits(bits, grid)
+    flags = {"symmetric": symmetric, "learned": learned, "offset": offset}
+    symmetric, learned, offset = (as_flag(value, name) for name, value in flags.items())
     if isinstance(grid, UniformGrid):
         if grid.symmetric != symmetric and not symmetric:
             raise TransformError(f"{grid} is symmetric, and symmetric={symmetric!r} is not")
         symmetric, grid = grid.symmetric, None
     own = None if grid is None else grid.group_size
-    granularity = granularity or ("channel" if own is None or group_size is not None else "group")
-    check_granularity(granularity, 128 if group_size is None else group_size)
+    if granularity is None:
+        granularity = "channel" if own is None or group_size is not None else "group"
+    check_granularity(granularity)
+    group_size = None if group_size is None else as_whole(group_size, "group_size", 1)
     if group_size is not None and granularity != "group":
         raise TransformError(
             f"group_size={group_size} goes with granularity='group', not with {granularity!r}"
         )
     chosen = Quantize(
-        bits, granularity, int(group_size or own or 128), check_axis(axis), bool(symmetric), bool(learned),
+        bits, granularity, group_size or own or 128, check_axis(axis), symmetric, learned,
         range or ("max" if grid is None else grid.default_range), layers=as_layers(layers), grid=grid,
-        rounding=rounding, discretization=discretization, offset=bool(offset),
+        rounding=rounding, discretization=discretization, offset=offset,
     )  # fmt: skip
     _check_together(chosen)
     return chosen
 
 
+def _check_reach(name: str, w: jax.Array, grid: Grid) -> None:
+    """Raises `LeafError` for weights that no scale of levels reaches; of a tracer nobody can tell."""
+    seen = None if isinstance(w, jax.core.Tracer) else host_view(w)
+    reach = float(step_bounds(w.dtype)[1])
+    if seen is not None and np.max(np.abs(seen), initial=0.0) > reach:
+        raise LeafError(
+            f"leaf {name!r} has weights beyond {reach:.2g}, which no scale of {grid} reaches: masks hold such numbers; "
+            "leave the leaf out with mz.only or mz.partition"
+        )
+
+
 def _check_together(q: Quantize) -> None:
     """Raises `TransformError` for options that do not go together."""
-    if isinstance(q.range, str) and q.range not in _RANGES:
-        raise TransformError(f"range must be one of {tuple(_RANGES)} or of mz.ranges, not {q.range!r}")
-    if isinstance(q.discretization, str) and q.discretization not in ("static", "dynamic"):
-        raise TransformError(
-            f"discretization must be 'static', 'dynamic' or one of mz.discretization, not {q.discretization!r}"
-        )
     if q.grid is not None:
         if not q.symmetric:
             raise TransformError(f"symmetric=False is of the uniform grid, not of {q.grid}")
         if not q.grid.follows_weights:
             table(q.grid, q.bits)  # What is wrong with it is said here.
     held = q.grid is not None and q.grid.scale != "float"
+    sides = (q._range.low, q._range.high) if isinstance(q._range, FixedRange) else (-1.0, 1.0)
     moves, decay = q.discretization != "static", q._range.decay
     for wrong, words in (
+        (q.symmetric and 0.0 in sides,
+         f"{q._range} is of one sign, and the grid reaches as far below zero as above: symmetric=False"),
         (held and q.learned, f"the scales of {q.grid} are no floats, so that they cannot be learned"),
         (held and q.offset, f"the scales of {q.grid} are no floats; offset=True needs a grid with floating scales"),
         (moves and q.learned, "learned steps do not follow anything else: discretization='static'"),

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import TransformError
+from modelzip_jax.given_values import as_whole
 from modelzip_jax.latents import latent
 from modelzip_jax.leaf_checks import check_floating
 from modelzip_jax.meshes import spec_of, under_any_mesh
@@ -431,8 +432,7 @@ def cluster(
         ("block", block, 1, 1 << 20),
         ("every", every, 0, 1 << 30),
     ):
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise TransformError(f"{name} must be an integer from {low} to {high}, not {value!r}")
+        as_whole(value, name, low, high)
     if granularity not in _GRANULARITIES or init not in INITS:
         raise TransformError(
             f"granularity is one of {_GRANULARITIES} and init one of {INITS}, not {granularity!r} and {init!r}"
@@ -447,5 +447,14 @@ def cluster(
         )
     learned = bool(learned) and temperature is None
     return Cluster(
-        k, granularity, block, int(axis), init, learned, every, temperature, zero, as_layers(layers)
+        int(k),
+        granularity,
+        int(block),
+        int(axis),
+        init,
+        learned,
+        int(every),
+        temperature,
+        zero,
+        as_layers(layers),
     )

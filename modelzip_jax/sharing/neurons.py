@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from modelzip_jax.errors import LeafError, TransformError
+from modelzip_jax.errors import LeafError
+from modelzip_jax.given_values import as_whole
 from modelzip_jax.linear import Linear, LinearState
 from modelzip_jax.packed import PackedArray, is_packed, narrowed, packed_kind, static, widened
 from modelzip_jax.recipe import recordable
@@ -113,6 +114,4 @@ def share_neurons(factor: int) -> ShareNeurons:
     >>> mz.decoded({"kernel": jnp.array([[1.0, 5.0, 2.0, 6.0]])}, share_neurons(2))["kernel"]
     Array([[1.5, 5.5, 1.5, 5.5]], dtype=float32)
     """
-    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 2:
-        raise TransformError(f"share_neurons() takes a factor of at least 2, not {factor!r}")
-    return ShareNeurons(factor)
+    return ShareNeurons(as_whole(factor, "factor of share_neurons()", 2))

@@ -12,6 +12,7 @@ import numpy as np
 
 from modelzip_jax.concrete import host_view, placed
 from modelzip_jax.errors import LeafError, TransformError
+from modelzip_jax.given_values import as_whole
 from modelzip_jax.quantization.blank_groups import is_blank, replaced
 from modelzip_jax.quantization.channel_axis import check_axis
 from modelzip_jax.quantization.fits import FoundSteps
@@ -90,7 +91,6 @@ def quantize_step(
     """
     if not 0.0 < step < math.inf:
         raise TransformError(f"a step size is positive and finite, not {step!r}")
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 8:
-        raise TransformError(f"bits must be an integer from 2 to 8, not {bits!r}")
-    check_granularity(granularity, group_size)
+    bits, group_size = as_whole(bits, "bits", 2, 8), as_whole(group_size, "group_size", 1)
+    check_granularity(granularity)
     return StepQuantize(bits, granularity, group_size, check_axis(axis), True, False, float(step))

@@ -180,7 +180,7 @@ HINTS = {
     "inspect an empty file": "empty.mz: not a .mz file: it is empty",
     "not a file of ours": "is a .safetensors checkpoint",
     "a recipe that is missing": "none.json: No such file or directory",
-    "a recipe that needs data": "the rounding ErrorFeedback needs stats",
+    "a recipe that needs data": "the recipe needs stats= of",
     "a folder as output": "folder.mz",
     "unknown option": "--bits",
 }

@@ -1,5 +1,6 @@
 """AdaRound by what it is for, half-quadratic quantization against the published algorithm in float64."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -109,10 +110,20 @@ def test_what_they_refuse():
             lambda: mz.quantize(4, grid=mz.grids.nf4(), offset=True, rounding=mz.rounding.half_quadratic()),
             "no grid=",
         ),
-        (lambda: mz.rounding.half_quadratic(0), "at least 1 iteration"),
+        (lambda: mz.rounding.half_quadratic(0), "of at least 1"),
         (lambda: mz.rounding.half_quadratic(norm=1.5), r"norm in \(0, 1\]"),
-        (lambda: mz.rounding.ada_round(0), "at least 1 iteration"),
+        (lambda: mz.rounding.ada_round(0), "of at least 1"),
         (lambda: mz.rounding.ada_round(rate=-1.0), "positive rate"),
     ]:
         with pytest.raises(TransformError, match=words):
             wrong()
+
+
+@pytest.mark.parametrize("rounding", [mz.rounding.ada_round(2), mz.rounding.error_feedback()], ids=str)
+@pytest.mark.parametrize("factor", [np.nan, np.inf, -1.0])
+def test_statistics_that_are_no_numbers_are_refused(rounding, factor):
+    """Infinite ones, as of half precision that overflows, gave weights of two hundred times the error."""
+    params, x = {"w": normal(8, 4)}, normal(32, 8)
+    stats = trace.statistics(lambda p, x: x @ p["w"], params, [x], kinds=("gram",))
+    with pytest.raises(mz.errors.NonFiniteError, match="leaf 'w' has NaN, infinite or negative"):
+        mz.decoded(params, mz.quantize(3, rounding=rounding), stats=jax.tree.map(lambda a: a * factor, stats))

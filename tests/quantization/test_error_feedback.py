@@ -19,7 +19,7 @@ FEW = {"uniform": 3, "quantile": 3, "nvfp4": None}
 MORE = {
     "mx": None,
     "nf4": 4,
-    "weighted": 3,
+    "weighted_entropy": 3,
     "halving": 3,
     "power_of_two": 3,
     "binary": None,
@@ -207,10 +207,10 @@ def test_what_it_refuses():
         mz.compress(params, mz.only("kernel", t))
     with pytest.raises(LeafError, match="statistics of leaf 'kernel' are all zero"):
         mz.decoded(params, mz.only("kernel", t), stats=jax.tree.map(jnp.zeros_like, stats))
-    with pytest.raises(mz.errors.NonFiniteError, match="leaf 'kernel' is not finite"):
+    with pytest.raises(mz.errors.NonFiniteError, match="leaf 'kernel' has NaN"):
         mz.decoded(params, mz.only("kernel", t), stats=jax.tree.map(lambda g: g * jnp.nan, stats))
     for wrong in ({"damping": 0.0}, {"block": 0}, {"damping": True}):
-        with pytest.raises(TransformError, match=r"error_feedback\(\) takes"):
+        with pytest.raises(TransformError, match=r"error_feedback\(\)"):
             mz.rounding.error_feedback(**wrong)
 
 

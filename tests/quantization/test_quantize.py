@@ -86,6 +86,43 @@ def test_the_channel_axis_is_the_one_of_smaller_error():
 
 
 @pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"symmetric": "no"}, "symmetric must be True or False, not 'no'"),
+        ({"learned": "yes"}, "learned must be True or False"),
+        ({"offset": 1}, "offset must be True or False"),
+        ({"granularity": 0}, "granularity must be one of"),
+        ({"granularity": ""}, "granularity must be one of"),
+        ({"axis": (0, 0)}, "twice"),
+        ({"layers": (0, 0)}, "twice"),
+    ],
+)
+def test_options_of_another_kind_are_refused(options, words):
+    with pytest.raises(mz.errors.TransformError, match=words):
+        mz.quantize(4, **options)
+
+
+def test_numbers_of_numpy_are_numbers():
+    """As `for bits in np.arange(2, 9)` gives them."""
+    t = mz.quantize(np.int64(4), granularity="group", group_size=np.int32(8), symmetric=np.bool_(False))
+    assert t == mz.quantize(4, granularity="group", group_size=8, symmetric=False)
+    assert (type(t.bits), type(t.group_size)) == (int, int)
+
+
+def test_one_axis_by_two_names_is_refused():
+    with pytest.raises(mz.errors.LeafError, match="names one twice"):
+        mz.compress({"w": np.ones((4, 4), "f4")}, mz.quantize(4, axis=(0, -2)))
+
+
+def test_weights_that_no_scale_of_levels_reaches_are_refused():
+    """They came out ten times too small; masks of the smallest float are such leaves."""
+    w = {"w": np.full((4, 4), np.finfo("f4").min, "f4")}
+    for grid in (mz.grids.nf4(), mz.grids.mx(), mz.grids.quantile()):
+        with pytest.raises(mz.errors.LeafError, match="'w' has weights beyond"):
+            mz.compress(w, mz.quantize(grid=grid))
+
+
+@pytest.mark.parametrize(
     ("shape", "channels"),
     [
         ((3, 3, 1, 40), -1),
@@ -296,7 +333,7 @@ def test_refusals():
             mz.quantize(bad)
     with pytest.raises(mz.errors.TransformError, match=r"granularity must be one of .* not 'row'"):
         mz.quantize(4, granularity="row")
-    with pytest.raises(mz.errors.TransformError, match=r"range must be one of .* not 'best'"):
+    with pytest.raises(mz.errors.TransformError, match=r"a range such as 'max', .* not 'best'"):
         mz.quantize(4, range="best")
     with pytest.raises(mz.errors.TransformError, match="group_size must be an integer of at least 1, not 0"):
         mz.quantize(4, granularity="group", group_size=0)

@@ -197,7 +197,15 @@ def test_stochastic_rounding_is_unbiased_and_on_the_grid():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: mz.ranges.percentile(0.0), "above 0"),
+        (lambda: mz.ranges.percentile(0.0), "above 1"),
+        (lambda: mz.ranges.percentile(0.999), "not 0.999: 99.9 for a share of 0.999"),
+        (lambda: mz.ranges.percentile("99"), "not '99'"),
+        (lambda: mz.ranges.fixed("a", 1), "not 'a' to 1"),
+        (lambda: mz.quantize(4, range=mz.ranges.fixed(0, 1)), "of one sign"),
+        (lambda: mz.quantize(4, range=mz.ranges.fixed(-1, 0), grid=mz.grids.nf4()), "of one sign"),
+        (lambda: mz.quantize(4, range="percentile"), r"mz.ranges.percentile\(...\)"),
+        (lambda: mz.quantize(4, rounding="gptq"), r"mz.rounding.error_feedback\(...\)"),
+        (lambda: mz.quantize(4, discretization="learned"), "learned=True trains the steps"),
         (lambda: mz.ranges.percentile(101), "at most 100"),
         (lambda: mz.ranges.fixed(0.1, 1.0), "at most 0"),
         (lambda: mz.ranges.fixed(0.0, 0.0), "to 0.0"),

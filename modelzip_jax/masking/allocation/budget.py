@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from modelzip_jax.concrete import any_nan
 from modelzip_jax.errors import NonFiniteError, TransformError
+from modelzip_jax.given_values import as_whole
 from modelzip_jax.masking.allocation.allocator import Allocation, Groups, Part
 from modelzip_jax.masking.allocation.solver import within
 from modelzip_jax.masking.schedules import Schedule, as_schedule
@@ -169,9 +170,8 @@ def at_most(*, params: int | None = None, flops: int | None = None, costs: Cost 
     """
     if (params is None) == (flops is None):
         raise TransformError("at_most takes a bound on params or on flops, and not both")
-    for name, bound in (("params", params), ("flops", flops)):
-        if bound is not None and (isinstance(bound, bool) or not isinstance(bound, int) or bound < 1):
-            raise TransformError(f"{name} must be a positive integer, not {bound!r}")
+    params = None if params is None else as_whole(params, "params", 1)
+    flops = None if flops is None else as_whole(flops, "flops", 1)
     if (flops is None) != (costs is None):
         raise TransformError(
             "a bound on flops needs costs=trace.cost(apply_fn, params, *inputs), others do not"

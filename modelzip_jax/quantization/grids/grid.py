@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from modelzip_jax.errors import TransformError
+from modelzip_jax.given_values import as_whole
 from modelzip_jax.quantization.grids.nearest_level import Levels
 
 __all__ = ["SCALES", "Grid", "check_bits", "table"]
@@ -114,8 +115,7 @@ def check_bits(bits: Any, grid: Grid | None = None) -> int:
     """
     own = None if grid is None else grid.bits
     bits = (own or (8 if grid is None else grid.default_bits)) if bits is None else bits
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
-        raise TransformError(f"bits must be an integer from 1 to 8, not {bits!r}")
+    bits = as_whole(bits, "bits", 1, 8)
     if own is not None and bits != own:
         raise TransformError(f"{grid} has codes of {own} bits, not {bits}: leave bits out")
     return bits

@@ -113,6 +113,9 @@ def moving_average(decay: float = 0.99) -> MovingAverage:
 def fixed(low: float, high: float) -> FixedRange:
     """The same range for every group: weights beyond are clipped.
 
+    Bounds hold exactly with `symmetric=False`. A symmetric grid has one code more below zero than above, which lies a
+    step beyond; scales that are stored as powers of two or as fp8 are rounded.
+
     With the survey's example, weights within [-0.5, 0.5], nothing is to be divided in training and multiplied at test
     time: codes are w / s and what is computed with is code · s, with one s, the range over the codes, which is stored.
 
@@ -124,7 +127,8 @@ def fixed(low: float, high: float) -> FixedRange:
     >>> [round(float(x), 2) for x in mz.decoded({"w": jnp.array([[0.3], [-0.7]])}, t)["w"].ravel()]
     [0.3, -0.5]
     """
-    if not (-math.inf < low <= 0.0 <= high < math.inf and low < high):
+    numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in (low, high))
+    if not numbers or not (-math.inf < low <= 0.0 <= high < math.inf and low < high):
         raise TransformError(
             f"a range goes from a number of at most 0 to one of at least 0, not {low!r} to {high!r}"
         )
@@ -135,13 +139,15 @@ def percentile(percent: float = 99.9) -> Percentile:
     """All but the largest weights of each group: what is beyond is clipped.
 
     Args:
-      percent: of a group's weights within reach, above 0 and at most 100. At 99.9 a group of 1,000 clips one.
+      percent: of a group's weights within reach, above 1 and at most 100. At 99.9 a group of 1,000 clips one.
 
     >>> import jax.numpy as jnp, modelzip_jax as mz
     >>> w = {"w": jnp.arange(1.0, 11.0)[:, None]}
     >>> float(mz.decoded(w, mz.quantize(8, range=percentile(80.0)))["w"].max())
     8.0
     """
-    if not 0.0 < percent <= 100.0:
-        raise TransformError(f"a percentile is above 0 and at most 100, not {percent!r}")
+    number = isinstance(percent, int | float) and not isinstance(percent, bool)
+    if not number or not 1.0 < percent <= 100.0:
+        share = f": {100.0 * percent:g} for a share of {percent:g}" if number and 0.0 < percent <= 1.0 else ""
+        raise TransformError(f"a percentile is above 1 and at most 100, not {percent!r}{share}")
     return Percentile(float(percent))

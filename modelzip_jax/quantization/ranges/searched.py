@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from modelzip_jax.errors import TransformError
+from modelzip_jax.given_values import as_whole
 from modelzip_jax.quantization.granularity import max_abs
 from modelzip_jax.quantization.ranges.range import Fit, Range, limits
 from modelzip_jax.recipe import recordable
@@ -116,9 +116,7 @@ def least_squares(trials: int = 48) -> LeastSquares:
     >>> least_squares().trials
     48
     """
-    if isinstance(trials, bool) or not isinstance(trials, int) or trials < 2:
-        raise TransformError(f"trials are an integer of at least 2, not {trials!r}")
-    return LeastSquares(trials)
+    return LeastSquares(as_whole(trials, "trials", 2))
 
 
 def kl_divergence() -> Divergence:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax.errors import NonFiniteError, TransformError
+from modelzip_jax.given_values import as_flag, as_whole
 from modelzip_jax.quantization.rounding.feedback_steps import fed_back
 from modelzip_jax.quantization.rounding.strategy import Problem, Rounded, Rounding
 from modelzip_jax.recipe import recordable
@@ -38,8 +39,8 @@ class ErrorFeedback(Rounding):
         )
         if not isinstance(new, jax.core.Tracer) and not bool(jnp.all(jnp.isfinite(new))):
             raise NonFiniteError(
-                f"error feedback of leaf {problem.name!r} is not finite: its Gram matrix is not, or is too near to "
-                f"singular for a damping of {self.damping}; raise it"
+                f"error feedback of leaf {problem.name!r} is not finite: the Gram matrix is too near to singular for a "
+                f"damping of {self.damping}; raise it"
             )
         return Rounded(problem.kept(new))
 
@@ -65,7 +66,7 @@ def error_feedback(damping: float = 0.01, order: bool = True, block: int = 128) 
 
     Raises:
       LeafError (at `init`): a leaf without a Gram matrix of its own, such as a bias or an embedding; or of zeros.
-      NonFiniteError (at `init`, not under `jit`): H is too near to singular.
+      NonFiniteError (at `init`, not under `jit`): H is too near to singular, or has NaN or infinite values.
 
     Frantar et al. 2022 (GPTQ), arXiv:2210.17323, algorithm 1; Frantar & Alistarh 2022 (OBQ), arXiv:2208.11580, eq. 7.
 
@@ -78,9 +79,8 @@ def error_feedback(damping: float = 0.01, order: bool = True, block: int = 128) 
     [1.0, 2.0, 7.0]
     """
     check_positive("error_feedback()", damping=damping)
-    if isinstance(block, bool) or not isinstance(block, int) or block < 1:
-        raise TransformError(f"error_feedback() takes a block of at least 1 input, not {block!r}")
-    return ErrorFeedback(float(damping), bool(order), block)
+    order = as_flag(order, "order of error_feedback()")
+    return ErrorFeedback(float(damping), order, as_whole(block, "block of error_feedback()", 1))
 
 
 def check_positive(where: str, **numbers: float) -> None:

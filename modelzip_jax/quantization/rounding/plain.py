@@ -8,7 +8,7 @@ import zlib
 import jax
 import jax.numpy as jnp
 
-from modelzip_jax.errors import TransformError
+from modelzip_jax.given_values import as_whole
 from modelzip_jax.quantization.rounding.strategy import Problem, Rounded, Rounding
 from modelzip_jax.recipe import recordable
 
@@ -69,6 +69,4 @@ def stochastic(seed: int = 0) -> Stochastic:
     >>> sorted({float(x) for x in found.ravel()}), abs(float(found.mean()) - 0.3067) < 0.05
     ([0.0, 1.0, 7.0], True)
     """
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TransformError(f"a seed is an integer, not {seed!r}")
-    return Stochastic(seed)
+    return Stochastic(as_whole(seed, "seed", 0))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from modelzip_jax.errors import NonFiniteError, TransformError
+from modelzip_jax.given_values import as_whole
 from modelzip_jax.quantization.fits import LevelLeaf, UniformLeaf
 from modelzip_jax.quantization.rounding.feedback import check_positive
 from modelzip_jax.quantization.rounding.strategy import Problem, Rounded, Rounding
@@ -42,10 +42,6 @@ class AdaRound(Rounding):
             return Rounded(w)
         found = products(problem.name, w.shape, problem.measured, "ada_round()")
         new = _learned(self, problem.leaf, w, problem.support, found.gram, found.layout)
-        if not isinstance(new, jax.core.Tracer) and not bool(jnp.all(jnp.isfinite(new))):
-            raise NonFiniteError(
-                f"ada_round() of leaf {problem.name!r} is not finite: its Gram matrix is not"
-            )
         return Rounded(problem.kept(new))
 
 
@@ -135,7 +131,6 @@ def ada_round(iterations: int = 500, rate: float = 0.01, strength: float = 10.0)
     >>> [float(w) for w in found["kernel"].ravel()]
     [1.0, 2.0, 7.0]
     """
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-        raise TransformError(f"ada_round() takes at least 1 iteration, not {iterations!r}")
+    iterations = as_whole(iterations, "iterations of ada_round()", 1)
     check_positive("ada_round()", rate=rate, strength=strength)
     return AdaRound(iterations, float(rate), float(strength))

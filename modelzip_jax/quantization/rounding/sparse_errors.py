@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax.errors import TransformError
+from modelzip_jax.given_values import as_whole
 from modelzip_jax.quantization.fits import UniformLeaf
 from modelzip_jax.quantization.granularity import max_abs
 from modelzip_jax.quantization.rounding.feedback import check_positive
@@ -101,8 +102,7 @@ def half_quadratic(
     0.76
     0.74
     """
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-        raise TransformError(f"half_quadratic() takes at least 1 iteration, not {iterations!r}")
+    iterations = as_whole(iterations, "iterations of half_quadratic()", 1)
     check_positive("half_quadratic()", norm=norm, penalty=penalty, growth=growth)
     if norm > 1 or growth < 1:
         raise TransformError(

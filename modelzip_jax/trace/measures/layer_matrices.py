@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from modelzip_jax.concrete import host_view
-from modelzip_jax.errors import LeafError
+from modelzip_jax.errors import LeafError, NonFiniteError
 from modelzip_jax.trace.usage.use import Use
 from modelzip_jax.trace.usage.views import along
 
@@ -69,6 +69,7 @@ def products(name: str, shape: tuple[int, ...], measured: Any, asks: str) -> Pro
     Raises:
       LeafError: no product of the leaf was measured, or one of a part of it, or of something derived from it, or
         products sum over different axes; a Gram matrix of zeros.
+      NonFiniteError: a Gram matrix of NaN, infinite or negative squares.
 
     >>> from modelzip_jax import trace
     >>> x = jnp.array([[1.0, 2.0, 0.0]])
@@ -149,13 +150,19 @@ def _pooled_grams(found: list[Products], counts: list[jax.Array]) -> jax.Array:
 
 
 def _check_seen(name: str, gram: jax.Array, asks: str) -> None:
-    """Raises `LeafError` where the inputs of a layer were all zero; under `jit` nobody can look."""
+    """Raises where the inputs of a layer were all zero, or no numbers; under `jit` nobody can look."""
     seen = host_view(gram)
     if seen is None and not isinstance(gram, jax.core.Tracer):
         seen = np.asarray(gram)
     if seen is None or seen.shape[-1] == 0:
         return
-    empty = np.flatnonzero(np.max(np.diagonal(seen, axis1=1, axis2=2), axis=1) == 0)
+    power = np.diagonal(seen, axis1=1, axis2=2)
+    if not np.isfinite(seen).all() or power.min() < 0:
+        raise NonFiniteError(
+            f"the Gram matrix of the inputs of leaf {name!r} has NaN, infinite or negative values, so that {asks} "
+            "cannot go by it: look for a batch that overflows (half precision does beyond 65504), or leave the leaf out"
+        )
+    empty = np.flatnonzero(np.max(power, axis=1) == 0)
     if empty.size:
         which = f", layer or expert {empty[0]} of {len(seen)}" if len(seen) > 1 else ""
         raise LeafError(
