@@ -219,7 +219,7 @@ class Wrong(mz.grids.Grid):
     ("call", "words"),
     [
         (lambda: mz.quantize(4, grid=mz.grids.nf4), "call it, nf4()"),
-        (lambda: mz.quantize(4, grid="nf4"), r"mz.grids.nf4\(...\), not 'nf4'"),
+        (lambda: mz.quantize(4, grid="nf4"), "mz.grids.nf4(...), not 'nf4'"),
         (lambda: mz.quantize(4, grid=4), "such as mz.grids.binary"),
         (lambda: mz.quantize(5, grid=mz.grids.fp8()), "codes of 8 bits, not 5"),
         (lambda: mz.quantize(4, grid=mz.grids.nf4(), symmetric=False), "uniform grid"),
