@@ -22,7 +22,7 @@ import numpy as np
 
 import modelzip_jax as mz
 from benchmarks import grapheme_to_phoneme, harness, networks, pictures, sentences
-from benchmarks.peers.qwix_client import ask_qwix
+from benchmarks.peers.qwix_minilm import by_qwix
 from modelzip_jax import trace
 from modelzip_jax.models import sentence_encoder
 from modelzip_jax.tree import PyTree
@@ -135,7 +135,7 @@ def minilm(report: harness.Report) -> None:
             rows.append([name, packed.nbytes, *judged(jax.tree.map(np.asarray, mz.unpack(packed))), seconds])
             print(bits, *rows[-1], flush=True)
         if chosen.peers and bits < 8:
-            rows += peers(params, stats, bits, judged)
+            rows += peers(model, params, stats, known, bits, judged)
         report.table(f"MiniLM-L6, {bits} bits, groups of {GROUP}, embeddings included", columns, rows)
         best = max((row for row in rows if row[1] and row[0] != TABLES), key=lambda row: row[2])
         report.bar(f"MiniLM, {bits} bits: cosine", BARS[bits], best[2], least=True, remark=best[0])
@@ -144,31 +144,24 @@ def minilm(report: harness.Report) -> None:
             report.bar("MiniLM: error feedback beside the statistics", 60.0, seconds, unit="s")
 
 
-def peers(params: PyTree, stats: PyTree, bits: int, judged: Callable[[PyTree], list[Any]]) -> list[list[Any]]:
-    """Rows of Qwix's methods, with our tables of embeddings."""
-    kernels = {
-        name: {
-            "weight": np.asarray(w),
-            "gram": np.asarray(seen[0].inputs.gram).reshape(-1, np.asarray(seen[0].inputs.gram).shape[-1]),
-            "mean_abs": np.asarray(seen[0].inputs.mean_abs).reshape(-1),
-        }
-        for (name, w), (_, seen) in zip(
-            mz.tree.named_leaves(params), mz.tree.named_leaves(stats, lambda x: isinstance(x, trace.Measured)),
-            strict=True,
-        )
-        if len(seen) == 1 and seen[0].inputs is not None and seen[0].inputs.gram is not None
-    }  # fmt: skip
-    answer = ask_qwix(kernels, bits, GROUP, methods=("rtn", "gptq", "awq"))
-    if answer is None:
-        return []
-    ours = mz.unpack(mz.compress(params, with_table(bits, grouped(bits))))
+def peers(
+    model: Any,
+    params: PyTree,
+    stats: PyTree,
+    known: list[Any],
+    bits: int,
+    judged: Callable[[PyTree], list[Any]],
+) -> list[list[Any]]:
+    """Rows of Qwix's methods, with our tables of embeddings; of equal bits and groups, so of equal bytes."""
+    plain = mz.compress(params, with_table(bits, grouped(bits)))
+    fine = mz.compress(params, with_table(bits, grouped(bits), mz.grids.nf4()))
+    tables = mz.unpack(fine)
     rows = []
-    for method in ("rtn", "gptq", "awq"):
-        changed = mz.tree.map_named(
-            lambda name, w, method=method: answer.weights.get((name, method), np.asarray(w)), ours
-        )
-        seconds = sum(s for (_, m), s in answer.seconds.items() if m == method)
-        rows.append([f"Qwix {answer.version}: {method}", 0, *judged(changed), seconds])
+    for method, (kernels, seconds, version) in (
+        by_qwix(model, params, stats, known, bits, GROUP) or {}
+    ).items():
+        changed = mz.tree.map_named(lambda name, w, kernels=kernels: kernels.get(name, np.asarray(w)), tables)
+        rows.append([f"Qwix {version}: {method}", plain.nbytes, *judged(changed), seconds])
         print(bits, *rows[-1], flush=True)
     return rows
 

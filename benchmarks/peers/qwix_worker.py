@@ -55,14 +55,14 @@ def quantizers(how: Any) -> dict[str, tuple[Callable[..., jax.Array], tuple[str,
         quantized, scales = awq_core.quantize_weight(w, mean_abs, how)
         return qarray.dequantize(quantized) / scales
 
-    def qep(w: jax.Array, gram: jax.Array, cross: jax.Array) -> jax.Array:
-        return gptq(qep_core.weight_correct(w, gram, cross), gram)
+    def corrected(w: jax.Array, gram: jax.Array, cross: jax.Array) -> jax.Array:
+        return qep_core.weight_correct(w, gram, cross)
 
     return {
         "rtn": (rtn, ()),
         "gptq": (gptq, ("gram",)),
         "awq": (awq, ("mean_abs",)),
-        "qep": (qep, ("gram_quantized", "cross")),
+        "corrected": (corrected, ("gram_quantized", "cross")),
     }
 
 
@@ -90,6 +90,9 @@ def main(source: str, target: str, options: str) -> None:
         arrays = {name: archive[name] for name in archive.files}
     functions = quantizers(how)
     compiled = {name: jax.jit(f) if chosen["jit"] else f for name, (f, _) in functions.items()}
+    # One compiled GPTQ for both: its loop over columns is unrolled, which takes minutes.
+    compiled["qep"] = lambda w, gram, cross: compiled["gptq"](compiled["corrected"](w, gram, cross), gram)
+    functions["qep"] = functions["corrected"]
     found, seconds = {}, {}
     for layer in dict.fromkeys(name.rpartition("|")[0] for name in arrays):
         w = jnp.asarray(arrays[f"{layer}|weight"].T, jnp.float32)
