@@ -1,4 +1,7 @@
-"""Asks Qwix, in a process of its own, to quantize matrices; see `qwix_worker.py` for what it calls and how."""
+"""Asks Qwix, in a process of its own, to quantize matrices or to train a network.
+
+See `qwix_worker.py` and `qwix_qat_worker.py` for what is called and how.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,11 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["QwixResult", "ask_qwix"]
+__all__ = ["QwixResult", "ask_qwix", "train_by_qwix"]
 
 STATISTICS = ("weight", "gram", "mean_abs", "gram_quantized", "cross")
 
@@ -44,9 +47,6 @@ def ask_qwix(
     Returns:
       None where Qwix is not installed: neither in this interpreter nor in $MODELZIP_QWIX_PYTHON.
     """
-    python = os.environ.get("MODELZIP_QWIX_PYTHON", sys.executable)
-    if subprocess.run([python, "-c", "import qwix"], capture_output=True, check=False).returncode:
-        return None
     arrays = {
         f"{layer}|{s}": np.asarray(a[s], np.float32)
         for layer, a in layers.items()
@@ -55,16 +55,33 @@ def ask_qwix(
     }
     options = {"bits": bits, "group": group, "methods": list(methods), "repeat": repeat}
     with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder) / "in.npz", Path(folder) / "out.npz"
-        np.savez(source, **arrays)  # type: ignore[arg-type]
-        worker = Path(__file__).with_name("qwix_worker.py")
-        command = [python, str(worker), str(source), str(target), json.dumps(options)]
-        printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        said = json.loads(printed.splitlines()[-1])
+        target = Path(folder) / "out.npz"
+        said = _asked("qwix_worker.py", arrays, [str(target), json.dumps(options)])
+        if said is None:
+            return None
         with np.load(target, allow_pickle=False) as archive:
             weights = {_key(name): archive[name] for name in archive.files}
     seconds = {_key(name): value for name, value in said["seconds"].items()}
     return QwixResult(weights, seconds, said["version"])
+
+
+def train_by_qwix(arrays: Mapping[str, np.ndarray], options: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What Qwix's quantization-aware training came to, as `qwix_qat_worker.py` says; None where it is not installed."""
+    return _asked("qwix_qat_worker.py", arrays, [json.dumps(options)])
+
+
+def _asked(worker: str, arrays: Mapping[str, np.ndarray], arguments: list[str]) -> dict[str, Any] | None:
+    """The line of JSON that a worker prints about the arrays; None where Qwix is not installed."""
+    python = os.environ.get("MODELZIP_QWIX_PYTHON", sys.executable)
+    if subprocess.run([python, "-c", "import qwix"], capture_output=True, check=False).returncode:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "in.npz"
+        np.savez(source, **arrays)  # type: ignore[arg-type]
+        command = [python, str(Path(__file__).with_name(worker)), str(source), *arguments]
+        printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    found: dict[str, Any] = json.loads(printed.splitlines()[-1])
+    return found
 
 
 def _key(name: str) -> tuple[str, str]:
