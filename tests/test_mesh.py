@@ -15,6 +15,7 @@ SLOW = (
     "watched Explicit", "budget Auto", "budget Explicit", "wavelet Auto",
     "corner Auto", "corner Explicit", "clustered Auto", "clustered Explicit",
     "blocks Explicit", "farthest Explicit", "filters Explicit",
+    "levels Auto", "levels Explicit", "fitted Explicit", "blocked Explicit", "odd-levels Explicit",
     "odd-clusters Explicit", "soft Auto", "soft Explicit", "odd-wavelets Explicit",
 )  # fmt: skip
 CASES = [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)]
