@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import TraceError
 from modelzip_jax.patterns import matches, require_matches
+from modelzip_jax.trace.jaxpr.model_inputs import batch_inputs, running_on, shapes_in
 from modelzip_jax.trace.measures.kronecker import Factors, KroneckerPass
 from modelzip_jax.trace.measures.likelihood import Likelihood, Loss, losses
 from modelzip_jax.tree import PyTree
@@ -79,7 +80,7 @@ def fisher_information(
       The structure of `params` with a `FisherInformation` for each leaf.
 
     Raises:
-      TraceError: there are no batches, an unknown kind, inputs without a common first axis, a function as
+      TraceError: there are no batches, or one holds no example, or the model cannot be run on it; an unknown kind, inputs without a common first axis, a function as
         likelihood without labels, or a use where derivatives cannot be followed (`while`, `shard_map`,
         inside a function with custom derivatives).
       PatternError: a pattern matches no leaf.
@@ -105,14 +106,19 @@ def fisher_information(
     step = jax.jit(_diagonal_step(apply_fn, chosen, loss, examples_at_once))
     count = 0
     for number, batch in enumerate(batches):
+        if labels == "given" and not (isinstance(batch, tuple | list) and len(batch) == 2):
+            raise TraceError(
+                f"with labels='given' a batch is a pair (inputs, labels); batch {number} has the shapes {shapes_in(batch)}"
+            )
         inputs, given = batch if labels == "given" else (batch, None)
-        inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+        inputs = batch_inputs(inputs, number)
         count += _examples(inputs)
         own = jax.random.fold_in(key, number)
-        if diagonal:
-            diagonal.add(step(chosen.leaves, inputs, given, own), _examples(inputs))
-        if kronecker:
-            kronecker.add(inputs, given, own, _examples(inputs))
+        with running_on(f"batch {number}", inputs):
+            if diagonal:
+                diagonal.add(step(chosen.leaves, inputs, given, own), _examples(inputs))
+            if kronecker:
+                kronecker.add(inputs, given, own, _examples(inputs))
     if not count:
         raise TraceError("Fisher information needs at least one batch: the iterable of batches was empty")
     found = dict(zip(chosen.names, diagonal.value, strict=True)) if diagonal else {}
