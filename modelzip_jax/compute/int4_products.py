@@ -62,7 +62,9 @@ def packed_matmul(x: jax.Array, packed: Any, way: str | None = None) -> jax.Arra
     True
     """
     floats = hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
-    fits = is_packed(packed) and len(packed.shape) == 2 and floats and x.ndim and x.shape[-1] == packed.shape[0]
+    fits = (
+        is_packed(packed) and len(packed.shape) == 2 and floats and x.ndim and x.shape[-1] == packed.shape[0]
+    )
     if not fits:
         shown = f"{x.dtype}{list(x.shape)}" if hasattr(x, "dtype") else f"a {type(x).__name__}"
         raise TransformError(

@@ -54,7 +54,8 @@ def to_device(packed: PyTree, device: Any = None) -> PyTree:
             )
     if device is not None and not isinstance(device, jax.Device | jax.sharding.Sharding):
         raise TransformError(
-            f"to_device() takes a jax.Device or a replicated sharding, such as jax.devices('cpu')[0], not {device!r:.100}"
+            "to_device() takes a jax.Device or a replicated sharding, such as jax.devices('cpu')[0], not "
+            f"{device!r:.100}"
         )
     if isinstance(device, jax.sharding.Sharding) and not device.is_fully_replicated:
         raise TransformError(

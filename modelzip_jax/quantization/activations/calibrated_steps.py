@@ -96,7 +96,8 @@ def as_range(range: Any, what: str) -> Range | None:
     if range is not None and not isinstance(range, Range):
         call = f": call it, {range.__name__}()" if hasattr(range, "__name__") else ""
         raise TransformError(
-            f"{what} takes a range, 'max', 'mse' or one of mz.ranges, such as percentile(99.9){call}, not {range!r:.100}"
+            f"{what} takes a range, 'max', 'mse' or one of mz.ranges, such as percentile(99.9){call}, not "
+            f"{range!r:.100}"
         )
     return range
 
@@ -122,7 +123,8 @@ def static(bits: int = 8, *, range: Range | str | None = None, symmetric: bool =
     Args:
       bits: 2 to 8.
       range: of `mz.ranges`, or your own, applied to a sample of each product's inputs: "mse" is `least_squares()`.
-        "max", `min_max()`, of all of them, if None. `moving_average(decay)` is the running mean of batches' extremes. `fixed(low, high)` needs no calibration.
+        "max", `min_max()`, of all of them, if None. `moving_average(decay)` is the running mean of batches' extremes.
+        `fixed(low, high)` needs no calibration.
       symmetric: codes of both signs around 0. Otherwise an integer zero point puts all codes between the ends of the
         range: a bit more after a ReLU. The product then subtracts the zero point times the sums of the weights.
 

@@ -14,7 +14,7 @@ from modelzip_jax.errors import NonFiniteError, TraceError, TransformError
 from modelzip_jax.packed import is_packed
 from modelzip_jax.packing import unpack
 from modelzip_jax.quantization.activations.operand import ActivationQuantizer, Seen
-from modelzip_jax.quantization.activations.product_numbers import ProductNumbers
+from modelzip_jax.quantization.activations.product_numbers import ProductNumbers, known_to_flax
 from modelzip_jax.quantization.activations.sites import product_sites, site_name
 from modelzip_jax.trace.jaxpr.model_inputs import batch_inputs, holds_nonfinite
 from modelzip_jax.trace.jaxpr.programs import program
@@ -81,11 +81,16 @@ def calibrate(
         found = run(params, *inputs)
         gathered.add({site_name(use): found[use.leaf, use.index, "inputs"] for use in uses})
         if bad := gathered.nonfinite():
-            whose = "holds NaN or infinity itself" if holds_nonfinite(inputs) else "is finite: the model makes them"
+            whose = (
+                "holds NaN or infinity itself"
+                if holds_nonfinite(inputs)
+                else "is finite: the model makes them"
+            )
             raise NonFiniteError(f"what meets {bad!r} is NaN or infinite in batch {number}, which {whose}")
     if not passes:
         raise TraceError("calibration needs at least one batch: the iterable of batches was empty")
     chosen = jax.jit(jax.vmap(how.calibrated))
+    known_to_flax()
     scales: dict[str, dict[str, jax.Array]] = {}
     for name in gathered.layers:
         numbers = gathered.chosen(name, chosen)

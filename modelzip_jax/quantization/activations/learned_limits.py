@@ -11,7 +11,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from modelzip_jax.errors import TransformError
-from modelzip_jax.quantization.activations.calibrated_steps import WHOLE, as_range, chosen_from, names_of_steps
+from modelzip_jax.quantization.activations.calibrated_steps import (
+    WHOLE,
+    as_range,
+    chosen_from,
+    names_of_steps,
+)
 from modelzip_jax.quantization.activations.operand import (
     ActivationQuantizer,
     Coded,
@@ -184,8 +189,8 @@ def learned_step(bits: int, *, symmetric: bool = True, range: Range | str | None
     Args:
       bits: 2 to 8.
       symmetric: codes of both signs. Otherwise codes from 0, with a zero point: after a ReLU.
-      range: what steps begin with, of `mz.ranges`, "max" or "mse". None: 2 E|x| / sqrt(largest code) (LSQ, section 2.1), or, with zero
-        points, `least_squares()`.
+      range: what steps begin with, of `mz.ranges`, "max" or "mse". None: 2 E|x| / sqrt(largest code) (LSQ,
+        section 2.1), or, with zero points, `least_squares()`.
 
     Raises:
       TransformError: another number of bits; no range.

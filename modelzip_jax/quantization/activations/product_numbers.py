@@ -11,7 +11,7 @@ import numpy as np
 from modelzip_jax.errors import NonFiniteError, TransformError
 from modelzip_jax.quantization.activations.operand import ActivationQuantizer
 
-__all__ = ["ProductNumbers", "check_numbers"]
+__all__ = ["ProductNumbers", "check_numbers", "known_to_flax"]
 
 
 class ProductNumbers(dict[str, Any]):
@@ -46,6 +46,26 @@ def _whole(made: tuple[tuple[str, ...], str], values: Iterable[Any]) -> ProductN
 jax.tree_util.register_pytree_with_keys(ProductNumbers, _parts, _whole)
 
 
+def known_to_flax() -> None:
+    """Lets `flax.serialization` store the numbers as a dict, and restore them into a target that has their meaning.
+
+    >>> known_to_flax()
+    >>> from flax.serialization import from_bytes, to_bytes
+    >>> numbers = ProductNumbers({"step": np.ones(1)}, "steps of 4 bits")
+    >>> from_bytes(numbers, to_bytes(numbers)).meaning
+    'steps of 4 bits'
+    """
+    from flax.serialization import from_state_dict, register_serialization_state, to_state_dict
+
+    def stored(numbers: ProductNumbers) -> Any:
+        return to_state_dict(dict(numbers))
+
+    def restored(numbers: ProductNumbers, state: Any) -> ProductNumbers:
+        return ProductNumbers(from_state_dict(dict(numbers), state), numbers.meaning)
+
+    register_serialization_state(ProductNumbers, stored, restored, override=True)
+
+
 def check_numbers(how: ActivationQuantizer, name: str, own: Any) -> None:
     """Raises unless these numbers of a product are what a quantizer takes; tracers pass unread.
 
@@ -59,7 +79,9 @@ def check_numbers(how: ActivationQuantizer, name: str, own: Any) -> None:
     """
     again = "calibrate with the same `how`"
     if not isinstance(own, Mapping):
-        raise TransformError(f"the scales of {name!r} are numbers by name, as calibrate gives them, not {own!r:.80}")
+        raise TransformError(
+            f"the scales of {name!r} are numbers by name, as calibrate gives them, not {own!r:.80}"
+        )
     if how.kept and set(own) != set(how.kept):
         has, takes = (", ".join(map(repr, sorted(names))) or "none" for names in (own, how.kept))
         raise TransformError(f"the scales of {name!r} have {has}, and {how} takes {takes}: {again}")
@@ -73,4 +95,6 @@ def check_numbers(how: ActivationQuantizer, name: str, own: Any) -> None:
         if not np.isfinite(seen).all():
             raise NonFiniteError(f"the scale {key!r} of {name!r} is NaN or infinite")
         if key in how.positive and not (seen > 0).all():
-            raise TransformError(f"the scale {key!r} of {name!r} is {seen.min():g}, and {how} takes positive ones")
+            raise TransformError(
+                f"the scale {key!r} of {name!r} is {seen.min():g}, and {how} takes positive ones"
+            )

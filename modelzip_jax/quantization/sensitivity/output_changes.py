@@ -61,7 +61,9 @@ def _measured_by(
 ) -> OutputSensitivity:
     if not callable(apply_fn) or not hasattr(batches, "__iter__"):
         swapped = "the two the other way round" if callable(batches) else shapes_in((apply_fn, batches))
-        raise TransformError(f"{name}() takes the model and its batches, {name}(apply_fn, [x, ...]), not {swapped}")
+        raise TransformError(
+            f"{name}() takes the model and its batches, {name}(apply_fn, [x, ...]), not {swapped}"
+        )
     found = tuple(batch_inputs(batch, number) for number, batch in enumerate(batches))
     if not found:
         raise TransformError("a sensitivity of the outputs needs at least one batch of inputs")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -57,7 +57,8 @@ def running_on(what: str, inputs: Any) -> Iterator[None]:
         several = isinstance(inputs, tuple) and len(inputs) > 1 and what.startswith("batch")
         hint = "; a tuple is all that apply_fn takes after params, without labels" if several else ""
         raise TraceError(
-            f"the model cannot be run on {what}, of shapes {shapes_in(inputs)}: {type(error).__name__}: {said:.300}{hint}"
+            f"the model cannot be run on {what}, of shapes {shapes_in(inputs)}: {type(error).__name__}: "
+            f"{said:.300}{hint}"
         ) from error
 
 
@@ -69,10 +70,16 @@ def shapes_in(tree: Any) -> str:
     """
 
     def shown(x: Any) -> Any:
-        number = isinstance(x, bool | int | float | complex | np.generic)
-        return np.shape(x) if hasattr(x, "shape") or number else _Kind(type(x).__name__)
+        if isinstance(x, tuple):
+            return tuple(map(shown, x))
+        if isinstance(x, list):
+            return list(map(shown, x))
+        if isinstance(x, Mapping):
+            return {key: shown(value) for key, value in x.items()}
+        number = isinstance(x, bool | int | float | complex)
+        return () if number else tuple(x.shape) if hasattr(x, "shape") else _Kind(type(x).__name__)
 
-    text = repr(jax.tree.map(shown, tree))
+    text = repr(shown(tree))
     return text if len(text) < 200 else f"{text[:200]}…"
 
 

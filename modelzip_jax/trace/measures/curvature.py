@@ -80,9 +80,9 @@ def fisher_information(
       The structure of `params` with a `FisherInformation` for each leaf.
 
     Raises:
-      TraceError: there are no batches, or one holds no example, or the model cannot be run on it; an unknown kind, inputs without a common first axis, a function as
-        likelihood without labels, or a use where derivatives cannot be followed (`while`, `shard_map`,
-        inside a function with custom derivatives).
+      TraceError: there are no batches, or one holds no example, or the model cannot be run on it; an unknown
+        kind, inputs without a common first axis, a function as likelihood without labels, or a use where
+        derivatives cannot be followed (`while`, `shard_map`, inside a function with custom derivatives).
       PatternError: a pattern matches no leaf.
 
     >>> w = jnp.array([[1.0, 0.0]])
@@ -108,7 +108,8 @@ def fisher_information(
     for number, batch in enumerate(batches):
         if labels == "given" and not (isinstance(batch, tuple | list) and len(batch) == 2):
             raise TraceError(
-                f"with labels='given' a batch is a pair (inputs, labels); batch {number} has the shapes {shapes_in(batch)}"
+                f"with labels='given' a batch is a pair (inputs, labels); batch {number} has the shapes "
+                f"{shapes_in(batch)}"
             )
         inputs, given = batch if labels == "given" else (batch, None)
         inputs = batch_inputs(inputs, number)
