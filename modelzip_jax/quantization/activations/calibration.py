@@ -80,7 +80,7 @@ def calibrate(
         run, uses = passes[key]
         found = run(params, *inputs)
         gathered.add({site_name(use): found[use.leaf, use.index, "inputs"] for use in uses})
-        if bad := gathered.nonfinite():
+        if (bad := gathered.nonfinite()) is not None:
             whose = (
                 "holds NaN or infinity itself"
                 if holds_nonfinite(inputs)
@@ -94,8 +94,8 @@ def calibrate(
     scales: dict[str, dict[str, jax.Array]] = {}
     for name in gathered.layers:
         numbers = gathered.chosen(name, chosen)
-        if bad := [key for key, x in numbers.items() if not np.isfinite(np.asarray(x)).all()]:
-            raise NonFiniteError(f"{how} gives a {bad[0]!r} for {name!r} that is NaN or infinite")
+        if broken := [key for key, x in numbers.items() if not np.isfinite(np.asarray(x)).all()]:
+            raise NonFiniteError(f"{how} gives a {broken[0]!r} for {name!r} that is NaN or infinite")
         scales[name] = ProductNumbers(numbers, how.meaning)
     return scales
 

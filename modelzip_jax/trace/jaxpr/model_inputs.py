@@ -76,8 +76,9 @@ def shapes_in(tree: Any) -> str:
             return list(map(shown, x))
         if isinstance(x, Mapping):
             return {key: shown(value) for key, value in x.items()}
-        number = isinstance(x, bool | int | float | complex)
-        return () if number else tuple(x.shape) if hasattr(x, "shape") else _Kind(type(x).__name__)
+        if x is None or isinstance(x, bool | int | float | complex):
+            return x if x is None else ()
+        return tuple(x.shape) if hasattr(x, "shape") else _Kind(type(x).__name__)
 
     text = repr(shown(tree))
     return text if len(text) < 200 else f"{text[:200]}…"
