@@ -20,7 +20,7 @@ from modelzip_jax.rewrites.float_params import check_float_params
 from modelzip_jax.rewrites.normal_inputs import expected_errors
 from modelzip_jax.trace.jaxpr.evaluator import Evaluator, Visitor, bind
 from modelzip_jax.trace.jaxpr.interpreter import equations_at
-from modelzip_jax.trace.jaxpr.model_inputs import batch_inputs, shapes_in
+from modelzip_jax.trace.jaxpr.model_inputs import batch_inputs, iterated
 from modelzip_jax.trace.jaxpr.programs import Equation, Program, program
 from modelzip_jax.trace.measures.channel_moments import Channels, empty, measure, pooled
 from modelzip_jax.trace.measures.input_statistics import by_layer
@@ -112,12 +112,7 @@ def correct_bias(
     check_float_params(params, "correct_bias()", swapped)
     if packed:
         quantized_params = unpack(quantized_params)
-    if not hasattr(batches, "__iter__"):
-        raise TraceError(
-            f"bias correction takes an iterable of batches, for the shapes of which 'batch_norm' needs one, too; not "
-            f"{shapes_in(batches)}"
-        )
-    pairs = [batch_inputs(batch, number) for number, batch in enumerate(batches)]
+    pairs = [batch_inputs(batch, number) for number, batch in enumerate(iterated(batches))]
     if not pairs:
         raise TraceError("bias correction needs at least one batch: the iterable of batches was empty")
     traced = program(apply_fn, params, *pairs[0], called="batch 0")

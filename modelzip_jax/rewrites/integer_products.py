@@ -179,6 +179,10 @@ def _check(how: ActivationQuantizer, scales: Any, weights: Any, arithmetic: str)
         raise TransformError(
             f"{how} keeps numbers for each product: scales=mz.activations.calibrate(apply_fn, how, ...)"
         )
+    if how.holds and not isinstance(scales, Mapping):
+        raise TransformError(
+            f"scales are numbers by product, as calibrate gives them, not a {type(scales).__name__}"
+        )
     if not how.holds and scales is not None:
         raise TransformError(f"{how} keeps no numbers for products: leave scales out")
 

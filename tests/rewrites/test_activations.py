@@ -522,6 +522,8 @@ def test_scales_are_those_of_the_quantizer_they_were_made_for(tmp_path):
         (act.static(), jax.tree.map(jnp.zeros_like, steps), "'step' of '' is 0, .* positive"),
         (act.static(), jax.tree.map(jnp.negative, steps), "positive"),
         (act.static(), {"": 0.5}, "numbers by name"),
+        (act.static(), {"": {"step": "fine"}}, "is a str, not a number"),
+        (act.static(), [0.5], "numbers by product"),
     ]:
         with pytest.raises(TransformError, match=message):
             rewrite(product, how, scales)(X, X.T)

@@ -160,7 +160,7 @@ def test_wrong_inputs_are_named():
         correct(half, [x, x[:0]])
     with pytest.raises(TraceError, match=r"batch 1, of shapes \(\(2, 2\),\)"):
         correct(half, [x, x[:, :2]])
-    with pytest.raises(TraceError, match=r"iterable of batches.*not None"):
+    with pytest.raises(TraceError, match=r"an iterable of inputs.*not None"):
         correct(half, None, method="batch_norm")
     with pytest.raises(LeafError, match=r"packed.*correct_bias\(apply_fn, params, quantized_params"):
         mz.rewrites.correct_bias(model, mz.compress(params, mz.quantize(2)), params, [x])

@@ -16,7 +16,7 @@ from modelzip_jax.packing import unpack
 from modelzip_jax.quantization.activations.operand import ActivationQuantizer, Seen
 from modelzip_jax.quantization.activations.product_numbers import ProductNumbers, known_to_flax
 from modelzip_jax.quantization.activations.sites import product_sites, site_name
-from modelzip_jax.trace.jaxpr.model_inputs import batch_inputs, holds_nonfinite
+from modelzip_jax.trace.jaxpr.model_inputs import batch_inputs, holds_nonfinite, iterated
 from modelzip_jax.trace.jaxpr.programs import program
 from modelzip_jax.trace.measures.channel_moments import Channels
 from modelzip_jax.trace.measures.input_statistics import statistics_pass
@@ -69,7 +69,7 @@ def calibrate(
     patterns, params = as_patterns(only), unpacked_params(params)
     passes: dict[str, Any] = {}
     gathered = _Inputs()
-    for number, batch in enumerate(batches):
+    for number, batch in enumerate(iterated(batches)):
         inputs = batch_inputs(batch, number)
         key = str(jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), inputs))
         if key not in passes:
@@ -138,8 +138,9 @@ class _Inputs:
 
 def check_how(how: Any, what: str, apply_fn: Any) -> None:
     """Raises `TransformError` for what is no quantizer of activations, or has changed places with the model."""
-    if isinstance(apply_fn, ActivationQuantizer):
-        raise TransformError(f"{what}() takes the model first: {what}(apply_fn, {apply_fn!r:.60}, ...)")
+    if isinstance(apply_fn, ActivationQuantizer) or not callable(apply_fn):
+        given = f"a {type(apply_fn).__name__}"
+        raise TransformError(f"{what}() takes the model first, {what}(apply_fn, how, ...), not {given}")
     if not isinstance(how, ActivationQuantizer):
         ours = str(getattr(how, "__module__", "")).startswith("modelzip_jax.") and hasattr(how, "__name__")
         call = f"call it, {how.__name__}()" if ours else "such as mz.activations.dynamic()"

@@ -10,6 +10,7 @@ import numpy as np
 
 from modelzip_jax.errors import NonFiniteError, TransformError
 from modelzip_jax.quantization.activations.operand import ActivationQuantizer
+from modelzip_jax.tree import is_array
 
 __all__ = ["ProductNumbers", "check_numbers", "known_to_flax"]
 
@@ -67,7 +68,7 @@ def known_to_flax() -> None:
 
 
 def check_numbers(how: ActivationQuantizer, name: str, own: Any) -> None:
-    """Raises unless these numbers of a product are what a quantizer takes; tracers pass unread.
+    """Raises unless these numbers of a product are what a quantizer takes; tracers pass unread, as do arrays of several hosts.
 
     Raises:
       TransformError: they were made for another quantizer, or are no steps. NonFiniteError: one is NaN or infinite.
@@ -91,6 +92,10 @@ def check_numbers(how: ActivationQuantizer, name: str, own: Any) -> None:
     for key, value in own.items():
         if isinstance(value, jax.core.Tracer):
             continue
+        if not is_array(value):
+            raise TransformError(f"the scale {key!r} of {name!r} is a {type(value).__name__}, not a number")
+        if isinstance(value, jax.Array) and not value.is_fully_addressable:
+            continue  # no host has all of it
         seen = np.asarray(value, np.float64)
         if not np.isfinite(seen).all():
             raise NonFiniteError(f"the scale {key!r} of {name!r} is NaN or infinite")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -12,7 +12,21 @@ import numpy as np
 
 from modelzip_jax.errors import ModelzipError, TraceError
 
-__all__ = ["batch_inputs", "holds_nonfinite", "running_on", "shapes_in"]
+__all__ = ["batch_inputs", "holds_nonfinite", "iterated", "running_on", "shapes_in"]
+
+
+def iterated(batches: Any) -> Iterable[Any]:
+    """The batches, if they are an iterable.
+
+    >>> iterated(None)
+    Traceback (most recent call last):
+    modelzip_jax.errors.TraceError: batches are an iterable of inputs, [x, ...], one at least for the shapes; not None
+    """
+    if not hasattr(batches, "__iter__"):
+        raise TraceError(
+            f"batches are an iterable of inputs, [x, ...], one at least for the shapes; not {shapes_in(batches)}"
+        )
+    return batches  # type: ignore[no-any-return]
 
 
 def batch_inputs(batch: Any, number: int) -> tuple[Any, ...]:

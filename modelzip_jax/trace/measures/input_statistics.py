@@ -15,7 +15,7 @@ from modelzip_jax.errors import TraceError
 from modelzip_jax.patterns import matches, require_matches
 from modelzip_jax.trace.jaxpr.evaluator import Evaluator, Visitor, bind
 from modelzip_jax.trace.jaxpr.interpreter import equations_at
-from modelzip_jax.trace.jaxpr.model_inputs import batch_inputs
+from modelzip_jax.trace.jaxpr.model_inputs import batch_inputs, iterated
 from modelzip_jax.trace.jaxpr.programs import Equation, Program, program
 from modelzip_jax.trace.measures.channel_moments import KINDS, Channels, empty, fold, measure, pooled
 from modelzip_jax.trace.measures.layer_outputs import activation_paths
@@ -113,7 +113,7 @@ def statistics(
     >>> stats["kernel"][0].inputs.mean_abs, stats["kernel"][0].inputs.zeros
     (Array([2., 1.], dtype=float32), Array([0. , 0.5], dtype=float32))
     """
-    inputs = (batch_inputs(batch, number) for number, batch in enumerate(batches))
+    inputs = (batch_inputs(batch, number) for number, batch in enumerate(iterated(batches)))
     return statistics_of_inputs(apply_fn, params, inputs, kinds, places, only, percentiles, jit)
 
 
