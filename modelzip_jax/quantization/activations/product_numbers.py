@@ -68,7 +68,9 @@ def known_to_flax() -> None:
 
 
 def check_numbers(how: ActivationQuantizer, name: str, own: Any) -> None:
-    """Raises unless these numbers of a product are what a quantizer takes; tracers pass unread, as do arrays of several hosts.
+    """Raises unless these numbers of a product are what a quantizer takes.
+
+    Tracers pass unread, as do arrays of several hosts.
 
     Raises:
       TransformError: they were made for another quantizer, or are no steps. NonFiniteError: one is NaN or infinite.
