@@ -14,10 +14,11 @@ from modelzip_jax import tree as trees
 from modelzip_jax.combinator import reads
 from modelzip_jax.errors import TransformError
 from modelzip_jax.trace.jaxpr.interpreter import equations_at
+from modelzip_jax.trace.jaxpr.model_inputs import batch_inputs, shapes_in
 from modelzip_jax.trace.jaxpr.programs import Program, program
 from modelzip_jax.trace.jaxpr.segments import SharedPrograms, Straight
 from modelzip_jax.trace.measures.channel_moments import pooled
-from modelzip_jax.trace.measures.input_statistics import Measured, UseStatistics, statistics
+from modelzip_jax.trace.measures.input_statistics import Measured, UseStatistics, statistics_of_inputs
 from modelzip_jax.trace.measures.taps import tap
 from modelzip_jax.trace.usage.use import Use, uses_of
 from modelzip_jax.transform import Transform
@@ -88,11 +89,11 @@ class Calibration:
             )
         self.shared = SharedPrograms()
         self.shapes: dict[str, _Shape] = {}
-        for batch in batches:
-            inputs = jax.tree.map(jnp.asarray, batch if isinstance(batch, tuple) else (batch,))
+        for number, batch in enumerate(batches):
+            inputs = jax.tree.map(jnp.asarray, batch_inputs(batch, number))
             key = str(jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), inputs))
             if key not in self.shapes:
-                self.shapes[key] = self._shape(program(apply_fn, params, *inputs))
+                self.shapes[key] = self._shape(program(apply_fn, params, *inputs, called=f"batch {number}"))
             straight = self.shapes[key].straight
             self.shapes[key].values.append(dict(zip(straight.inputs, jax.tree.leaves(inputs), strict=True)))
         if not self.shapes:
@@ -179,7 +180,7 @@ class Calibration:
         weights = {self.names[i]: self.leaves[i] for i in piece.leaves}
         batches = (([values[v] for v in piece.live], constants) for values in shape.values)
         names = [self.names[i] for i in turn.leaves]
-        found = statistics(run, weights, batches, kinds=_KINDS, only=names, jit=self.shared)
+        found = statistics_of_inputs(run, weights, batches, _KINDS, ("inputs",), names, (), self.shared)
         return {name: found[name] for name in names}
 
     def _advance(self, shape: _Shape, to: int) -> None:
@@ -201,7 +202,7 @@ def _checked_pair(calibrate: Any, told: Sequence[str]) -> tuple[Callable[..., An
     if not pair or not hasattr(calibrate[1], "__iter__"):
         raise TransformError(
             "calibrate= takes (apply_fn, batches), such as (model.apply, [x, ...]): batches as of trace.statistics, "
-            f"not {calibrate!r:.100}"
+            f"not {shapes_in(calibrate)}"
         )
     if "stats" in told:
         raise TransformError(

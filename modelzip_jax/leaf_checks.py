@@ -49,8 +49,11 @@ def check_floating(tree: PyTree, what: str) -> None:
             )
 
 
-def check_finite(tree: PyTree) -> None:
+def check_finite(tree: PyTree, so: str = "a network that holds them cannot be compressed") -> None:
     """Raises `NonFiniteError` naming the first leaf with NaN or infinity. Tracers pass unread.
+
+    Args:
+      so: what follows from it, the end of the message.
 
     >>> check_finite({"w": jnp.array([1.0, jnp.nan])})
     Traceback (most recent call last):
@@ -61,10 +64,7 @@ def check_finite(tree: PyTree) -> None:
             continue
         bad = _count_nonfinite(leaf)
         if bad:
-            raise NonFiniteError(
-                f"leaf {name!r} has {bad} NaN or infinite values of {np.size(leaf)}; "
-                "a network that holds them cannot be compressed"
-            )
+            raise NonFiniteError(f"leaf {name!r} has {bad} NaN or infinite values of {np.size(leaf)}; {so}")
 
 
 def all_finite(tree: PyTree) -> jax.Array:

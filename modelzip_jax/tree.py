@@ -294,8 +294,18 @@ def aligned(tree: PyTree, params: PyTree, what: str) -> PyTree:
         return jax.tree.map(lambda p, x: p if absent(p) else x, params, plain(tree), is_leaf=absent)
     except (ValueError, TypeError, KeyError) as error:
         raise TreeError(
-            f"{what} does not have the structure of the params: in it, {unlike(plain(tree), params)}"
+            f"{what} does not have the structure of the params, as if of another network: "
+            f"{unlike(_above(plain(tree), params), params)}"
         ) from error
+
+
+def _above(tree: PyTree, params: PyTree) -> dict[str, int]:
+    """What stands in a tree where the params have leaves, and what it has elsewhere."""
+    leaves = [name for name, _ in named_leaves(params, absent)]
+    tops = {name: name for name in leaves}
+    paths = [name for name, _ in named_leaves(tree, lambda x: absent(x) or (isinstance(x, tuple) and not x))]
+    heads = [[name[:i] for i in [*(j for j, c in enumerate(name) if c == "/"), len(name)]] for name in paths]
+    return {next((h for h in each if h in tops), each[-1] if each else ""): 0 for each in heads}
 
 
 def plain(tree: PyTree) -> PyTree:

@@ -52,7 +52,7 @@ def packed_matmul(x: jax.Array, packed: Any, way: str | None = None) -> jax.Arra
       `(..., n)`, of the dtype of `x`.
 
     Raises:
-      TransformError: shapes that do not fit; an unknown way, or one that cannot have these weights.
+      TransformError: shapes that do not fit; an `x` of integers; an unknown way, or one that cannot have these weights.
 
     >>> import modelzip_jax as mz
     >>> w = jax.random.normal(jax.random.key(0), (64, 8))
@@ -61,9 +61,14 @@ def packed_matmul(x: jax.Array, packed: Any, way: str | None = None) -> jax.Arra
     >>> bool(jnp.allclose(packed_matmul(x, held), x @ held.unpack(), atol=1e-5))
     True
     """
-    if not is_packed(packed) or len(packed.shape) != 2 or x.ndim < 1 or x.shape[-1] != packed.shape[0]:
+    floats = hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
+    fits = (
+        is_packed(packed) and len(packed.shape) == 2 and floats and x.ndim and x.shape[-1] == packed.shape[0]
+    )
+    if not fits:
+        shown = f"{x.dtype}{list(x.shape)}" if hasattr(x, "dtype") else f"a {type(x).__name__}"
         raise TransformError(
-            f"packed_matmul() takes floats (..., k) and a packed matrix (k, n), not {x.shape} and "
+            f"packed_matmul() takes floats (..., k) and a packed matrix (k, n), not {shown} and "
             f"{type(packed).__name__}{list(getattr(packed, 'shape', ()))}"
         )
     rows = x.reshape(-1, x.shape[-1])

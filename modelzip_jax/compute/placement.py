@@ -29,7 +29,8 @@ def to_device(packed: PyTree, device: Any = None) -> PyTree:
       The same structure; all of its arrays are committed `jax.Array`s.
 
     Raises:
-      TransformError: what is given is not packed, or the sharding splits arrays: bit planes are no weights to split.
+      TransformError: what is given is not packed, `device` is none, or the sharding splits arrays:
+        bit planes are no weights to split.
       LeafError: an array has a dtype that JAX would narrow, such as int64 without `jax_enable_x64`.
 
     >>> import numpy as np
@@ -51,6 +52,11 @@ def to_device(packed: PyTree, device: Any = None) -> PyTree:
                 f"{name!r} is {x.dtype}, which JAX narrows on a device; set jax_enable_x64, or keep that leaf "
                 "on the host"
             )
+    if device is not None and not isinstance(device, jax.Device | jax.sharding.Sharding):
+        raise TransformError(
+            "to_device() takes a jax.Device or a replicated sharding, such as jax.devices('cpu')[0], not "
+            f"{device!r:.100}"
+        )
     if isinstance(device, jax.sharding.Sharding) and not device.is_fully_replicated:
         raise TransformError(
             f"{device} splits arrays; packed ones hold bit planes, whose axes are not the weights': replicate them, "

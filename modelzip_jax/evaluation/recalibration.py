@@ -64,7 +64,7 @@ def adapt_batch_norm(apply: Callable[..., Any], variables: PyTree, batches: PyTr
     check(variables, batches)
     found, rates = _adapt(apply, variables, batches)
     check_rates(rates)
-    check_finite(found["batch_stats"])
+    check_finite(found["batch_stats"], "the batches hold them, or the model makes them of the batches")
     return found
 
 

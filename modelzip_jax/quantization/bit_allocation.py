@@ -73,8 +73,8 @@ def mixed_precision(
       `at(budget)` for other budgets without measuring anew.
 
     Raises:
-      TransformError: no candidates, neither or both budgets, one below the least possible cost, which is stated; bit
-        operations without costs.
+      TransformError: no candidates, or what one needs is not given; `calibrate=`, which is of `mz.compress`; neither or
+        both budgets, one below the least possible cost, which is stated; bit operations without costs.
       PatternError: a pattern matches nothing, or a path has a `*` or `?` in it.
       NonFiniteError: weights or a sensitivity are NaN or infinite.
       TreeError: what is given is no tree like the params. LeafError: a leaf is not floating-point.
@@ -106,6 +106,11 @@ def mixed_precision(
         raise TransformError("costs=trace.cost(apply_fn, params, *inputs) goes with budget_bit_operations")
     if counted not in ("packed", "file"):
         raise TransformError(f"counted must be 'packed' or 'file', not {counted!r}")
+    if "calibrate" in given:
+        raise TransformError(
+            "mixed_precision() measures each leaf by itself and takes "
+            "stats=trace.statistics(apply_fn, params, batches, kinds=('gram',)), not calibrate="
+        )
     named = named_candidates(candidates)
     trees.check_not_module(params)
     model, params = params, trees.plain(params)

@@ -12,7 +12,7 @@ import numpy as np
 
 from modelzip_jax import tree as trees
 from modelzip_jax.coding.writer import file_sizes
-from modelzip_jax.combinator import check_transform, told
+from modelzip_jax.combinator import check_transform, reads, told
 from modelzip_jax.errors import NonFiniteError, PatternError, TransformError
 from modelzip_jax.packing import Packed, compress, unpack
 from modelzip_jax.quantization.quantized import Quantized
@@ -105,10 +105,19 @@ def measured(
         `mz.compress`. in_files: whether payloads in files are wanted.
 
     Raises:
-      NonFiniteError: a sensitivity is NaN or infinite. PatternError: no candidate encodes a leaf.
+      TransformError: a candidate needs what is not given. NonFiniteError: a sensitivity is NaN or infinite.
+      PatternError: no candidate encodes a leaf.
       Others: as `mz.compress` of a leaf, and as the sensitivity.
     """
     context = told(params, keep, given, "mixed_precision()")
+    chosen_outlines = [leaf for leaf, k in zip(trees.outlines(params), keep, strict=True) if k]
+    for label, transform in candidates.items():
+        needs = [field for field in _GIVEN if any(reads(transform, chosen_outlines, field))]
+        if missing := context.lacks(needs):
+            raise TransformError(
+                f"the candidate {label!r} needs {', '.join(missing)}: pass {', '.join(f'{m}=' for m in missing)} to "
+                "mixed_precision()"
+            )
     treedef, named = jax.tree.structure(params), trees.named_leaves(params)
     parts = {field: treedef.flatten_up_to(tree) for field, tree in context.trees().items()}
     whole = {field: value for field, value in given.items() if field not in parts}
@@ -135,6 +144,8 @@ def measured(
     )  # fmt: skip
 
 
+_GIVEN = ("stats", "grads", "scores", "importance")
+"""What a candidate may need beside the weights."""
 _Cell = tuple[int, int, int, float]
 """Packed bytes, payload in a file, bits of a factor, error."""
 _NONE: _Cell = (0, 0, 0, np.inf)

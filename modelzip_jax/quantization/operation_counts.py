@@ -38,9 +38,13 @@ def bit_operations(
       int64 `(leaves, candidates)`, rounded up, and the operations of everything else.
 
     Raises:
-      TransformError: bits that are none, or none of the leaves is in a product.
+      TransformError: `costs` that are none of `trace.cost`; bits that are none, or none of the leaves is in a product.
       PatternError: a pattern matches nothing.
     """
+    if not hasattr(costs, "equations"):
+        raise TransformError(
+            f"costs= takes trace.cost(apply_fn, params, *inputs), not a {type(costs).__name__}"
+        )
     named = trees.named_leaves(params)
     sizes = {name: int(np.size(x)) for name, x in named}
     own = {name: 8 * trees.nbytes(x) // max(sizes[name], 1) for name, x in named}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from modelzip_jax import tree as trees
+from modelzip_jax.combinator import check_transform, reads
 from modelzip_jax.errors import LeafError, NonFiniteError, TraceError, TransformError
 from modelzip_jax.packing import decoded
 from modelzip_jax.rewrites.channel_scaling import (
@@ -25,6 +26,7 @@ from modelzip_jax.rewrites.channel_scaling import (
     readings,
     statistics_of,
 )
+from modelzip_jax.rewrites.float_params import check_float_params
 from modelzip_jax.trace.symmetry.scalable_channels import ScaleBlock, scale_groups
 from modelzip_jax.transform import Transform
 from modelzip_jax.tree import PyTree
@@ -60,7 +62,8 @@ def activation_aware(
       `Rescaled`; `exponents` has the α of each group.
 
     Raises:
-      TransformError: no kernel can be scaled, or not what `only` names; `points` below 1.
+      TransformError: no kernel can be scaled, or not what `only` names; `points` below 1; a transform that needs
+        statistics itself.
       TraceError: the statistics lack a kernel, its mean |x| or its Gram matrix.
       LeafError, PatternError, NonFiniteError: as `smooth`.
 
@@ -78,6 +81,13 @@ def activation_aware(
     """
     if points < 1:
         raise TransformError(f"points must be at least 1, not {points!r}")
+    check_transform(transform, "activation_aware()")
+    check_float_params(params, "activation_aware()")
+    if any(reads(transform, trees.outlines(trees.plain(params)), "stats")):
+        raise TransformError(
+            "activation_aware() tries the transform on scaled weights, whose inputs no statistics describe: give it "
+            "one that rounds to nearest, and compress what it returns by the other, with calibrate=(apply_fn, batches)"
+        )
     scales = scale_groups(apply_fn, params, *inputs)
     chosen = kernels(scales, only)
     found = readings(scales, chosen)

@@ -16,9 +16,11 @@ from modelzip_jax.naming import nearest_name
 from modelzip_jax.packed import is_packed
 from modelzip_jax.packing import unpack
 from modelzip_jax.patterns import matches, require_matches
+from modelzip_jax.rewrites.float_params import check_float_params
 from modelzip_jax.rewrites.normal_inputs import expected_errors
 from modelzip_jax.trace.jaxpr.evaluator import Evaluator, Visitor, bind
 from modelzip_jax.trace.jaxpr.interpreter import equations_at
+from modelzip_jax.trace.jaxpr.model_inputs import batch_inputs, iterated
 from modelzip_jax.trace.jaxpr.programs import Equation, Program, program
 from modelzip_jax.trace.measures.channel_moments import Channels, empty, measure, pooled
 from modelzip_jax.trace.measures.input_statistics import by_layer
@@ -64,9 +66,9 @@ def correct_bias(
     each behind all layers that were corrected before it, so that the mean of every corrected layer's output is that of
     the float network. That takes a pass over all batches for each layer.
 
-    "batch_norm": no data. Behind a batch normalisation a channel is taken to be normal with its shift as the mean
-    and its scale as standard deviation; behind a relu or relu6 its mean is that of the clipped normal, and the
-    output is off by ΔW E[x]. Weights alone change E[y] so; errors of layers before do not count.
+    "batch_norm": no data but a batch for the shapes. Behind a batch normalisation a channel is taken to be normal with
+    its shift as the mean and its scale as standard deviation; behind a relu or relu6 its mean is that of the clipped
+    normal, and the output is off by ΔW E[x]. Weights alone change E[y] so; errors of layers before do not count.
 
     The bias is the leaf that is added to the product's result, or the running mean that is subtracted from it, as the
     jaxpr says, if nothing else reads that result.
@@ -84,7 +86,8 @@ def correct_bias(
     Raises:
       TransformError: no layer can be corrected, or not what `only` names: without a bias, or, for "batch_norm", with
         inputs that are not known to be clipped normal; an unknown method.
-      TreeError: the two trees differ in structure. TraceError: no batches.
+      TreeError: the two trees differ in structure. TraceError: no batches, or one holds no example, or the model cannot
+        be run on it. LeafError: `params` are packed, as where the two are swapped.
       PatternError: a pattern matches no leaf. NonFiniteError: a mean is NaN or infinite.
 
     Nagel et al. 2019, arXiv:1906.04721, §4.2 and eq. 17 to 20, appendix C and D.
@@ -100,12 +103,19 @@ def correct_bias(
     """
     if method not in METHODS:
         raise TransformError(f"method is {method!r}; {nearest_name(str(method), METHODS)}")
-    if any(map(is_packed, jax.tree.leaves(quantized_params, is_leaf=is_packed))):
+    packed = any(map(is_packed, jax.tree.leaves(quantized_params, is_leaf=is_packed)))
+    swapped = (
+        ""
+        if packed
+        else "; quantized ones come behind them: correct_bias(apply_fn, params, quantized_params, ...)"
+    )
+    check_float_params(params, "correct_bias()", swapped)
+    if packed:
         quantized_params = unpack(quantized_params)
-    pairs = [b if isinstance(b, tuple) else (b,) for b in batches]
+    pairs = [batch_inputs(batch, number) for number, batch in enumerate(iterated(batches))]
     if not pairs:
         raise TraceError("bias correction needs at least one batch: the iterable of batches was empty")
-    traced = program(apply_fn, params, *pairs[0])
+    traced = program(apply_fn, params, *pairs[0], called="batch 0")
     changed = _changed(params, quantized_params)
     patterns = ["**"] if only is None else [only] if isinstance(only, str) else list(only)
     require_matches(patterns, traced.names)
@@ -240,10 +250,12 @@ class _Means:
 
     def __call__(self, params: PyTree, batches: list[tuple[Any, ...]]) -> dict[str, np.ndarray]:
         total: dict[str, Channels] = {}
-        for inputs in batches:
+        for number, inputs in enumerate(batches):
             key = str(jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), inputs))
             if key not in self.passes:
-                self.passes[key] = self._pass(program(self.apply_fn, params, *inputs))
+                self.passes[key] = self._pass(
+                    program(self.apply_fn, params, *inputs, called=f"batch {number}")
+                )
             found = self.passes[key](jax.tree.leaves((params, inputs)))
             total = {n: pooled(total[n], x) if n in total else x for n, x in found.items()}
         return {b.use.leaf: _in_leaf(total[b.use.leaf], b, self.shapes) for b in self.biases}

@@ -15,6 +15,7 @@ from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, TransformError
 from modelzip_jax.naming import nearest_name
 from modelzip_jax.patterns import matches, require_matches
+from modelzip_jax.rewrites.float_params import check_float_params
 from modelzip_jax.tree import PyTree
 
 __all__ = ["Blocks", "Branch", "block_effects", "drop_blocks", "remove_layers", "stacked_blocks"]
@@ -176,6 +177,7 @@ def _branch(block: str | Sequence[str] | Branch) -> Branch:
 
 
 def _selected(params: PyTree, patterns: Sequence[str]) -> list[tuple[str, Any]]:
+    check_float_params(params, "a rewrite of blocks")
     named = trees.named_leaves(params)
     require_matches(patterns, [name for name, _ in named])
     return [(name, x) for name, x in named if any(matches(p, name) for p in patterns)]

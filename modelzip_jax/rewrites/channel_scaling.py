@@ -164,10 +164,13 @@ def finished(
 
 
 def _why(scales: Scales, name: str, side: str) -> str:
+    found = []
     for block, reason in scales.held.items():
         if block.leaf == name and (not side or block.side == side):
             where = f" ({reason.path})" if reason.path else ""
-            return f"axes {block.axes} of it: what they carry {reason.why}{where}"
+            found.append(f"axes {block.axes} of it: what they carry {reason.why}{where}")
+    if found:
+        return ", and ".join(found)
     return "no other kernel makes or reads its channels, or several uses of it disagree about them"
 
 

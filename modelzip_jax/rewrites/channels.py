@@ -9,6 +9,7 @@ import numpy as np
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, TransformError
+from modelzip_jax.rewrites.float_params import check_float_params
 from modelzip_jax.trace.coupling.groups import Group, Member
 from modelzip_jax.tree import PyTree
 
@@ -57,6 +58,7 @@ def unit_scores(
     """
     if aggregate not in ("sum", "mean"):
         raise TransformError(f"aggregate must be 'sum' or 'mean', not {aggregate!r}")
+    check_float_params(variables, "unit_scores()")
     shapes = {name: tuple(np.shape(x)) for name, x in trees.named_leaves(variables)}
     known = _checked(dict(trees.named_leaves(scores)), shapes)
     return {group: _one(group, shapes, known, aggregate, normalize) for group in groups}

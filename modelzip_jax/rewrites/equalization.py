@@ -17,6 +17,7 @@ from modelzip_jax.rewrites.channel_scaling import (
     kernels,
     unit_ranges,
 )
+from modelzip_jax.rewrites.float_params import check_float_params
 from modelzip_jax.trace.symmetry.scalable_channels import ScaleGroup, ScaleMember, scale_groups
 from modelzip_jax.trace.usage.use import Use
 from modelzip_jax.tree import PyTree
@@ -70,6 +71,7 @@ def equalize(
     """
     if iterations < 1 or not tolerance > 0:
         raise TransformError(f"iterations and tolerance must be positive, not {iterations!r}, {tolerance!r}")
+    check_float_params(params, "equalize()")
     scales = scale_groups(apply_fn, params, *inputs, fixed=_multiplies)
     chosen = kernels(scales, only)
     groups = [(group, _counted(group, chosen)) for group in scales.groups]

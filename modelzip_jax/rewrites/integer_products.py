@@ -19,6 +19,7 @@ from modelzip_jax.naming import nearest_name
 from modelzip_jax.packed import PackedArray, is_packed
 from modelzip_jax.quantization.activations.calibration import as_patterns, check_how, unpacked_params
 from modelzip_jax.quantization.activations.operand import ActivationQuantizer
+from modelzip_jax.quantization.activations.product_numbers import check_numbers
 from modelzip_jax.quantization.activations.sites import fed, product_sites, site_name
 from modelzip_jax.rewrites.coded_products import (
     at_least_float32,
@@ -114,9 +115,10 @@ def quantize_activations(
 
     Raises:
       TransformError: an unknown option; numbers are missing, or given to what keeps none; at the first call,
-        "stored" weights that are packed otherwise, by name.
+        "stored" weights that are packed otherwise, by name, and numbers that were calibrated for another `how`.
       PatternError (at the first call): a pattern matches no leaf.
       TraceError (at the first call): no product to quantize, or `scales` lack one.
+      NonFiniteError (at the first call): a scale is NaN or infinite.
 
     Gradients are those of the product at the rounded operands; to the activations as `how` says, to the weights
     straight through.
@@ -129,7 +131,7 @@ def quantize_activations(
     >>> model(params, jnp.array([[2.0, 1.0]]))
     Array([[0.992126 , 1.2539525]], dtype=float32)
     """
-    check_how(how, "quantize_activations")
+    check_how(how, "quantize_activations", apply_fn)
     weights = how.weights if weights == "auto" else weights
     arithmetic = arithmetic or ("float" if weights is None else "integer")
     _check(how, scales, weights, arithmetic)
@@ -153,7 +155,7 @@ def quantize_activations(
                     f"no leaf that {patterns} matches is packed: mz.compress(params, mz.quantize(8)).params"
                 )
         steps = {} if weights is None else _stored(traced, sites, packed, weights == "stored")
-        owns = _owned(sites, scales) if how.holds else {}
+        owns = _owned(how, sites, scales) if how.holds else {}
         given = {p: (owns.get(p, {}), steps.get(p)) for p in sites if p in owns or p in steps}
         visitors = {path: _Product(how, use.operand, bits, arithmetic) for path, use in sites.items()}  # type: ignore[arg-type]
         evaluate = Evaluator(visitors, lambda a, b: a, lambda shapes: shapes)
@@ -177,11 +179,15 @@ def _check(how: ActivationQuantizer, scales: Any, weights: Any, arithmetic: str)
         raise TransformError(
             f"{how} keeps numbers for each product: scales=mz.activations.calibrate(apply_fn, how, ...)"
         )
+    if how.holds and not isinstance(scales, Mapping):
+        raise TransformError(
+            f"scales are numbers by product, as calibrate gives them, not a {type(scales).__name__}"
+        )
     if not how.holds and scales is not None:
         raise TransformError(f"{how} keeps no numbers for products: leave scales out")
 
 
-def _owned(sites: Mapping[str, Use], scales: Any) -> dict[str, Any]:
+def _owned(how: ActivationQuantizer, sites: Mapping[str, Use], scales: Any) -> dict[str, Any]:
     """The numbers of each product, by path."""
     lacking = [site_name(use) for use in sites.values() if site_name(use) not in scales]
     if lacking:
@@ -189,6 +195,8 @@ def _owned(sites: Mapping[str, Use], scales: Any) -> dict[str, Any]:
             f"scales lack {', '.join(map(repr, lacking[:5]))}; they have {', '.join(map(repr, list(scales)[:5]))}: "
             "calibrate with the same `only`"
         )
+    for name in dict.fromkeys(map(site_name, sites.values())):
+        check_numbers(how, name, scales[name])
     return {path: dict(scales[site_name(use)]) for path, use in sites.items()}
 
 

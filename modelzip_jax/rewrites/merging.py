@@ -11,6 +11,7 @@ import numpy as np
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, TransformError
 from modelzip_jax.patterns import require_matches
+from modelzip_jax.rewrites.float_params import check_float_params
 from modelzip_jax.tree import PyTree
 
 __all__ = ["merge_neurons"]
@@ -43,6 +44,7 @@ def merge_neurons(params: PyTree, incoming: str, outgoing: str, keep: int, bias:
     >>> jax.tree.map(lambda x: x.tolist(), merge_neurons(params, "first", "second", keep=2))
     {'first': [[1.0, 2.0]], 'second': [[3.0], [5.0]]}
     """
+    check_float_params(params, "merge_neurons()")
     leaves = dict(trees.named_leaves(params))
     paths = [path for path in (incoming, outgoing, bias) if path is not None]
     require_matches(paths, list(leaves))

@@ -10,6 +10,7 @@ import numpy as np
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, NonFiniteError, TransformError
+from modelzip_jax.rewrites.float_params import check_float_params
 from modelzip_jax.trace.coupling.groups import Group
 from modelzip_jax.tree import PyTree
 from modelzip_jax.wavelets.path import short_path
@@ -126,6 +127,7 @@ def permute(params: PyTree, groups: Iterable[Group] | Orders) -> PyTree:
 
 
 def _leaves(groups: Iterable[Group], params: PyTree) -> dict[str, Any]:
+    check_float_params(params, "an order of units")
     leaves = dict(trees.named_leaves(params))
     for member in (member for group in groups for member in group.members):
         if member.leaf not in leaves:

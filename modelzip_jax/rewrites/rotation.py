@@ -15,6 +15,7 @@ from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, TransformError
 from modelzip_jax.patterns import require_matches
 from modelzip_jax.rewrites.channel_scaling import finite_leaves, rescale
+from modelzip_jax.rewrites.float_params import check_float_params
 from modelzip_jax.rewrites.orthogonal_matrices import random_hadamard
 from modelzip_jax.trace.coupling.labels import Reason
 from modelzip_jax.trace.jaxpr.interpreter import interpret
@@ -98,6 +99,7 @@ def rotate(
     >>> bool(jnp.allclose(model(rotated.params, tokens), model(params, tokens)))
     True
     """
+    check_float_params(params, "rotate()")
     traced = program(apply_fn, params, *inputs)
     if stream is not None:
         require_matches([stream], traced.names)

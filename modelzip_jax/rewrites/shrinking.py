@@ -12,6 +12,7 @@ import numpy as np
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, TransformError
+from modelzip_jax.rewrites.float_params import check_float_params
 from modelzip_jax.trace.coupling.groups import Group
 from modelzip_jax.tree import PyTree
 
@@ -138,6 +139,7 @@ def silence(variables: PyTree, removals: Removals) -> PyTree:
 
 def _indices(removals: Removals, variables: PyTree) -> dict[str, dict[int, np.ndarray]]:
     """What leaves each axis of each leaf."""
+    check_float_params(variables, "a rewrite of units")
     sizes = {name: np.shape(x) for name, x in trees.named_leaves(variables)}
     gone: dict[str, dict[int, set[int]]] = collections.defaultdict(lambda: collections.defaultdict(set))
     for group, units in removals.items() if isinstance(removals, Mapping) else removals:

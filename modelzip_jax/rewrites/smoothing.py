@@ -17,6 +17,7 @@ from modelzip_jax.rewrites.channel_scaling import (
     readings,
     unit_ranges,
 )
+from modelzip_jax.rewrites.float_params import check_float_params
 from modelzip_jax.trace.symmetry.scalable_channels import scale_groups
 from modelzip_jax.tree import PyTree
 
@@ -66,6 +67,7 @@ def smooth(
     """
     if not 0.0 <= alpha <= 1.0:
         raise TransformError(f"alpha must be from 0 to 1, not {alpha!r}")
+    check_float_params(params, "smooth()")
     scales = scale_groups(apply_fn, params, *inputs)
     chosen = kernels(scales, only)
     found = readings(scales, chosen)

@@ -106,6 +106,9 @@ def test_what_does_not_fit_is_refused():
     ):
         with pytest.raises(TransformError):
             mz.packed_matmul(x, w, way)
+    for w in (held, packed):  # the result would be cut off to integers
+        with pytest.raises(TransformError, match=r"takes floats.*uint8\[2, 100\]"):
+            mz.packed_matmul(jnp.ones((2, 100), jnp.uint8), w)
     w = RNG.normal(size=(8, 4)).astype(np.float32)
     for recipe in (mz.quantize(5, axis=-1), mz.quantize(4, axis=0), mz.identity()):
         with pytest.raises(TransformError, match=r"axis=-1|at most 4 bits"):

@@ -139,6 +139,8 @@ def test_what_cannot_be_put_there_is_refused():
     packed = mz.compress(stack(4, 4), mz.quantize(4))
     with pytest.raises(TransformError, match="replicate"):
         mz.to_device(packed, Splitting(mesh))
+    with pytest.raises(TransformError, match=r"jax\.Device.*not 'cpu'"):
+        mz.to_device(packed, "cpu")
     held = mz.to_device(packed, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     assert held.params.step.committed
 

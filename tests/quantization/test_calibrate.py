@@ -10,7 +10,7 @@ from flax import linen as nn
 
 import modelzip_jax as mz
 from modelzip_jax import trace
-from modelzip_jax.errors import LeafError, TransformError
+from modelzip_jax.errors import LeafError, TraceError, TransformError, TreeError
 
 RNG = np.random.default_rng(0)
 MIX = RNG.normal(size=(12, 12)) * np.exp(-np.arange(12) / 4)
@@ -165,5 +165,17 @@ def test_wrong_calls():
     ]:
         with pytest.raises(TransformError, match=words):
             mz.compress(params, transform, calibrate=calibrate, **options)
+    for batches, words in [
+        ([x, x[:0]], "batch 1 holds no example"),
+        ([x[:, :3]], r"batch 0, of shapes \(\(\d+, 3\),\)"),
+        ([(x, np.zeros(len(x)))], "without labels"),
+    ]:
+        with pytest.raises(TraceError, match=words):
+            mz.compress(params, t, calibrate=(model, batches))
+    with pytest.raises(TransformError, match=r"not \(\[\(\d+, \d+\)\], a function\)$"):
+        mz.compress(params, t, calibrate=([x], model))
+    other = trace.statistics(lambda p, x: x @ p["l0"]["kernel"], {"l0": params["l0"]}, [x], kinds=("gram",))
+    with pytest.raises(TreeError, match="as if of another network: they lack l1/bias, l1/kernel"):
+        mz.compress(params, t, stats=other)
     with pytest.raises(LeafError, match=r"leaf 'l0/bias'.*0 products"):
         mz.compress(params, mz.quantize(2, rounding=FEEDBACK), calibrate=(model, [x]))

@@ -267,6 +267,9 @@ def test_nnx_states_and_half_precision():
     assert 0 < loss.error < np.inf
 
 
+FED = mz.quantize(4, rounding=mz.rounding.error_feedback())
+
+
 class Broken(mz.sensitivity.Sensitivity):
     def prepare(self, params):
         return lambda name, w, changed: float("nan")
@@ -289,6 +292,13 @@ class Broken(mz.sensitivity.Sensitivity):
         ({"budget_bit_operations": 5}, errors.TransformError, "and not both"),
         ({"budget_bytes": None, "budget_bit_operations": 5}, errors.TransformError, "costs="),
         ({"counted": "disk"}, errors.TransformError, "packed"),
+        (
+            {"budget_bytes": None, "budget_bit_operations": 5, "costs": {"a": 1}},
+            errors.TransformError,
+            "a dict",
+        ),
+        ({"calibrate": (abs, [])}, errors.TransformError, r"stats=trace.statistics\(.*not calibrate="),
+        ({"candidates": {"fed": FED}}, errors.TransformError, r"'fed' needs stats: .* mixed_precision\(\)"),
         ({"sensitivity": Broken()}, errors.NonFiniteError, "'a'.*'2 bits'.*nan"),
         ({"sensitivity": "fisher"}, errors.TransformError, "mz.sensitivity"),
         ({"sensitivity": mz.sensitivity.loss_increase({"a": 1})}, errors.TreeError, "loss_increase"),
@@ -312,6 +322,16 @@ def test_leaves_without_what_a_sensitivity_reads():
             mz.mixed_precision(params, WIDTHS, sensitivity=sensitivity, budget_bytes=100)
     with pytest.raises(errors.TransformError, match="at least one batch"):
         mz.sensitivity.output_kl(lambda p, x: x, [])
+
+
+def test_outputs_that_cannot_be_measured():
+    x, model = np.ones((2, 3), "f4"), lambda p, x: x @ p["w"]
+    with pytest.raises(errors.TransformError, match="the other way round"):
+        mz.sensitivity.output_kl([x], model)
+    with pytest.raises(errors.TraceError, match="batch 1 holds no example"):
+        mz.sensitivity.output_error(model, [x, x[:0]])
+    with pytest.raises(errors.TraceError, match=r"batch 0, of shapes \(\(2, 3\),\)"):
+        mz.sensitivity.output_error(model, [x]).prepare({"w": np.ones((2, 2), "f4")})
 
 
 def test_the_table_has_a_row_for_each_leaf():

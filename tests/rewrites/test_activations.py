@@ -464,13 +464,16 @@ def test_a_quantizer_of_ones_own():
         (lambda: act.static(8.0), "2 to 8"),
         (lambda: act.dorefa(9), "1 to 8"),
         (lambda: act.dynamic(per="rows"), "did you mean 'row'"),
-        (lambda: act.static(range="max"), "percentile"),
+        (lambda: act.static(range="kl"), "'max', 'mse'.*percentile"),
         (lambda: act.learned_step(4, range=3), "percentile"),
         (lambda: act.pact(4, clip=0.0), "positive"),
         (lambda: act.ternary(threshold=-1.0), "at least 0"),
         (lambda: mz.dorefa(1), "binary"),
         (lambda: quantized(product, act.dynamic), "call it"),
         (lambda: quantized(product, 8), "mz.activations.dynamic"),
+        (lambda: quantized(product, lambda: 8), "such as mz.activations.dynamic"),
+        (lambda: mz.rewrites.quantize_activations(act.dynamic(), product), "the model first"),
+        (lambda: act.calibrate(act.static(), product, X, [X]), "the model first"),
         (lambda: quantized(product, act.dynamic(), arithmetic="integers"), "did you mean 'integer'"),
         (lambda: quantized(product, act.dynamic(), weights=1), "2 to 8"),
         (lambda: quantized(product, act.pact(4), {}, arithmetic="integer"), "weights=8"),
@@ -488,14 +491,52 @@ def test_bad_data():
     how = act.static()
     with pytest.raises(TraceError, match="at least one batch"):
         act.calibrate(product, how, X, [])
-    with pytest.raises(NonFiniteError):
-        act.calibrate(product, how, X, [X.at[0, 0].set(jnp.nan)])
+    with pytest.raises(NonFiniteError, match="in batch 1, which holds NaN or infinity itself"):
+        act.calibrate(product, how, X, [X, X.at[0, 0].set(jnp.nan)])
+    with pytest.raises(NonFiniteError, match="in batch 0, which is finite"):
+        act.calibrate(lambda w, x: x / 0.0 @ w, how, X, [jnp.abs(X)])
+    for learned in (how, act.learned_step(4)):
+        with pytest.raises(TraceError, match="batch 0 holds no example"):
+            act.calibrate(product, learned, X, [X[:0]])
+    with pytest.raises(TraceError, match="batch 0, of shapes"):
+        act.calibrate(product, how, X, [X[:, :1]])
     with pytest.raises(TraceError, match="scales lack 'w'"):
         quantized(lambda p, x: x @ p["w"], how, {"v": {}})({"w": X}, X)
     apply, params, x = started("scan")
     scales = {name: {"step": jnp.ones(())} for name in act.calibrate(apply, how, params, [x])}
     with pytest.raises(TraceError, match="layers"):
         quantized(apply, how, scales)(params, x)
+
+
+def test_scales_are_those_of_the_quantizer_they_were_made_for(tmp_path):
+    given = {
+        how: act.calibrate(product, how, X, [X.T]) for how in (act.static(), act.static(symmetric=False))
+    }
+    (steps, zeros), rewrite = given.values(), mz.rewrites.quantize_activations
+    for how, scales, message in [
+        (act.static(4), steps, "are steps of 8 bits, and StaticSteps.bits=4.* takes steps of 4 bits"),
+        (act.learned_step(4), jax.tree.map(jnp.copy, steps), "steps of 8 bits"),
+        (act.static(symmetric=False), steps, "have 'step', and .* takes 'step', 'zero'"),
+        (act.static(), zeros, "have 'step', 'zero', and .* takes 'step'"),
+        (act.pact(8), steps, "takes 'clip'"),
+        (act.static(), jax.tree.map(jnp.zeros_like, steps), "'step' of '' is 0, .* positive"),
+        (act.static(), jax.tree.map(jnp.negative, steps), "positive"),
+        (act.static(), {"": 0.5}, "numbers by name"),
+        (act.static(), {"": {"step": "fine"}}, "is a str, not a number"),
+        (act.static(), [0.5], "numbers by product"),
+    ]:
+        with pytest.raises(TransformError, match=message):
+            rewrite(product, how, scales)(X, X.T)
+    with pytest.raises(NonFiniteError, match="'step' of ''"):
+        rewrite(product, act.static(), jax.tree.map(lambda x: x * jnp.nan, steps))(X, X.T)
+    # Of as many bits they may begin what is trained, and what is read from a file is a plain dict.
+    expected = rewrite(product, act.static(), steps)(X, X.T)
+    mz.save(tmp_path / "scales.mz", mz.compress(steps, mz.identity()))
+    read = mz.unpack(mz.load(tmp_path / "scales.mz"))
+    for how, scales in [(act.static(), read), (act.learned_step(8), steps)]:
+        same = rewrite(product, how, scales, weights=8)(X, X.T)
+        np.testing.assert_allclose(same, expected, rtol=1e-5, atol=1e-5)
+    assert type(read[""]) is dict
 
 
 # DoReFa's weights

@@ -10,7 +10,7 @@ import pytest
 
 import modelzip_jax as mz
 from modelzip_jax import trace, tree
-from modelzip_jax.errors import PatternError, TraceError, TransformError, TreeError
+from modelzip_jax.errors import LeafError, PatternError, TraceError, TransformError, TreeError
 from modelzip_jax.rewrites.normal_inputs import clipped_normal_mean
 
 
@@ -156,6 +156,14 @@ def test_wrong_inputs_are_named():
         correct(half, [x], method="batchnorm")
     with pytest.raises(TraceError, match="empty"):
         correct(half, [])
+    with pytest.raises(TraceError, match="batch 1 holds no example"):
+        correct(half, [x, x[:0]])
+    with pytest.raises(TraceError, match=r"batch 1, of shapes \(\(2, 2\),\)"):
+        correct(half, [x, x[:, :2]])
+    with pytest.raises(TraceError, match=r"an iterable of inputs.*not None"):
+        correct(half, None, method="batch_norm")
+    with pytest.raises(LeafError, match=r"packed.*correct_bias\(apply_fn, params, quantized_params"):
+        mz.rewrites.correct_bias(model, mz.compress(params, mz.quantize(2)), params, [x])
     with pytest.raises(TreeError, match="bias"):
         correct({"a": params["a"], "b": params["b"]}, [x])
     with pytest.raises(PatternError):

@@ -287,6 +287,20 @@ def test_a_state_of_nnx_stays_one():
         np.testing.assert_allclose(apply(made.params, x), apply(state, x), rtol=1e-5, atol=1e-6)
 
 
+def test_what_is_in_the_way_is_named():
+    params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}
+    x = jnp.ones((1, 3))
+    model = lambda p, x: jnp.tanh(x @ p["a"])[:, ::-1].T.T @ p["b"]  # noqa: E731
+    with pytest.raises(
+        TransformError, match=r"'a'.*input of the model.*through tanh.*'b'.*with.*tanh.*:tanh"
+    ):
+        mz.rewrites.equalize(model, params, x)
+    conv = lambda p, x: jax.lax.conv(jnp.exp(jax.lax.conv(x, p["a"], (1,), "SAME")), p["b"], (1,), "SAME")  # noqa: E731
+    kernels = {"a": jnp.ones((4, 3, 3)), "b": jnp.ones((2, 4, 3))}
+    with pytest.raises(TransformError, match=r"'b': axes \(1,\) of it[^,]*with what goes through exp"):
+        mz.rewrites.equalize(conv, kernels, jnp.ones((1, 3, 8)))
+
+
 def test_half_precision_keeps_its_type():
     params = {
         "up": jnp.ones((3, 4), jnp.bfloat16) * jnp.array([1, 4, 2, 16], jnp.bfloat16),
@@ -301,6 +315,28 @@ def test_half_precision_keeps_its_type():
 def test_wrong_inputs_are_named():
     model, params, x, stats = outliers()
     rewrites = mz.rewrites
+    packed = mz.compress(params, mz.quantize(4))
+    for call in (
+        lambda p: rewrites.equalize(model, p, x),
+        lambda p: rewrites.rotate(model, p, x),
+        lambda p: rewrites.smooth(model, p, stats, x),
+        lambda p: rewrites.activation_aware(model, p, stats, mz.quantize(4), x),
+        lambda p: rewrites.drop_blocks(p, {"a": "a/**"}, ["a"]),
+        lambda p: rewrites.merge_neurons(p, "a", "b", 1),
+        lambda p: rewrites.silence(p, {}),
+        lambda p: rewrites.permute(p, []),
+        lambda p: rewrites.unit_scores(p, [], params),
+    ):
+        for held in (packed, packed.params):
+            with pytest.raises(LeafError, match="floats, and 'a' is packed"):
+                call(held)
+    with pytest.raises(TransformError, match="takes a transform"):
+        rewrites.activation_aware(model, params, stats, x)
+    feedback = mz.quantize(4, rounding=mz.rounding.error_feedback())
+    with pytest.raises(TransformError, match="rounds to nearest"):
+        rewrites.activation_aware(model, params, stats, feedback, x)
+    with pytest.raises(TraceError, match=r"inputs given, of shapes \(\)"):
+        rewrites.equalize(model, params)
     with pytest.raises(TransformError, match="alpha"):
         rewrites.smooth(model, params, stats, x, alpha=1.5)
     with pytest.raises(TransformError, match="points"):

@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 from trace_models import normal
 
-from modelzip_jax.errors import TraceError
+from modelzip_jax.errors import LeafError, TraceError
 from modelzip_jax.trace import fisher_information
 
 BOTH = ("diagonal", "kronecker")
@@ -151,6 +151,14 @@ def test_errors():
         fisher_information(lambda p, x: product(x, p), normal(4, 3), [X], ("kronecker",))
     with pytest.raises(TraceError, match="at least one batch"):
         fisher_information(mlp, PARAMS, [])
+    with pytest.raises(LeafError, match="is a function"):
+        fisher_information(PARAMS, mlp, [X])
+    with pytest.raises(TraceError, match="batch 1 holds no example"):
+        fisher_information(mlp, PARAMS, [X, X[:0]])
+    with pytest.raises(TraceError, match=r"batch 0, of shapes \(\(6, 2\),\)"):
+        fisher_information(mlp, PARAMS, [X[:, :2]])
+    with pytest.raises(TraceError, match=r"a pair \(inputs, labels\); batch 0 has the shapes \(6, 4\)"):
+        fisher_information(mlp, PARAMS, [X], labels="given")
     with pytest.raises(TraceError, match="'diag'"):
         fisher_information(mlp, PARAMS, [X], ("diag",))
     with pytest.raises(TraceError, match="labels='given'"):

@@ -291,6 +291,12 @@ def test_errors():
     w, x = jnp.ones((2, 2)), jnp.ones((2, 2))
     with pytest.raises(TraceError, match="at least one batch"):
         trace.statistics(lambda p, x: x @ p, w, [])
+    with pytest.raises(TraceError, match=r"batch 1 holds no example.*\(0, 2\)"):
+        trace.statistics(lambda p, x: x @ p, w, [x, x[:0]])
+    with pytest.raises(TraceError, match=r"batch 1, of shapes \(\(2, 1\),\): TypeError: dot_general"):
+        trace.statistics(lambda p, x: x @ p, w, [x, x[:, :1]])
+    with pytest.raises(TraceError, match=r"batch 0, of shapes \(\(2, 2\), \(2,\)\).*without labels"):
+        trace.statistics(lambda p, x: x @ p, w, [(x, jnp.ones(2))])
     with pytest.raises(TraceError, match="'median'"):
         trace.statistics(lambda p, x: x @ p, w, [x], ("median",))
     with pytest.raises(PatternError, match="nothing"):

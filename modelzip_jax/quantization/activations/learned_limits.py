@@ -11,7 +11,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from modelzip_jax.errors import TransformError
-from modelzip_jax.quantization.activations.calibrated_steps import WHOLE, chosen_from
+from modelzip_jax.quantization.activations.calibrated_steps import (
+    WHOLE,
+    as_range,
+    chosen_from,
+    names_of_steps,
+)
 from modelzip_jax.quantization.activations.operand import (
     ActivationQuantizer,
     Coded,
@@ -43,6 +48,7 @@ class ClippedActivations(ActivationQuantizer):
 
     weights = None
     holds = True  # type: ignore[assignment]
+    kept = ("clip",)  # type: ignore[assignment]
 
     def coded(self, x: jax.Array, own: Own, axes: tuple[int, ...]) -> Coded:
         clip = _positive(own["clip"])
@@ -73,6 +79,14 @@ class LearnedStep(ActivationQuantizer):
 
     weights = None
     holds = True  # type: ignore[assignment]
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        return names_of_steps(self.symmetric)
+
+    @property
+    def meaning(self) -> str:
+        return f"steps of {self.bits} bits"
 
     def coded(self, x: jax.Array, own: Own, axes: tuple[int, ...]) -> Coded:
         step, zero = self._current(own, x)
@@ -161,7 +175,7 @@ def pact(bits: int, *, clip: float | None = None) -> ClippedActivations:
     return ClippedActivations(check_width(bits, 1), None if clip is None else float(clip))
 
 
-def learned_step(bits: int, *, symmetric: bool = True, range: Range | None = None) -> LearnedStep:
+def learned_step(bits: int, *, symmetric: bool = True, range: Range | str | None = None) -> LearnedStep:
     """LSQ: the step of each product's activations trained; with `symmetric=False` its zero point, too, as in LSQ+.
 
     With v = x / s + z and the code q = round(clip(v)):
@@ -175,8 +189,8 @@ def learned_step(bits: int, *, symmetric: bool = True, range: Range | None = Non
     Args:
       bits: 2 to 8.
       symmetric: codes of both signs. Otherwise codes from 0, with a zero point: after a ReLU.
-      range: what steps begin with, of `mz.ranges`. None: 2 E|x| / sqrt(largest code) (LSQ, section 2.1), or, with zero
-        points, `least_squares()`.
+      range: what steps begin with, of `mz.ranges`, "max" or "mse". None: 2 E|x| / sqrt(largest code) (LSQ,
+        section 2.1), or, with zero points, `least_squares()`.
 
     Raises:
       TransformError: another number of bits; no range.
@@ -190,8 +204,4 @@ def learned_step(bits: int, *, symmetric: bool = True, range: Range | None = Non
     >>> found
     Array([[-1. ,  0.5,  0.5]], dtype=float32)
     """
-    if range is not None and not isinstance(range, Range):
-        raise TransformError(
-            f"learned_step() takes a range of mz.ranges, such as percentile(99.9), not {range!r:.100}"
-        )
-    return LearnedStep(check_width(bits, 2), bool(symmetric), range)
+    return LearnedStep(check_width(bits, 2), bool(symmetric), as_range(range, "learned_step()"))

@@ -81,6 +81,21 @@ class ActivationQuantizer:
         """Whether it keeps numbers of its own for each product."""
         return False
 
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The names of a product's numbers, which those given are held against; () where nobody says."""
+        return ()
+
+    @property
+    def positive(self) -> tuple[str, ...]:
+        """Those of them that must be more than 0."""
+        return ()
+
+    @property
+    def meaning(self) -> str:
+        """What the numbers are good for, such as "steps of 4 bits"; "" where any do that have the names."""
+        return ""
+
     def coded(self, x: jax.Array, own: Own, axes: tuple[int, ...]) -> Coded:
         """Codes of activations.
 

@@ -13,6 +13,7 @@ import numpy as np
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import TransformError
 from modelzip_jax.quantization.sensitivity.sensitivities import LeafCost, Sensitivity
+from modelzip_jax.trace.jaxpr.model_inputs import batch_inputs, running_on, shapes_in
 from modelzip_jax.tree import PyTree
 
 __all__ = ["OutputSensitivity", "output_error", "output_kl"]
@@ -30,7 +31,10 @@ class OutputSensitivity(Sensitivity):
         leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.asarray, params))
         place = {name: i for i, (name, _) in enumerate(trees.named_leaves(params))}
         outputs = jax.jit(self.apply_fn)
-        before = [outputs(params, *inputs) for inputs in self.batches]
+        before = []
+        for number, inputs in enumerate(self.batches):
+            with running_on(f"batch {number}", inputs):
+                before.append(outputs(params, *inputs))
 
         # The weights are arguments: one program for all leaves and all candidates.
         @jax.jit
@@ -49,11 +53,21 @@ class OutputSensitivity(Sensitivity):
         return measure
 
 
-def _batches(batches: Sequence[Any]) -> tuple[tuple[Any, ...], ...]:
-    found = tuple(b if isinstance(b, tuple) else (b,) for b in batches)
+def _measured_by(
+    apply_fn: Callable[..., Any],
+    batches: Sequence[Any],
+    distance: Callable[[jax.Array, jax.Array], jax.Array],
+    name: str,
+) -> OutputSensitivity:
+    if not callable(apply_fn) or not hasattr(batches, "__iter__"):
+        swapped = "the two the other way round" if callable(batches) else shapes_in((apply_fn, batches))
+        raise TransformError(
+            f"{name}() takes the model and its batches, {name}(apply_fn, [x, ...]), not {swapped}"
+        )
+    found = tuple(batch_inputs(batch, number) for number, batch in enumerate(batches))
     if not found:
         raise TransformError("a sensitivity of the outputs needs at least one batch of inputs")
-    return found
+    return OutputSensitivity(apply_fn, found, distance)
 
 
 def _divergence(before: jax.Array, after: jax.Array) -> jax.Array:
@@ -77,14 +91,15 @@ def output_kl(apply_fn: Callable[..., Any], batches: Sequence[Any]) -> OutputSen
       batches: each a tuple of what `apply_fn` takes after `params`, or that one array; kept, and read repeatedly.
 
     Raises:
-      TransformError: there are no batches.
+      TransformError: there are no batches, or the arguments are no model and batches. TraceError: a batch holds no
+        example, or, when it is used, the model cannot be run on one.
 
     >>> x, w = np.float32([[1.0], [2.0]]), np.float32([[1.0, 0.0]])
     >>> measure = output_kl(lambda p, x: x @ p["w"], [x]).prepare({"w": w})
     >>> measure("w", w, w), round(measure("w", w, 0 * w), 4)
     (0.0, 0.2194)
     """
-    return OutputSensitivity(apply_fn, _batches(batches), _divergence)
+    return _measured_by(apply_fn, batches, _divergence, "output_kl")
 
 
 def output_error(apply_fn: Callable[..., Any], batches: Sequence[Any]) -> OutputSensitivity:
@@ -96,4 +111,4 @@ def output_error(apply_fn: Callable[..., Any], batches: Sequence[Any]) -> Output
     >>> output_error(lambda p, x: x @ p["w"], [x]).prepare({"w": w})("w", w, 0 * w)
     2.5
     """
-    return OutputSensitivity(apply_fn, _batches(batches), _distance)
+    return _measured_by(apply_fn, batches, _distance, "output_error")

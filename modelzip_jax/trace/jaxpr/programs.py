@@ -11,6 +11,7 @@ from jax.extend import core as jex
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, TraceError
+from modelzip_jax.trace.jaxpr.model_inputs import running_on
 from modelzip_jax.trace.jaxpr.primitives import CALLS
 from modelzip_jax.tree import PyTree
 
@@ -45,12 +46,17 @@ class Program:
         return [tuple(v.aval.shape) for v in self.parameters]
 
 
-def program(apply_fn: Callable[..., Any], params: PyTree, *inputs: Any) -> Program:
+def program(
+    apply_fn: Callable[..., Any], params: PyTree, *inputs: Any, called: str = "the inputs given"
+) -> Program:
     """Traces `apply_fn(params, *inputs)`; nothing is computed, so that shapes suffice.
+
+    Args:
+      called: the inputs, in messages.
 
     Raises:
       LeafError: a leaf of the parameters or inputs is neither an array nor a `ShapeDtypeStruct`.
-      TraceError: two leaves of the parameters have the same name.
+      TraceError: two leaves of the parameters have the same name; the model cannot be run on these inputs.
     """
     names = tuple(name for name, _ in trees.named_leaves(params))
     for name, leaf in (*trees.named_leaves(params), *trees.named_leaves(inputs)):
@@ -63,7 +69,8 @@ def program(apply_fn: Callable[..., Any], params: PyTree, *inputs: Any) -> Progr
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if twice:
         raise TraceError(f"several leaves of the parameters are named {twice[0]!r}: rename one of them")
-    jaxpr, outputs = jax.make_jaxpr(apply_fn, return_shape=True)(params, *inputs)
+    with running_on(called, inputs):
+        jaxpr, outputs = jax.make_jaxpr(apply_fn, return_shape=True)(params, *inputs)
     return Program(jaxpr, names, jax.tree.structure(trees.plain(params)), outputs)
 
 

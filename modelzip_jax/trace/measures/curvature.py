@@ -12,7 +12,9 @@ import jax.numpy as jnp
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import TraceError
+from modelzip_jax.leaf_checks import check_arrays
 from modelzip_jax.patterns import matches, require_matches
+from modelzip_jax.trace.jaxpr.model_inputs import batch_inputs, iterated, running_on, shapes_in
 from modelzip_jax.trace.measures.kronecker import Factors, KroneckerPass
 from modelzip_jax.trace.measures.likelihood import Likelihood, Loss, losses
 from modelzip_jax.tree import PyTree
@@ -79,10 +81,10 @@ def fisher_information(
       The structure of `params` with a `FisherInformation` for each leaf.
 
     Raises:
-      TraceError: there are no batches, an unknown kind, inputs without a common first axis, a function as
-        likelihood without labels, or a use where derivatives cannot be followed (`while`, `shard_map`,
-        inside a function with custom derivatives).
-      PatternError: a pattern matches no leaf.
+      TraceError: there are no batches, or one holds no example, or the model cannot be run on it; an unknown
+        kind, inputs without a common first axis, a function as likelihood without labels, or a use where
+        derivatives cannot be followed (`while`, `shard_map`, inside a function with custom derivatives).
+      PatternError: a pattern matches no leaf. LeafError: a leaf of the parameters is no array.
 
     >>> w = jnp.array([[1.0, 0.0]])
     >>> batch = (jnp.array([[2.0], [1.0]]), jnp.array([[0.0, 0.0], [1.0, 3.0]]))  # inputs, targets
@@ -95,6 +97,7 @@ def fisher_information(
         raise TraceError(f"kinds must be a sequence of 'diagonal' and 'kronecker', not {kinds!r}")
     if callable(likelihood) and labels != "given":
         raise TraceError("a function as likelihood needs labels='given' and batches of (inputs, labels)")
+    check_arrays(params)
     loss, key = losses(likelihood), jax.random.key(0) if key is None else key
     names = [name for name, _ in trees.named_leaves(params)]
     patterns = [only] if isinstance(only, str) else list(only)
@@ -104,15 +107,21 @@ def fisher_information(
     kronecker = KroneckerPass(apply_fn, params, loss, patterns) if "kronecker" in kinds else None
     step = jax.jit(_diagonal_step(apply_fn, chosen, loss, examples_at_once))
     count = 0
-    for number, batch in enumerate(batches):
+    for number, batch in enumerate(iterated(batches)):
+        if labels == "given" and not (isinstance(batch, tuple | list) and len(batch) == 2):
+            raise TraceError(
+                f"with labels='given' a batch is a pair (inputs, labels); batch {number} has the shapes "
+                f"{shapes_in(batch)}"
+            )
         inputs, given = batch if labels == "given" else (batch, None)
-        inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+        inputs = batch_inputs(inputs, number)
         count += _examples(inputs)
         own = jax.random.fold_in(key, number)
-        if diagonal:
-            diagonal.add(step(chosen.leaves, inputs, given, own), _examples(inputs))
-        if kronecker:
-            kronecker.add(inputs, given, own, _examples(inputs))
+        with running_on(f"batch {number}", inputs):
+            if diagonal:
+                diagonal.add(step(chosen.leaves, inputs, given, own), _examples(inputs))
+            if kronecker:
+                kronecker.add(inputs, given, own, _examples(inputs), f"batch {number}")
     if not count:
         raise TraceError("Fisher information needs at least one batch: the iterable of batches was empty")
     found = dict(zip(chosen.names, diagonal.value, strict=True)) if diagonal else {}

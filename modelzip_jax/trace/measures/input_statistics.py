@@ -15,6 +15,7 @@ from modelzip_jax.errors import TraceError
 from modelzip_jax.patterns import matches, require_matches
 from modelzip_jax.trace.jaxpr.evaluator import Evaluator, Visitor, bind
 from modelzip_jax.trace.jaxpr.interpreter import equations_at
+from modelzip_jax.trace.jaxpr.model_inputs import batch_inputs, iterated
 from modelzip_jax.trace.jaxpr.programs import Equation, Program, program
 from modelzip_jax.trace.measures.channel_moments import KINDS, Channels, empty, fold, measure, pooled
 from modelzip_jax.trace.measures.layer_outputs import activation_paths
@@ -102,8 +103,8 @@ def statistics(
       product (`dot_general`, `conv_general_dilated`) it takes part in. Usable as `stats=` of `mz.compress`.
 
     Raises:
-      TraceError: there are no batches, a kind or place is unknown, or a use cannot be looked at where it
-        stands (in `shard_map`, or for percentiles in `while`).
+      TraceError: there are no batches, or one holds no example, or the model cannot be run on it; a kind or place
+        is unknown; a use cannot be looked at where it stands (in `shard_map`, or for percentiles in `while`).
       PatternError: a pattern matches no leaf.
 
     >>> import modelzip_jax.trace as trace
@@ -112,16 +113,30 @@ def statistics(
     >>> stats["kernel"][0].inputs.mean_abs, stats["kernel"][0].inputs.zeros
     (Array([2., 1.], dtype=float32), Array([0. , 0.5], dtype=float32))
     """
+    inputs = (batch_inputs(batch, number) for number, batch in enumerate(iterated(batches)))
+    return statistics_of_inputs(apply_fn, params, inputs, kinds, places, only, percentiles, jit)
+
+
+def statistics_of_inputs(
+    apply_fn: Callable[..., Any],
+    params: PyTree,
+    batches: Iterable[tuple[Any, ...]],
+    kinds: Sequence[str],
+    places: Sequence[Place],
+    only: str | Sequence[str],
+    percentiles: Sequence[float],
+    jit: Callable[..., Any],
+) -> PyTree:
+    """`statistics` of what needs no examples, such as a piece of a model."""
     _check(kinds, KINDS, "kinds")
     _check(places, PLACES, "places")
     patterns = [only] if isinstance(only, str) else list(only)
     passes: dict[Any, _Pass] = {}
     found: _Gathered | None = None
-    for batch in batches:
-        inputs = batch if isinstance(batch, tuple) else (batch,)
+    for number, inputs in enumerate(batches):
         key = str(jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), inputs))
         if key not in passes:
-            traced = program(apply_fn, params, *inputs)
+            traced = program(apply_fn, params, *inputs, called=f"batch {number}")
             require_matches(patterns, traced.names)
             passes[key] = _Pass(traced, frozenset(kinds), places, patterns, jit)
         found = found or _Gathered(passes[key])

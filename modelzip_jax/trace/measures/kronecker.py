@@ -74,11 +74,11 @@ class KroneckerPass:
         self.outputs: list[jax.Array] = []
         self.count = 0
 
-    def add(self, inputs: tuple[Any, ...], labels: Any, key: jax.Array, examples: int) -> None:
-        """One batch."""
+    def add(self, inputs: tuple[Any, ...], labels: Any, key: jax.Array, examples: int, called: str) -> None:
+        """One batch; `called` so in messages."""
         shapes = str(jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), (inputs, labels)))
         if shapes not in self.steps:
-            traced = program(self.apply_fn, self.params, *inputs)
+            traced = program(self.apply_fn, self.params, *inputs, called=called)
             sites = _sites(traced, self.patterns)
             self.steps[shapes] = sites, jax.jit(_step(traced, sites, self.loss, examples))
         self.sites, step = self.steps[shapes]

@@ -125,7 +125,11 @@ def scales_of(traced: Program, linear: bool, fixed: Callable[[Use], bool]) -> Sc
         arguments.append(Scaled(tuple(terms)))
     others = len(traced.jaxpr.jaxpr.invars) - len(arguments)
     for i, output in enumerate(
-        interpret(ScaleDomain(facts, scale_rule_of, linear), traced, [*arguments, *[Scaled()] * others])
+        interpret(
+            ScaleDomain(facts, scale_rule_of, linear),
+            traced,
+            [*arguments, *[Scaled(fixed=Reason("", "", "is an input of the model"))] * others],
+        )
     ):
         for term in output.terms:
             facts.zero(term, Reason(f"output:{i}", "", "is an output of the model"))

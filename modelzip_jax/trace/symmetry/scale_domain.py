@@ -29,11 +29,13 @@ class Scaled(NamedTuple):
     """terms: labels that are summed, each broadcast over the axes where it has length 1; none for scale 1.
 
     lead: how many axes of scans stand in front. zero: whether the variable is zero throughout, which any scale fits.
+    fixed: why there are no terms, where an equation is the reason.
     """
 
     terms: tuple[np.ndarray, ...] = ()
     lead: int = 0
     zero: bool = False
+    fixed: Reason | None = None
 
 
 class ScaleDomain(Domain[Scaled]):
@@ -60,16 +62,18 @@ class ScaleDomain(Domain[Scaled]):
         rule = self.rule_of(equation, self.linear)
         found = rule(self, equation, values) if rule else None
         if found is None:
-            self.hold(
-                values, equation, f"goes through {equation.primitive}, which does not commute with scales"
+            why = f"goes through {equation.primitive}, which does not commute with scales"
+            self.hold(values, equation, why)
+            first = (
+                next((v.fixed for v in values if v.fixed), None) if not any(v.terms for v in values) else None
             )
-            found = [Scaled(lead=lead)] * len(equation.eqn.outvars)
+            fixed = first or Reason(equation.path, equation.primitive, why)
+            found = [Scaled(lead=lead, fixed=fixed)] * len(equation.eqn.outvars)
         return found
 
     def deeper(self, value: Scaled, lead: int) -> Scaled:
-        return Scaled(
-            tuple(aligned_lead(t, value.lead, lead) for t in value.terms), max(lead, value.lead), value.zero
-        )
+        terms = tuple(aligned_lead(t, value.lead, lead) for t in value.terms)
+        return value._replace(terms=terms, lead=max(lead, value.lead))
 
     def hold(self, values: Sequence[Scaled], equation: Equation, why: str) -> None:
         """These keep the scale 1."""

@@ -64,7 +64,7 @@ def _mul(d: ScaleDomain, e: Equation, values: list[Scaled]) -> list[Scaled]:
     a, b = (_ranked(v, s, e) for v, s in zip(values, e.operand_shapes, strict=True))
     if e.primitive == "div":
         b = b._replace(terms=tuple(-t for t in b.terms), zero=False)
-    return [Scaled(d.product([*a.terms, *b.terms], a.lead), a.lead, a.zero or b.zero)]
+    return [Scaled(d.product([*a.terms, *b.terms], a.lead), a.lead, a.zero or b.zero, a.fixed or b.fixed)]
 
 
 def _move(d: ScaleDomain, e: Equation, values: list[Scaled]) -> list[Scaled] | None:
@@ -161,13 +161,21 @@ def _dot_general(d: ScaleDomain, e: Equation, values: list[Scaled]) -> list[Scal
             for t in values[which].terms
             if not set(varying(t, lead)) & set(contract[which])
         ]
-    reason = Reason(e.path, e.primitive, "is summed over with a factor that keeps its scale")
     left, right = summed
+    reason = _summed(e, values[0] if left is None else values[1])
     if left is not None and right is not None:
         d.facts.equate(left, -right, reason)
     elif left is not None or right is not None:
         d.facts.zero(left if left is not None else right, reason)  # type: ignore[arg-type]
     return [Scaled(d.product(passed, lead), lead, any(v.zero for v in values))]
+
+
+def _summed(e: Equation, other: Scaled) -> Reason:
+    """Why what meets a factor in a sum of products keeps its scale: where the factor's was fixed, if that is known."""
+    if other.fixed is None:
+        return Reason(e.path, e.primitive, "is summed over with a factor that keeps its scale")
+    why = f"is summed over with what {other.fixed.why}"
+    return Reason(other.fixed.path or e.path, other.fixed.primitive or e.primitive, why)
 
 
 def _conv(d: ScaleDomain, e: Equation, values: list[Scaled]) -> list[Scaled] | None:
@@ -202,7 +210,7 @@ def _conv(d: ScaleDomain, e: Equation, values: list[Scaled]) -> list[Scaled] | N
             return None
         else:
             read[1].append(transposed_to(term, lead, [None, rhs[1]]))
-    reason = Reason(e.path, e.primitive, "is summed over with a factor that keeps its scale")
+    reason = _summed(e, values[1] if read[0] else values[0])
     sums = [functools.reduce(d.facts.add, some) if some else np.zeros((), int) for some in read]
     d.facts.equate(sums[0], -sums[1], reason)
     return [Scaled(d.product(passed, lead), lead)]
