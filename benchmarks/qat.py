@@ -64,7 +64,7 @@ class Case:
 CASES = {
     "lenet_300_100": Case({}, {"optimizer.schedule.peak": 1e-3, "epochs": 5.0}, METHODS, "rms,2"),
     "lenet5": Case(
-        FASHION,
+        {**FASHION, "epochs": 3.0},
         {"optimizer.schedule.peak": 3e-4, "epochs": 1.0},
         {
             FLOAT: METHODS[FLOAT],

@@ -9,7 +9,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-__all__ = ["is_sharded_in_type", "placed_as", "sharded_as", "spec_of", "under_any_mesh"]
+__all__ = [
+    "is_sharded_in_type",
+    "place_of_each",
+    "placed_as",
+    "sharded_as",
+    "spec_of",
+    "take_each",
+    "under_any_mesh",
+]  # fmt: skip
 
 
 def spec_of(x: jax.Array) -> PartitionSpec:
@@ -57,3 +65,21 @@ def under_any_mesh(f: Callable[..., Any], args: tuple[Any, ...], specs: Any) -> 
     if any(is_sharded_in_type(leaf) for leaf in jax.tree.leaves(args)):
         f = jax.sharding.auto_axes(f, out_sharding=specs)
     return f(*args)
+
+
+def take_each(table: jax.Array, index: jax.Array) -> jax.Array:
+    """`table[index]`, sharded as the indices are.
+
+    >>> take_each(jnp.array([0.5, 2.0]), jnp.array([1, 0, 1]))
+    Array([2. , 0.5, 2. ], dtype=float32)
+    """
+    return under_any_mesh(lambda index, table: table[index], (index, table), spec_of(index))
+
+
+def place_of_each(edges: jax.Array, x: jax.Array) -> jax.Array:
+    """How many of the ascending edges each value has reached, int32, sharded as the values are.
+
+    >>> place_of_each(jnp.array([0.5, 2.0]), jnp.array([0.0, 0.5, 3.0]))
+    Array([0, 1, 2], dtype=int32)
+    """
+    return under_any_mesh(lambda x, edges: jnp.searchsorted(edges, x, side="right"), (x, edges), spec_of(x))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from modelzip_jax.meshes import place_of_each, take_each
+
 __all__ = ["laplace_bits", "level_bits"]
 
 
@@ -35,6 +37,6 @@ def level_bits(u: jax.Array, levels: jax.Array) -> jax.Array:
     middle = levels[:-1] * 0.5 + levels[1:] * 0.5
     ends = 2.0 * (middle[:1] - levels[:1]), 2.0 * (levels[-1:] - middle[-1:])
     widths = jnp.maximum(jnp.concatenate([ends[0], jnp.diff(middle), ends[1]]), 1e-6)
-    width = widths[jnp.searchsorted(middle, jax.lax.stop_gradient(u), side="right")]
+    width = take_each(widths, place_of_each(middle, jax.lax.stop_gradient(u)))
     length = (jnp.abs(u) / scale + jnp.log(2.0 * scale / width)) / jnp.log(2.0)
     return jnp.clip(length, 0.02, jnp.log2(levels.size) + 0.5)

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
+from modelzip_jax.meshes import place_of_each, take_each, under_any_mesh
 from modelzip_jax.packed import Bits, static
 from modelzip_jax.quantization.code_length import laplace_bits, level_bits
 from modelzip_jax.quantization.granularity import Granularity
@@ -100,7 +102,11 @@ class LevelFit:
         if not self.grid.follows_weights:
             return FoundSteps(held, zero, None, gain)
         u = jnp.clip(w * self.groups.expand(1.0 / scale, w.shape), -1.0, 1.0)
-        return FoundSteps(held, zero, self.grid.fitted(u, importance, self.bits), gain)
+
+        def fitted(u: jax.Array, importance: jax.Array | None) -> jax.Array:
+            return self.grid.fitted(u, importance, self.bits)
+
+        return FoundSteps(held, zero, under_any_mesh(fitted, (u, importance), PartitionSpec()), gain)
 
 
 def chosen_by(
@@ -114,7 +120,10 @@ def chosen_by(
 def _chosen_by(
     w: jax.Array, importance: jax.Array | None, kind: Range, fit: UniformFit | LevelFit
 ) -> FoundSteps:
-    step, zero = kind.choose(w, fit, importance)
+    def choose(w: jax.Array, importance: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        return kind.choose(w, fit, importance)
+
+    step, zero = under_any_mesh(choose, (w, importance), fit.groups.steps_spec(w))
     return fit.finished(w, step, zero, importance) if isinstance(fit, LevelFit) else FoundSteps(step, zero)
 
 
@@ -236,11 +245,11 @@ class LevelLeaf:
         u = jnp.clip(w * (1.0 / step), levels[0] - zero, levels[-1] - zero) + zero
         if self.levels is None:
             return self.grid.nearest(u.astype(jnp.float32), self.bits).astype(jnp.int32)
-        return jnp.searchsorted(levels[:-1] * 0.5 + levels[1:] * 0.5, u, side="right").astype(jnp.int32)
+        return place_of_each(levels[:-1] * 0.5 + levels[1:] * 0.5, u)
 
     def values(self, codes: jax.Array, step: jax.Array, zero: jax.Array) -> jax.Array:
         """What codes stand for: the inverse of `codes`."""
-        return (self._table()[codes] - zero) * step
+        return (take_each(self._table(), codes) - zero) * step
 
     @property
     def last(self) -> int:

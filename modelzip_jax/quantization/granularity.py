@@ -10,8 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from modelzip_jax.errors import TransformError
+from modelzip_jax.meshes import is_sharded_in_type, spec_of
 
 __all__ = ["GRANULARITIES", "Granularity", "check_granularity", "check_stored_groups"]
 
@@ -47,6 +49,10 @@ class Granularity:
         given = (self.axis,) if isinstance(self.axis, int) else self.axis
         given = given[: max(min(len(given), len(shape) - 1), 0)] if len(shape) <= len(given) else given
         return tuple(sorted({axis % len(shape) for axis in given}))
+
+    def steps_spec(self, x: jax.Array) -> PartitionSpec:
+        """How step sizes of a leaf lie over an Explicit mesh: as what is reduced over its groups."""
+        return spec_of(self.reduce(max_abs, x)) if is_sharded_in_type(x) else PartitionSpec()
 
     def steps_shape(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """The shape of the leaf's array of step sizes.

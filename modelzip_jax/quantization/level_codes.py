@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from modelzip_jax.concrete import host_views, traced_once
+from modelzip_jax.meshes import place_of_each
 from modelzip_jax.quantization.granularity import Granularity
 from modelzip_jax.quantization.grids.grid import Grid, table
 from modelzip_jax.quantization.grids.nearest_level import (
@@ -193,7 +194,7 @@ def _coded(w, scale, zero, levels, grid, bits, groups):  # type: ignore[no-untyp
     u = _units(w, scale, zero, _ends(levels, grid, bits), groups).astype(jnp.float32).reshape(-1)
     if levels is None:
         return table(grid, bits).nearest(u)
-    return jnp.searchsorted(thresholds_between(levels), u, side="right").astype(jnp.uint8)
+    return place_of_each(thresholds_between(levels), u).astype(jnp.uint8)
 
 
 def _of_fitted(levels: np.ndarray) -> Levels:

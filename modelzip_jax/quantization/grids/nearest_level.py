@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from modelzip_jax.meshes import place_of_each, take_each
+
 __all__ = ["Levels", "nearest_on_host", "project_fitted"]
 
 _FEW = 32
@@ -49,7 +51,7 @@ class Levels:
 
     def value(self, code: jax.Array) -> jax.Array:
         """Levels of codes: float32."""
-        return jnp.asarray(self.levels)[code]
+        return take_each(jnp.asarray(self.levels), code)
 
     def project(self, u: jax.Array) -> jax.Array:
         """The nearest level to each value, in the dtype of `u`."""
@@ -91,10 +93,10 @@ def _looked_up(u: jax.Array, first: jax.Array, thresholds: jax.Array, most: int)
     u = u.astype(jnp.float32)
     bits = jax.lax.bitcast_convert_type(u, jnp.uint32)
     order = jnp.where(bits >> 31 != 0, ~bits, bits | jnp.uint32(1 << 31))
-    code = jnp.asarray(first)[order >> 16].astype(jnp.int32)
+    code = take_each(jnp.asarray(first), order >> 16).astype(jnp.int32)
     bounds = jnp.asarray(thresholds)
     for _ in range(most):
-        code = code + (u >= bounds[code]).astype(jnp.int32)
+        code = code + (u >= take_each(bounds, code)).astype(jnp.int32)
     return code.astype(jnp.uint8)
 
 
@@ -144,4 +146,4 @@ def project_fitted(u: jax.Array, levels: jax.Array) -> jax.Array:
         for threshold, level in zip(thresholds_between(levels), levels[1:], strict=True):
             found = jnp.where(u >= threshold, level, found)
         return found
-    return levels[jnp.searchsorted(thresholds_between(levels), u, side="right")]
+    return take_each(levels, place_of_each(thresholds_between(levels), u))

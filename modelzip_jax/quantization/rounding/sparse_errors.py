@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from modelzip_jax.errors import TransformError
 from modelzip_jax.given_values import as_whole
+from modelzip_jax.meshes import under_any_mesh
 from modelzip_jax.quantization.fits import UniformLeaf
 from modelzip_jax.quantization.granularity import max_abs
 from modelzip_jax.quantization.rounding.feedback import check_positive
@@ -35,7 +36,11 @@ class HalfQuadratic(Rounding):
         leaf, w = problem.leaf, problem.weights
         if not isinstance(leaf, UniformLeaf):
             raise TransformError("half_quadratic() finds zero points of the uniform grid: leave grid= out")
-        zero = _zero_points(self, leaf, w, problem.support, problem.layers)
+        zero = under_any_mesh(
+            lambda leaf, w, support: _zero_points(self, leaf, w, support, problem.layers),
+            (leaf, w, problem.support),
+            leaf.groups.steps_spec(w),
+        )
         step, place = Problem(problem.name, w, dataclasses.replace(leaf, zero=zero)).steps()
         return Rounded(problem.kept(leaf.values(leaf.codes(w, step, place), step, place)), None, zero)
 
