@@ -16,7 +16,8 @@ SLOW = (
     "corner Auto", "corner Explicit", "clustered Auto", "clustered Explicit",
     "blocks Explicit", "farthest Explicit", "filters Explicit",
     "levels Auto", "levels Explicit", "fitted Explicit", "blocked Explicit", "odd-levels Explicit",
-    "group Explicit", "percentile Explicit", "searched Explicit", "divergence Explicit", "drawn Explicit", "half-quadratic Explicit",
+    "group Explicit", "percentile Explicit", "searched Explicit", "divergence Explicit", "drawn Explicit",
+    "half-quadratic Explicit",
     "entropy Explicit", "averaged Explicit", "sum Explicit", "dorefa Explicit",
     "odd-clusters Explicit", "soft Auto", "soft Explicit", "odd-wavelets Explicit",
 )  # fmt: skip
