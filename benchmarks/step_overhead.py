@@ -1,10 +1,11 @@
 """What pruning and quantization cost a training step: ours, JaxPruner and Qwix over plain AdamW.
 
-    python -m benchmarks.step_overhead [--repeats 15] [--device cpu] [--cores 1] [--quick] [--kept]
+    python -m benchmarks.step_overhead [--repeats 15] [--device cpu] [--cores 1] [--quick] [--kept] [--grids]
 
 One core, so that no two cases share or split them differently, and CPU time is what counts; `--cores 2` has
 bars of its own; on a GPU or TPU (`--device cuda --cores 0`: all of the host's) it is a wide network, whose step
-is long beside the time to start it, and bars do not apply. With `--kept` nothing is donated. A case is a jitted
+is long beside the time to start it, and bars do not apply. With `--kept` nothing is donated; with `--grids` the cases
+are the grids of `mz.grids` with floating scales, fixed and learned. A case is a jitted
 step (loss, gradients, update; params and optimizer state donated) of the same Flax model on the same batch. All
 cases take turns; every figure is the median of a case's ratios to plain AdamW in the same round. Plain AdamW runs
 twice: how far the second is from 1 is what this benchmark cannot tell apart.
@@ -162,6 +163,27 @@ def _qwix(model: nn.Module, dtype: Any) -> Case:
     return _plain(qwix.quantize_model(model, qwix.QtProvider([rule])))
 
 
+GRIDS: dict[str, dict[str, Any]] = {
+    "integers": {"bits": 4},
+    "integers, zero points": {"bits": 4, "symmetric": False},
+    "normal floats": {"grid": mz.grids.nf4()},
+    "ternary": {"grid": mz.grids.ternary()},
+    "powers of two": {"grid": mz.grids.power_of_two()},
+    "sums of two": {"grid": mz.grids.power_of_two(2)},
+    "fp8": {"grid": mz.grids.fp8()},
+    "quantiles": {"grid": mz.grids.quantile(), "bits": 4},
+}
+
+
+def _grid_makers(model: nn.Module) -> dict[str, Callable[[], Case]]:
+    def case(**options: Any) -> Callable[[], Case]:
+        return lambda: _ours(model, mz.quantize(axis=-1, **options))
+
+    fixed = {f"{name}, fixed": case(**options) for name, options in GRIDS.items()}
+    learned = {f"{name}, learned": case(learned=True, **options) for name, options in GRIDS.items()}
+    return {PLAIN: lambda: _plain(model), CONTROL: lambda: _plain(model), **fixed, **learned}
+
+
 def cases(model: nn.Module, chosen: argparse.Namespace, report: harness.Report) -> dict[str, Case]:
     """All cases that run here; a note says why another one does not."""
     rising = mz.schedules.polynomial(SPARSITY, begin=0, end=NEVER, initial=SPARSITY / 2)
@@ -193,7 +215,9 @@ def cases(model: nn.Module, chosen: argparse.Namespace, report: harness.Report) 
         "Qwix QAT, int8 weights": lambda: _qwix(model, jnp.int8),
         "Qwix QAT, int4 weights": lambda: _qwix(model, jnp.int4),
     }
-    if "MODELZIP_JAXPRUNER_SOURCE" in os.environ:
+    if chosen.grids:
+        makers = _grid_makers(model)
+    elif "MODELZIP_JAXPRUNER_SOURCE" in os.environ:
         for algorithm in ("magnitude",) if chosen.quick else ("magnitude", "set", "rigl"):
             for every, when in ((NEVER, "between updates"), (1, "update each step")):
                 makers[f"JaxPruner {algorithm}, {when}"] = functools.partial(
@@ -217,7 +241,9 @@ def cases(model: nn.Module, chosen: argparse.Namespace, report: harness.Report) 
 
 def main() -> None:
     """Runs the benchmark."""
-    chosen = harness.options(__doc__, repeats=60, cores=1, flags={"kept": "donate nothing"})
+    chosen = harness.options(
+        __doc__, repeats=60, cores=1, flags={"kept": "donate nothing", "grids": "every grid"}
+    )
     if chosen.kept:
         DONATED.clear()
     kept = "kept" if chosen.kept else "donated"
@@ -226,9 +252,11 @@ def main() -> None:
     record = "step_overhead"
     if (where, kept) != ("1 core(s)", "donated"):
         record += f"_{chosen.cores if platform == 'cpu' else platform}_{kept}"
-    report = harness.Report(record, f"Training step, {where}, {kept}", chosen)
+    grids = ", every grid" if chosen.grids else ""
+    record += "_grids" if chosen.grids else ""
+    report = harness.Report(record, f"Training step, {where}, {kept}{grids}", chosen)
     models = (MLP(), CNN()) if platform == "cpu" else (WideMLP(),)
-    for model in models[:1] if chosen.quick else models:
+    for model in models[:1] if chosen.quick or chosen.grids else models:
         name = type(model).__name__
         runs = cases(model, chosen, report)
         # A step that sorts all weights takes as long as 30 others: those have rounds of their own.
@@ -244,7 +272,10 @@ def main() -> None:
             rows += _rows(slow_times, list(slow))
         columns = ["case", "median, ms", "min, ms", "ratio to plain", "± half IQR", "ratio of minima"]
         report.table(f"{name}, batch {BATCH}: {(model.__doc__ or '').rstrip('.')}", columns, rows)
-        if platform == "cpu":
+        if platform == "cpu" and chosen.grids:
+            limit = {"fixed": TWO_CORES["quantize(4), fixed"], "learned": TWO_CORES["quantize(4), learned"]}
+            _limits(report, name, times, {case: limit[case.rpartition(", ")[2]] for case in list(fast)[2:]})
+        elif platform == "cpu":
             _bars(report, name, times, TWO_CORES if chosen.cores == 2 else {"prune, fixed masks": 1.06})
     report.finish()
 
@@ -271,6 +302,10 @@ def _bars(report: harness.Report, model: str, times: harness.Times, own: dict[st
         "SET, refresh each step": 2.2,
         "RigL, refresh each step": 2.2,
     }
+    _limits(report, model, times, limits)
+
+
+def _limits(report: harness.Report, model: str, times: harness.Times, limits: dict[str, float]) -> None:
     control = harness.median(harness.ratios(times, CONTROL, PLAIN))
     for case, limit in limits.items():
         ratio = harness.ratios(times, case, PLAIN)
