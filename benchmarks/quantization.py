@@ -5,7 +5,7 @@
 MiniLM, embeddings included: cosine to the float embeddings and recall@1 on docstrings of packages that calibration has
 not seen, and on verses of another domain. With --pictures EfficientNet-Lite0 on CIFAR-10 upsampled: cosine to the float
 logits. With --words g2p-en's GRUs: cosine to the float logits, phoneme error rate. With --peers Qwix's GPTQ and AWQ on
-the same statistics, the same bits and groups; see benchmarks/peers/qwix_client.py.
+the same statistics, the same bits and groups, and QEP; see benchmarks/peers/qwix_minilm.py.
 
 Bytes are those in memory, side information included.
 """
@@ -44,6 +44,13 @@ def with_table(bits: int, kernels: mz.Transform, grid: Any = None) -> mz.Transfo
     """Embeddings in groups along their rows, of least squared error: they meet no product that could be calibrated."""
     table = mz.quantize(bits, granularity="group", group_size=GROUP, axis=0, range="mse", grid=grid)
     return mz.partition({"kernels": kernels, "tables": table}, {KERNELS: "kernels", "**/embedding": "tables"})
+
+
+def wide_to_nearest(bits: int, kernels: mz.Transform) -> mz.Transform:
+    """Kernels of 1,536 inputs to nearest, and tables on normal floats: what Qwix's GPTQ and QEP are compared with."""
+    table = with_table(bits, kernels, mz.grids.nf4()).parts[1][1]
+    labels = {"encoder/*/output/kernel": "wide", KERNELS: "kernels", "**/embedding": "tables"}
+    return mz.partition({"wide": grouped(bits), "kernels": kernels, "tables": table}, labels)
 
 
 def timed(method: Method) -> tuple[mz.Packed, float]:
@@ -108,6 +115,14 @@ def minilm(report: harness.Report) -> None:
             "error feedback on normal floats in turn": lambda: mz.compress(
                 params,
                 with_table(bits, grouped(bits, grid=normal, rounding=feedback, range="mse"), normal),
+                calibrate=(apply, known),
+            ),
+            "error feedback, least squares, up to 384 inputs": lambda: mz.compress(
+                params, wide_to_nearest(bits, grouped(bits, rounding=feedback, range="mse")), stats=stats
+            ),
+            "error feedback in turn, least squares, up to 384 inputs": lambda: mz.compress(
+                params,
+                wide_to_nearest(bits, grouped(bits, rounding=feedback, range="mse")),
                 calibrate=(apply, known),
             ),
             TABLES: lambda: mz.compress(

@@ -12,12 +12,18 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 __all__ = ["QwixResult", "ask_qwix", "train_by_qwix"]
 
+UNOPTIMIZED = (
+    "--xla_cpu_parallel_codegen_split_count=1 --xla_backend_optimization_level=0 "
+    "--xla_llvm_disable_expensive_passes=true"
+)
+"""XLA's flags for Qwix's GPTQ, whose unrolled loop would otherwise compile for many minutes a shape."""
 STATISTICS = ("weight", "gram", "mean_abs", "gram_quantized", "cross")
 
 
@@ -56,7 +62,9 @@ def ask_qwix(
     options = {"bits": bits, "group": group, "methods": list(methods), "repeat": repeat}
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "out.npz"
-        said = _asked("qwix_worker.py", arrays, [str(target), json.dumps(options)])
+        said = _asked(
+            "qwix_worker.py", arrays, [str(target), json.dumps(options)], {"XLA_FLAGS": UNOPTIMIZED}
+        )
         if said is None:
             return None
         with np.load(target, allow_pickle=False) as archive:
@@ -70,7 +78,12 @@ def train_by_qwix(arrays: Mapping[str, np.ndarray], options: Mapping[str, Any]) 
     return _asked("qwix_qat_worker.py", arrays, [json.dumps(options)])
 
 
-def _asked(worker: str, arrays: Mapping[str, np.ndarray], arguments: list[str]) -> dict[str, Any] | None:
+def _asked(
+    worker: str,
+    arrays: Mapping[str, np.ndarray],
+    arguments: list[str],
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Any] | None:
     """The line of JSON that a worker prints about the arrays; None where Qwix is not installed."""
     python = os.environ.get("MODELZIP_QWIX_PYTHON", sys.executable)
     if subprocess.run([python, "-c", "import qwix"], capture_output=True, check=False).returncode:
@@ -79,7 +92,8 @@ def _asked(worker: str, arrays: Mapping[str, np.ndarray], arguments: list[str]) 
         source = Path(folder) / "in.npz"
         np.savez(source, **arrays)  # type: ignore[arg-type]
         command = [python, str(Path(__file__).with_name(worker)), str(source), *arguments]
-        printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        env = {**os.environ, **environment}
+        printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=env).stdout
     found: dict[str, Any] = json.loads(printed.splitlines()[-1])
     return found
 

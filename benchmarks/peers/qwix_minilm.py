@@ -18,6 +18,9 @@ from modelzip_jax.tree import PyTree, map_named, named_leaves
 __all__ = ["METHODS", "by_qwix"]
 
 METHODS = ("rtn", "awq", "gptq", "qep")
+WIDEST = 384
+"""Inputs of a kernel up to which GPTQ and QEP are tried: Qwix unrolls its loop over them, whose compiling takes a
+minute at 384 and did not end at 1,536 in a quarter of an hour. Wider kernels are rounded to nearest there."""
 Kernels = dict[str, np.ndarray]
 
 
@@ -33,15 +36,18 @@ def by_qwix(
     """
     methods = METHODS if bits in (2, 4, 8) else METHODS[:2]
     layers = _layers(params, stats)
-    answer = ask_qwix(layers, bits, group, methods=[m for m in methods if m != "qep"])
-    if answer is None:
-        return None
-    found = {}
+    found: dict[str, tuple[Kernels, float, str]] = {}
     for method in methods[:3]:
-        seconds = sum(s for (_, m), s in answer.seconds.items() if m == method)
-        found[method] = {n: w for (n, m), w in answer.weights.items() if m == method}, seconds, answer.version
+        taken = {n: x for n, x in layers.items() if method != "gptq" or len(x["weight"]) <= WIDEST}
+        answer = ask_qwix(taken, bits, group, methods=[method])
+        if answer is None:
+            return None
+        kernels = {name: w for (name, _), w in answer.weights.items()}
+        rest = found["rtn"][0] if found else {}
+        found[method] = {**rest, **kernels}, sum(answer.seconds.values()), answer.version
     if "qep" in methods:
-        found["qep"] = *_in_turn(model, params, list(layers), batches, bits, group), answer.version
+        kernels, seconds = _in_turn(model, params, found["rtn"][0], batches, bits, group)
+        found["qep"] = kernels, seconds, found["rtn"][2]
     return found
 
 
@@ -63,16 +69,20 @@ def _layers(params: PyTree, stats: PyTree) -> dict[str, dict[str, np.ndarray]]:
 def _in_turn(
     model: nn.Module,
     params: PyTree,
-    names: list[str],
+    nearest: Kernels,
     batches: Sequence[tuple[Any, ...]],
     bits: int,
     group: int,
 ) -> tuple[Kernels, float]:
     """QEP's kernels, and its seconds."""
-    weights, changed, seconds = dict(named_leaves(params)), {}, 0.0
-    for stage in _stages(names):
+    weights, seconds = dict(named_leaves(params)), 0.0
+    changed: Kernels = {}
+    for stage in _stages(list(nearest)):
+        if len(weights[stage[0]]) > WIDEST:
+            changed |= {name: nearest[name] for name in stage}
+            continue
         now = map_named(lambda name, w, changed=changed: changed.get(name, w), params)
-        sums = [np.zeros(2 * (len(weights[stage[0]]),), np.float64) for _ in range(2)]
+        sums = [np.zeros(2 * (len(weights[stage[0]]),)) for _ in range(2)]
         count = 0
         for batch in batches:
             exact, here = (_inputs(model, p, stage[0], batch) for p in (params, now))
