@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from modelzip_jax.sampling import spread_places
 from modelzip_jax.sharing import vectors
 from modelzip_jax.sharing.clustered import index_bits
 from modelzip_jax.sharing.lloyd import assign, kmeans, normalised
@@ -87,9 +89,10 @@ def fit_codebook(
     if size == 0:
         return jnp.zeros((k, *parts[0].shape[1:]) if parts else k, parts[0].dtype if parts else jnp.float32)
     if parts[0].ndim == 2:
-        stride = max(size // _BLOCKS, 1)
+        share = min(_BLOCKS / size, 1.0)
+        places = [spread_places(len(part), math.ceil(len(part) * share)) for part in parts]
         masses = [jnp.ones_like(p) if w is None else w for p, w in zip(parts, weights, strict=True)]
-        blocks, masses = ([x[::stride] for x in column] for column in (parts, masses))
+        blocks, masses = ([x[at] for x, at in zip(column, places, strict=True)] for column in (parts, masses))
         return vectors.vector_kmeans(jnp.concatenate(blocks), k, jnp.concatenate(masses), key=key)
     centroids = kmeans(parts, k, weights=weights, init=init, zero=zero, key=key).centroids
     if not zero:

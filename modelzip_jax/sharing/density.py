@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from modelzip_jax.concrete import host_views, placed
+from modelzip_jax.sampling import spread_places
 from modelzip_jax.sharing.bins import BINS, FAR, Binning
 from modelzip_jax.sharing.prefix import TwoFloats, halves_outward, outward_sums
 from modelzip_jax.sharing.scaling import scaled
@@ -93,11 +94,11 @@ def _quantiles(values: jax.Array, masses: jax.Array, ranks: jax.Array) -> jax.Ar
 
 
 def _sample(x: jax.Array, w: jax.Array | None, length: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Some 4,096 evenly spread values with the mass that each stands for."""
-    stride = max(x.size // _SAMPLE, 1)
-    values = scaled(x.reshape(-1)[::stride], -length)
-    masses = jnp.ones_like(values) if w is None else w.reshape(-1)[::stride]
-    return values, masses * stride
+    """4,096 evenly spread values, if there are more, with the mass that each stands for."""
+    places = spread_places(x.size, _SAMPLE)
+    values = scaled(x.reshape(-1)[places], -length)
+    masses = jnp.ones_like(values) if w is None else w.reshape(-1)[places]
+    return values, masses * (x.size / max(len(places), 1))
 
 
 def _mean_deviation(

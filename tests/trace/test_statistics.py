@@ -342,3 +342,15 @@ def test_gelu_and_swish_belong_to_their_layer():
             lambda p, x, f=f: f(x @ p["a"] + 1.0) @ p["b"], w, [x], FEW, ("activations",)
         )
         check(stats["a"][0].activations, f(x @ w["a"] + 1.0), FEW)
+
+
+@pytest.mark.parametrize("shape", [(64, 16, 16, 1), (128, 8, 8, 1), (32, 32, 32, 1)])
+def test_samples_do_not_fall_in_step_with_columns(shape):
+    """Rows at equal distances were all of one column of the images, which may be blank."""
+    x = np.ones(shape, np.float32)
+    x[:, :, 0] = 0.0
+    found = trace.statistics(lambda p, x: x @ p, jnp.ones((1, 2)), [x], kinds=("percentiles",))
+    assert found[0].inputs.percentiles[-1, 0] == 1.0
+    how = mz.activations.static(8, range="mse")
+    steps = mz.activations.calibrate(lambda p, x: x @ p["w"], how, {"w": jnp.ones((1, 2))}, [x])
+    np.testing.assert_allclose(steps["w"]["step"], 1 / 127, rtol=0.3)

@@ -16,6 +16,7 @@ from modelzip_jax.packing import unpack
 from modelzip_jax.quantization.activations.operand import ActivationQuantizer, Seen
 from modelzip_jax.quantization.activations.product_numbers import ProductNumbers, known_to_flax
 from modelzip_jax.quantization.activations.sites import product_sites, site_name
+from modelzip_jax.sampling import spread_places
 from modelzip_jax.trace.jaxpr.model_inputs import batch_inputs, holds_nonfinite, iterated
 from modelzip_jax.trace.jaxpr.programs import program
 from modelzip_jax.trace.measures.channel_moments import Channels
@@ -120,7 +121,7 @@ class _Inputs:
             self.edges[name].append((low.min(axis=1), high.max(axis=1)))
             if keep:
                 values = np.asarray(channels.sample).reshape(rows, -1)
-                self.samples[name].append(values[:, :: max(-(-values.shape[1] // _VALUES), 1)])
+                self.samples[name].append(values[:, spread_places(values.shape[1], _VALUES)])
         if keep and max(map(len, self.samples.values())) > _BATCHES:
             # Every second one is dropped, before and from now on: what is kept stays evenly spread.
             self.every *= 2

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from modelzip_jax.sampling import spread_places
+
 __all__ = ["KINDS", "Channels", "empty", "fold", "measure", "pooled"]
 
 KINDS = ("mean", "mean_abs", "second_moment", "zeros", "range", "gram", "percentiles")
@@ -90,7 +92,7 @@ def _gram(rows: jax.Array) -> jax.Array:
 def _sample(x: jax.Array, ndim: int, rows: int) -> jax.Array:
     """At most `rows` rows, evenly spread: `(rows, *channels)`."""
     flat = x.reshape(-1, *x.shape[x.ndim - ndim :])
-    return flat[:: max(-(-flat.shape[0] // rows), 1)]
+    return flat if len(flat) <= rows else flat[spread_places(len(flat), rows)]
 
 
 def empty(shapes: Channels) -> Channels:
