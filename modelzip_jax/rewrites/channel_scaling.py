@@ -14,6 +14,8 @@ import numpy as np
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, NonFiniteError, TraceError, TransformError
 from modelzip_jax.patterns import matches, require_matches
+from modelzip_jax.suggestions import listed
+from modelzip_jax.trace.jaxpr.interpreter import equations_at
 from modelzip_jax.trace.measures.input_statistics import Measured, UseStatistics
 from modelzip_jax.trace.symmetry.scalable_channels import ScaleBlock, ScaleGroup, ScaleMember, Scales
 from modelzip_jax.trace.usage.use import Use
@@ -68,10 +70,16 @@ def kernels(scales: Scales, only: str | Sequence[str] | None) -> set[str]:
     """The leaves that take part in products and match the patterns.
 
     Raises:
-      PatternError: a pattern matches no leaf.
+      PatternError: a pattern matches no leaf. TransformError: it matches no kernel.
     """
     patterns = ["**"] if only is None else [only] if isinstance(only, str) else list(only)
     require_matches(patterns, scales.program.names)
+    for pattern in patterns:
+        if not any(matches(pattern, name) for name in scales.uses):
+            raise TransformError(
+                f"{pattern!r} names no kernel, no leaf that takes part in a product; those are: "
+                f"{listed(list(scales.uses), 12) or '(none)'}"
+            )
     return {name for name in scales.uses if any(matches(p, name) for p in patterns)}
 
 
@@ -153,9 +161,14 @@ def finished(
     only: str | Sequence[str] | None,
     side: str,
     exponents: Mapping[str, float] | None = None,
+    known: Mapping[str, str] | None = None,
 ) -> Rescaled:
-    """The result, or a refusal where a kernel that was asked for, or every kernel, stays as it was."""
-    left = {name: _why(scales, name, side) for name in sorted(chosen - reached)}
+    """The result, or a refusal where a kernel that was asked for, or every kernel, stays as it was.
+
+    known: why some kernels do, where the scales do not say.
+    """
+    known = known or {}
+    left = {name: known.get(name) or _why(scales, name, side) for name in sorted(chosen - reached)}
     if left and (only is not None or not done):
         shown = "; ".join(f"{name!r}: {why}" for name, why in list(left.items())[:6])
         raise TransformError(f"no channels of these kernels can be scaled exactly: {shown}")
@@ -171,7 +184,19 @@ def _why(scales: Scales, name: str, side: str) -> str:
             found.append(f"axes {block.axes} of it: what they carry {reason.why}{where}")
     if found:
         return ", and ".join(found)
+    if side == "in" and _depthwise(scales, name):
+        return "a depthwise kernel sums over no channels: what it reads goes on, channel by channel, to what it makes"
     return "no other kernel makes or reads its channels, or several uses of it disagree about them"
+
+
+def _depthwise(scales: Scales, name: str) -> bool:
+    uses = scales.uses[name]
+    equations = equations_at(scales.program, {use.path for use in uses if use.kind == "conv"})
+    found = []
+    for eqn in equations.values():
+        kernel, spec = eqn.eqn.invars[1].aval.shape, eqn.params["dimension_numbers"].rhs_spec
+        found.append(eqn.params["feature_group_count"] > 1 and kernel[spec[1]] == 1)
+    return len(found) > 0 and all(found)
 
 
 def input_values(stats: PyTree, member: ScaleMember, field: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -360,3 +360,48 @@ def test_wrong_inputs_are_named():
     seen = trace.statistics(narrow, parts, [jnp.ones((1, 4))], kinds=("range",))
     with pytest.raises(LeafError, match="'a'"):
         rewrites.smooth(narrow, parts, seen, jnp.ones((1, 4)))
+
+
+def convolution(x, w, groups=1):
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        x, w, (1, 1), "SAME", dimension_numbers=layout, feature_group_count=groups
+    )
+
+
+def drawn(**shapes):
+    rng = np.random.default_rng(0)
+    return {name: rng.normal(size=shape).astype("f4") for name, shape in shapes.items()}
+
+
+def test_patterns_of_no_kernel_and_of_one_side_are_named():
+    params = drawn(up=(3, 8), bias=(8,), down=(8, 2))
+    model, x = lambda p, x: jax.nn.relu(x @ p["up"] + p["bias"]) @ p["down"], np.ones((1, 3), "f4")
+    stats = trace.statistics(model, params, [x], kinds=("range", "mean_abs", "gram"))
+    rewrites = mz.rewrites
+    for call in (
+        lambda **k: rewrites.equalize(model, params, x, **k),
+        lambda **k: rewrites.smooth(model, params, stats, x, **k),
+        lambda **k: rewrites.activation_aware(model, params, stats, mz.quantize(4), x, **k),
+    ):
+        for only in ("bias", ["**", "bias"]):
+            with pytest.raises(TransformError, match=r"'bias' names no kernel.*up, down"):
+                call(only=only)
+    for one, does, other in (("down", "makes", "up"), ("up", "reads", "down")):
+        with pytest.raises(
+            TransformError, match=f"'{one}': what {does} its channels, '{other}', is not in only="
+        ):
+            rewrites.equalize(model, params, x, only=one)
+
+
+def test_depthwise_kernels_sum_over_no_channels():
+    params, x = drawn(up=(1, 1, 2, 4), depthwise=(3, 3, 1, 4), down=(4, 3)), np.ones((1, 5, 5, 2), "f4")
+
+    def model(p, x):
+        x = jax.nn.relu(convolution(x, p["up"]))
+        return jax.nn.relu(convolution(x, p["depthwise"], 4)).mean((1, 2)) @ p["down"]
+
+    stats = trace.statistics(model, params, [x], kinds=("range",))
+    with pytest.raises(TransformError, match="'depthwise': a depthwise kernel sums over no channels"):
+        mz.rewrites.smooth(model, params, stats, x, only="depthwise")
+    assert "sums over no channels" in mz.rewrites.smooth(model, params, stats, x).left["depthwise"]
