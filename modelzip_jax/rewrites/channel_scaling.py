@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -95,6 +95,39 @@ def readings(scales: Scales, chosen: set[str]) -> list[Reading]:
         done |= {(m.block, int(i)) for m in members for i in m.indices.ravel()}
         found.append(Reading(group, tuple(members)))
     return found
+
+
+class PartlyDescribed(LeafError):
+    """Statistics of a kernel's inputs do not have the kernel's channels."""
+
+
+def described(
+    scales: Scales, chosen: set[str], stats: PyTree, check: Callable[[ScaleMember], Any]
+) -> tuple[list[Reading], dict[str, str]]:
+    """The groups that chosen kernels read, without kernels whose inputs no statistics describe; why, by kernel.
+
+    Args:
+      check: raises `PartlyDescribed` for a member whose inputs they do not describe.
+
+    Raises:
+      PartlyDescribed: it is the statistics that are of another model.
+    """
+    left: dict[str, str] = {}
+    for member in (m for reading in readings(scales, chosen) for m in reading.members):
+        leaf = member.block.leaf
+        if leaf not in left:
+            try:
+                check(member)
+            except PartlyDescribed as error:
+                if _alike(each.use for each in statistics_of(stats, leaf)) != _alike(scales.uses[leaf]):
+                    raise
+                left[leaf] = str(error)
+    return readings(scales, chosen - set(left)), left
+
+
+def _alike(uses: Iterable[Use]) -> list[Use]:
+    """Uses, wherever they stand: the model may have been within a `jit` when it was measured."""
+    return [dataclasses.replace(use, path="", trips=None) for use in uses]
 
 
 def unit_ranges(leaf: np.ndarray, member: ScaleMember) -> np.ndarray:
@@ -262,9 +295,9 @@ def _laid_out(
     axes = channel_axes(each.use, block)
     own = [a for a in axes if shape[a] != 1]
     if value.shape != tuple(shape[a] for a in axes) or sorted(own) != list(block.axes):
-        raise LeafError(
+        raise PartlyDescribed(
             f"statistics of the inputs of {block.leaf!r} have the shape {value.shape}, its channels {block.shape}: "
-            "kernels that are used in part, or of which several groups share channels, cannot be scaled by them"
+            "a kernel that is used in part, or a grouped convolution's, cannot be scaled by them"
         )
     order = sorted(range(len(axes)), key=lambda i: axes[i])
     return value.transpose(order).reshape(block.shape)
