@@ -12,20 +12,22 @@ from modelzip_jax import tree as trees
 from modelzip_jax.combinator import check_transform, reads
 from modelzip_jax.errors import NonFiniteError, TraceError, TransformError
 from modelzip_jax.packing import decoded
-from modelzip_jax.rewrites.channel_scaling import (
+from modelzip_jax.rewrites.channel_readings import (
     PartlyDescribed,
     Reading,
-    Rescaled,
-    block_factor,
     channel_axes,
     described,
+    input_values,
+    layer_of,
+    statistics_of,
+)
+from modelzip_jax.rewrites.channel_scaling import (
+    Rescaled,
+    block_factor,
     factors,
     finished,
     finite_leaves,
-    input_values,
     kernels,
-    layer_of,
-    statistics_of,
 )
 from modelzip_jax.rewrites.float_params import check_float_params
 from modelzip_jax.trace.symmetry.scalable_channels import ScaleBlock, ScaleMember, scale_groups
