@@ -11,6 +11,7 @@ import numpy as np
 from modelzip_jax import tree as trees
 from modelzip_jax.combinator import check_transform, reads
 from modelzip_jax.errors import NonFiniteError, TraceError, TransformError
+from modelzip_jax.float_params import check_float_params
 from modelzip_jax.packing import decoded
 from modelzip_jax.rewrites.channel_readings import (
     PartlyDescribed,
@@ -29,7 +30,6 @@ from modelzip_jax.rewrites.channel_scaling import (
     finite_leaves,
     kernels,
 )
-from modelzip_jax.rewrites.float_params import check_float_params
 from modelzip_jax.trace.symmetry.scalable_channels import ScaleBlock, ScaleMember, scale_groups
 from modelzip_jax.transform import Transform
 from modelzip_jax.tree import PyTree

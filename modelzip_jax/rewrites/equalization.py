@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from modelzip_jax.errors import TransformError
+from modelzip_jax.float_params import check_float_params
 from modelzip_jax.rewrites.channel_scaling import (
     Rescaled,
     block_factor,
@@ -17,7 +18,6 @@ from modelzip_jax.rewrites.channel_scaling import (
     kernels,
     unit_ranges,
 )
-from modelzip_jax.rewrites.float_params import check_float_params
 from modelzip_jax.trace.symmetry.scalable_channels import ScaleGroup, ScaleMember, Scales, scale_groups
 from modelzip_jax.trace.usage.use import Use
 from modelzip_jax.tree import PyTree

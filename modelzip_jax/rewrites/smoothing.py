@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from modelzip_jax.errors import TransformError
+from modelzip_jax.float_params import check_float_params
 from modelzip_jax.rewrites.channel_readings import described, input_values
 from modelzip_jax.rewrites.channel_scaling import Rescaled, finished, finite_leaves, kernels, unit_ranges
-from modelzip_jax.rewrites.float_params import check_float_params
 from modelzip_jax.trace.symmetry.scalable_channels import scale_groups
 from modelzip_jax.tree import PyTree
 
