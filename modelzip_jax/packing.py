@@ -120,10 +120,7 @@ def compress(
     check_transform(transform, "compress()")
     trees.check_not_module(params)
     model, params = params if calibrate is not None else None, trees.plain(params)
-    if any(map(is_packed, jax.tree.leaves(params, is_leaf=is_packed))):
-        raise TransformError(
-            "compress() takes weights, and these are packed already; unpack them: mz.unpack(packed)"
-        )
+    _check_not_packed(params, "compress()")
     check_arrays(params)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
         raise TransformError(
@@ -170,6 +167,13 @@ def compress(
     return assembled(treedef.unflatten(packed), transform, 0, variables)
 
 
+def _check_not_packed(params: PyTree, what: str) -> None:
+    if any(map(is_packed, jax.tree.leaves(params, is_leaf=is_packed))):
+        raise TransformError(
+            f"{what} takes weights, and these are packed already; unpack them: mz.unpack(packed)"
+        )
+
+
 def owned(packed: Any, leaf: Any) -> Any:
     """A packed array that shares no memory with the leaf that it was made of."""
 
@@ -199,6 +203,9 @@ def _groups(leaves: list[Any], indices: list[int]) -> list[list[int]]:
 def decoded(params: PyTree, transform: Transform, **given: Any) -> PyTree:
     """The weights as they will be after compression, without packing them.
 
+    Raises:
+      TransformError: the weights are packed already. PatternError, LeafError: as `compress`.
+
     >>> import modelzip_jax as mz
     >>> decoded({"w": np.float32([3.0, -1.0])}, mz.prune(sparsity=0.5))
     {'w': Array([3., 0.], dtype=float32)}
@@ -206,6 +213,7 @@ def decoded(params: PyTree, transform: Transform, **given: Any) -> PyTree:
     check_transform(transform, "decoded()")
     trees.check_not_module(params)
     tree = trees.plain(params)
+    _check_not_packed(tree, "decoded()")
     weights, context, _ = selected(transform, tree, given, "decoded()")
     encoded = transform.init(weights, context)
     return trees.restored(trees.merge(tree, transform.decode(encoded)), params)

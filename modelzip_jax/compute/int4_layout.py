@@ -11,9 +11,10 @@ import numpy as np
 
 from modelzip_jax.errors import TransformError
 from modelzip_jax.packed import PackedArray, static
+from modelzip_jax.packing import Packed
 from modelzip_jax.quantization.quantized import Quantized
 
-__all__ = ["Int4Matrix", "int4_matrix"]
+__all__ = ["Int4Matrix", "check_leaf", "int4_matrix"]
 
 _TILES = (128, 64, 32)
 
@@ -118,7 +119,14 @@ def _lanes(x: Any, n: int) -> jax.Array:
     return jnp.asarray(np.broadcast_to(x, (x.shape[0], n))[:, None])
 
 
+def check_leaf(packed: Any, what: str) -> None:
+    """Raises `TransformError` for a packed model in the place of one of its leaves."""
+    if isinstance(packed, Packed):
+        raise TransformError(f"{what} takes one packed matrix, not a model: pass a leaf, packed.params[...]")
+
+
 def _check(packed: Any) -> None:
+    check_leaf(packed, "int4_matrix()")
     if not isinstance(packed, Quantized) or len(packed.shape) != 2 or packed.codes.bits > 4:
         bits = f" of {packed.codes.bits} bits" if isinstance(packed, Quantized) else ""
         raise TransformError(

@@ -16,10 +16,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from modelzip_jax.compute.int4_kernel import kernel_product
-from modelzip_jax.compute.int4_layout import Int4Matrix
+from modelzip_jax.compute.int4_layout import Int4Matrix, check_leaf
 from modelzip_jax.errors import TransformError
 from modelzip_jax.naming import nearest_name
 from modelzip_jax.packed import is_packed
@@ -45,11 +46,12 @@ def packed_matmul(x: jax.Array, packed: Any, way: str | None = None) -> jax.Arra
     Sums are float32, at JAX's matmul precision of the day (`jax.default_matmul_precision`).
 
     Args:
-      x: float `(..., k)`. packed: an `mz.int4_matrix` of (k, n), or any packed matrix, which is unpacked.
+      x: float `(..., k)`; NumPy's becomes JAX's first, float64 thus float32 without `jax_enable_x64`.
+      packed: an `mz.int4_matrix` of (k, n), or any packed matrix, which is unpacked.
       way: one of "dequantize", "after", "partial" and "kernel"; None takes the backend's best that we know of.
 
     Returns:
-      `(..., n)`, of the dtype of `x`.
+      `(..., n)`, of the dtype of `x` in JAX.
 
     Raises:
       TransformError: shapes that do not fit; an `x` of integers; an unknown way, or one that cannot have these weights.
@@ -61,6 +63,8 @@ def packed_matmul(x: jax.Array, packed: Any, way: str | None = None) -> jax.Arra
     >>> bool(jnp.allclose(packed_matmul(x, held), x @ held.unpack(), atol=1e-5))
     True
     """
+    check_leaf(packed, "packed_matmul()")
+    x = jnp.asarray(x) if isinstance(x, np.ndarray) else x
     floats = hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
     fits = (
         is_packed(packed) and len(packed.shape) == 2 and floats and x.ndim and x.shape[-1] == packed.shape[0]

@@ -12,6 +12,7 @@ from modelzip_jax import tree as trees
 from modelzip_jax.coding.writer import file_sizes
 from modelzip_jax.combinator import selects
 from modelzip_jax.errors import PatternError, TransformError
+from modelzip_jax.float_params import check_float_params
 from modelzip_jax.leaf_checks import check_arrays, check_finite
 from modelzip_jax.packing import compress
 from modelzip_jax.partitioning import only as only_leaves
@@ -77,7 +78,7 @@ def mixed_precision(
         both budgets, one below the least possible cost, which is stated; bit operations without costs.
       PatternError: a pattern matches nothing, or a path has a `*` or `?` in it.
       NonFiniteError: weights or a sensitivity are NaN or infinite.
-      TreeError: what is given is no tree like the params. LeafError: a leaf is not floating-point.
+      TreeError: what is given is no tree like the params. LeafError: a leaf is not floating-point, or is packed.
 
     >>> import modelzip_jax as mz
     >>> rng = np.random.default_rng(0)
@@ -113,6 +114,7 @@ def mixed_precision(
         )
     named = named_candidates(candidates)
     trees.check_not_module(params)
+    check_float_params(params, "mixed_precision()")
     model, params = params, trees.plain(params)
     check_arrays(params)
     keep = selects(only_leaves(only, identity(), min_ndim=min_ndim), trees.outlines(params))

@@ -141,4 +141,4 @@ def dorefa(bits: int, *, layers: int | tuple[int, ...] | Mapping[str, Any] | Non
         raise TransformError(
             f"dorefa() takes 2 to 8 bits, not {bits!r}; one bit is mz.quantize(grid=mz.grids.binary())"
         )
-    return DoReFa(bits, layers=as_layers(layers))
+    return DoReFa(check_bits(bits), layers=as_layers(layers))

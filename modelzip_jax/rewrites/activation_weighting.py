@@ -10,24 +10,27 @@ import numpy as np
 
 from modelzip_jax import tree as trees
 from modelzip_jax.combinator import check_transform, reads
-from modelzip_jax.errors import LeafError, NonFiniteError, TraceError, TransformError
+from modelzip_jax.errors import NonFiniteError, TraceError, TransformError
+from modelzip_jax.float_params import check_float_params
 from modelzip_jax.packing import decoded
-from modelzip_jax.rewrites.channel_scaling import (
+from modelzip_jax.rewrites.channel_readings import (
+    PartlyDescribed,
     Reading,
+    channel_axes,
+    described,
+    input_values,
+    layer_of,
+    statistics_of,
+)
+from modelzip_jax.rewrites.channel_scaling import (
     Rescaled,
     block_factor,
-    channel_axes,
     factors,
     finished,
     finite_leaves,
-    input_values,
     kernels,
-    layer_of,
-    readings,
-    statistics_of,
 )
-from modelzip_jax.rewrites.float_params import check_float_params
-from modelzip_jax.trace.symmetry.scalable_channels import ScaleBlock, scale_groups
+from modelzip_jax.trace.symmetry.scalable_channels import ScaleBlock, ScaleMember, scale_groups
 from modelzip_jax.transform import Transform
 from modelzip_jax.tree import PyTree
 
@@ -90,10 +93,18 @@ def activation_aware(
         )
     scales = scale_groups(apply_fn, params, *inputs)
     chosen = kernels(scales, only)
-    found = readings(scales, chosen)
+    shapes = dict(zip(scales.program.names, scales.program.shapes, strict=True))
+    matrices: dict[ScaleBlock, _Gram] = {}
+
+    def read(member: ScaleMember) -> None:
+        shape = shapes[member.block.leaf]
+        input_values(stats, member, "mean_abs", shape)
+        if member.block not in matrices:
+            matrices[member.block] = _Gram(stats, member.block, shape)
+
+    found, unread = described(scales, chosen, stats, read)
     weights = finite_leaves(params, {m.block.leaf for r in found for m in r.members})
     means = [_means(stats, reading, weights) for reading in found]
-    matrices = {m.block: _Gram(stats, m.block, weights[m.block.leaf].shape) for r in found for m in r.members}
     errors = np.zeros((points, len(found)))
     for i, alpha in enumerate(np.arange(points) / points):
         scaled = [
@@ -108,7 +119,7 @@ def activation_aware(
         alpha = best[j] / points
         done.append((reading.group, _scale(x, alpha) ** reading.members[0].power))
         exponents[reading.group.name] = float(alpha)
-    return finished(params, scales, done, set(weights), chosen, only, "in", exponents)
+    return finished(params, scales, done, set(weights), chosen, only, "in", exponents, unread)
 
 
 def _means(stats: PyTree, reading: Reading, weights: dict[str, np.ndarray]) -> np.ndarray:
@@ -133,9 +144,7 @@ class _Gram:
         (self.each, *others) = statistics_of(stats, block.leaf)
         use, channels = self.each.use, self.each.inputs
         if others:
-            raise LeafError(
-                f"{block.leaf!r} takes part in {1 + len(others)} products: leave it out with only="
-            )
+            raise PartlyDescribed(f"it takes part in {1 + len(others)} products, whose errors differ")
         if channels is None or channels.gram is None:
             raise TraceError(
                 f"stats of {block.leaf!r} have no 'gram': trace.statistics(kinds=('gram', 'mean_abs'))"
@@ -150,7 +159,9 @@ class _Gram:
         self.order = [*self.lead, *read, *rest]
         size = int(np.prod([shape[a] for a in read]))
         if self.gram.shape != (*(shape[a] for a in self.lead), size, size):
-            raise LeafError(f"the Gram matrix of {block.leaf!r} has the shape {self.gram.shape}, not {size}²")
+            raise PartlyDescribed(
+                f"the Gram matrix of {block.leaf!r} has the shape {self.gram.shape}, not {size}²"
+            )
         self.flat = (*(shape[a] for a in self.lead), size, -1)
 
     def loss(self, difference: np.ndarray) -> np.ndarray:

@@ -12,11 +12,11 @@ import numpy as np
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, NonFiniteError, TraceError, TransformError, TreeError
+from modelzip_jax.float_params import check_float_params
 from modelzip_jax.naming import nearest_name
 from modelzip_jax.packed import is_packed
 from modelzip_jax.packing import unpack
 from modelzip_jax.patterns import matches, require_matches
-from modelzip_jax.rewrites.float_params import check_float_params
 from modelzip_jax.rewrites.normal_inputs import expected_errors
 from modelzip_jax.trace.jaxpr.evaluator import Evaluator, Visitor, bind
 from modelzip_jax.trace.jaxpr.interpreter import equations_at

@@ -13,9 +13,9 @@ import numpy as np
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, TransformError
+from modelzip_jax.float_params import check_float_params
 from modelzip_jax.naming import nearest_name
 from modelzip_jax.patterns import matches, require_matches
-from modelzip_jax.rewrites.float_params import check_float_params
 from modelzip_jax.tree import PyTree
 
 __all__ = ["Blocks", "Branch", "block_effects", "drop_blocks", "remove_layers", "stacked_blocks"]

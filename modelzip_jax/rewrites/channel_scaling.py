@@ -12,15 +12,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from modelzip_jax import tree as trees
-from modelzip_jax.errors import LeafError, NonFiniteError, TraceError, TransformError
+from modelzip_jax.errors import NonFiniteError, TransformError
 from modelzip_jax.patterns import matches, require_matches
-from modelzip_jax.trace.measures.input_statistics import Measured, UseStatistics
+from modelzip_jax.suggestions import listed
+from modelzip_jax.trace.jaxpr.interpreter import equations_at
 from modelzip_jax.trace.symmetry.scalable_channels import ScaleBlock, ScaleGroup, ScaleMember, Scales
-from modelzip_jax.trace.usage.use import Use
-from modelzip_jax.trace.usage.views import along
 from modelzip_jax.tree import PyTree
 
-__all__ = ["Reading", "Rescaled", "finished", "input_values", "kernels", "readings", "rescale"]
+__all__ = [
+    "Rescaled",
+    "block_factor",
+    "factors",
+    "finished",
+    "finite_leaves",
+    "kernels",
+    "rescale",
+    "unit_ranges",
+]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,52 +49,21 @@ class Rescaled:
     exponents: Mapping[str, float]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Reading:
-    """A group of channels, and the kernels that sum over them.
-
-    members: those of the group that are input channels of chosen kernels, all of one power.
-    """
-
-    group: ScaleGroup
-    members: tuple[ScaleMember, ...]
-
-    @property
-    def layer(self) -> tuple[int, ...]:
-        """Which layer of a scan the group belongs to; () outside of scans."""
-        return layer_of(self.members[0])
-
-
-def layer_of(member: ScaleMember) -> tuple[int, ...]:
-    """The member's place along the axes of its block that count layers."""
-    block = member.block
-    place = np.unravel_index(int(member.indices[0, 0]), block.shape)
-    return tuple(int(place[block.axes.index(a)]) for a in block.layers)
-
-
 def kernels(scales: Scales, only: str | Sequence[str] | None) -> set[str]:
     """The leaves that take part in products and match the patterns.
 
     Raises:
-      PatternError: a pattern matches no leaf.
+      PatternError: a pattern matches no leaf. TransformError: it matches no kernel.
     """
     patterns = ["**"] if only is None else [only] if isinstance(only, str) else list(only)
     require_matches(patterns, scales.program.names)
+    for pattern in patterns:
+        if not any(matches(pattern, name) for name in scales.uses):
+            raise TransformError(
+                f"{pattern!r} names no kernel, no leaf that takes part in a product; those are: "
+                f"{listed(list(scales.uses), 12) or '(none)'}"
+            )
     return {name for name in scales.uses if any(matches(p, name) for p in patterns)}
-
-
-def readings(scales: Scales, chosen: set[str]) -> list[Reading]:
-    """The groups that chosen kernels read; a kernel's channels count once."""
-    done: set[tuple[ScaleBlock, int]] = set()
-    found = []
-    for group in scales.groups:
-        members = [m for m in group.members if m.block.side == "in" and m.block.leaf in chosen]
-        members = [m for m in members if not {(m.block, int(i)) for i in m.indices.ravel()} & done]
-        if not members or len({m.power for m in members}) > 1 or abs(members[0].power) != 1:
-            continue
-        done |= {(m.block, int(i)) for m in members for i in m.indices.ravel()}
-        found.append(Reading(group, tuple(members)))
-    return found
 
 
 def unit_ranges(leaf: np.ndarray, member: ScaleMember) -> np.ndarray:
@@ -153,9 +130,14 @@ def finished(
     only: str | Sequence[str] | None,
     side: str,
     exponents: Mapping[str, float] | None = None,
+    known: Mapping[str, str] | None = None,
 ) -> Rescaled:
-    """The result, or a refusal where a kernel that was asked for, or every kernel, stays as it was."""
-    left = {name: _why(scales, name, side) for name in sorted(chosen - reached)}
+    """The result, or a refusal where a kernel that was asked for, or every kernel, stays as it was.
+
+    known: why some kernels do, where the scales do not say.
+    """
+    known = known or {}
+    left = {name: known.get(name) or _why(scales, name, side) for name in sorted(chosen - reached)}
     if left and (only is not None or not done):
         shown = "; ".join(f"{name!r}: {why}" for name, why in list(left.items())[:6])
         raise TransformError(f"no channels of these kernels can be scaled exactly: {shown}")
@@ -171,75 +153,16 @@ def _why(scales: Scales, name: str, side: str) -> str:
             found.append(f"axes {block.axes} of it: what they carry {reason.why}{where}")
     if found:
         return ", and ".join(found)
+    if side == "in" and _depthwise(scales, name):
+        return "a depthwise kernel sums over no channels: what it reads goes on, channel by channel, to what it makes"
     return "no other kernel makes or reads its channels, or several uses of it disagree about them"
 
 
-def input_values(stats: PyTree, member: ScaleMember, field: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A statistic of the inputs that a member's units are, `(units, m)`: the largest over several uses.
-
-    Args:
-      stats: of `trace.statistics`. field: of `Channels`, or "largest" for max |x|. shape: of the leaf.
-
-    Raises:
-      TraceError: the statistics have no such field, or their channels are not the kernel's.
-    """
-    found = [
-        _laid_out(each, member.block, _field(each, field, member.block.leaf), shape)
-        for each in statistics_of(stats, member.block.leaf)
-    ]
-    values: np.ndarray = np.max(found, axis=0).reshape(-1)[member.indices]
-    return values
-
-
-def statistics_of(stats: PyTree, leaf: str) -> Measured:
-    """What was measured of a leaf.
-
-    Raises:
-      TraceError: nothing was.
-    """
-    known = dict(trees.named_leaves(stats, is_leaf=lambda x: isinstance(x, Measured)))
-    found = known.get(leaf)
-    if not isinstance(found, Measured) or not found:
-        raise TraceError(
-            f"stats have nothing of {leaf!r}: pass trace.statistics of the same apply_fn and params, with this leaf"
-        )
-    return found
-
-
-def _field(each: UseStatistics, field: str, leaf: str) -> np.ndarray:
-    channels = each.inputs
-    kind = "range" if field == "largest" else field
-    value = None if channels is None else getattr(channels, "maximum" if field == "largest" else field)
-    if channels is None or value is None:
-        raise TraceError(
-            f"stats of {leaf!r} have no {kind!r} of inputs: trace.statistics(kinds=({kind!r}, ...))"
-        )
-    if field == "largest":
-        value = jnp.maximum(jnp.abs(channels.minimum), jnp.abs(channels.maximum))
-    found = np.asarray(value, np.float64)
-    if not np.isfinite(found).all():
-        raise NonFiniteError(f"statistics of the inputs of {leaf!r} hold NaN or infinity")
-    return found
-
-
-def channel_axes(use: Use, block: ScaleBlock) -> list[int]:
-    """The leaf's axes that a statistic of the use's inputs has, in order."""
-    layers = [a for layer in use.view.layers for a in along([layer.axis])]
-    read = [a for a in block.axes if a not in layers and a not in use.batch]
-    if use.kind == "dot":
-        read = list(use.contracted)
-    return [*layers, *use.batch, *read]
-
-
-def _laid_out(
-    each: UseStatistics, block: ScaleBlock, value: np.ndarray, shape: tuple[int, ...]
-) -> np.ndarray:
-    axes = channel_axes(each.use, block)
-    own = [a for a in axes if shape[a] != 1]
-    if value.shape != tuple(shape[a] for a in axes) or sorted(own) != list(block.axes):
-        raise LeafError(
-            f"statistics of the inputs of {block.leaf!r} have the shape {value.shape}, its channels {block.shape}: "
-            "kernels that are used in part, or of which several groups share channels, cannot be scaled by them"
-        )
-    order = sorted(range(len(axes)), key=lambda i: axes[i])
-    return value.transpose(order).reshape(block.shape)
+def _depthwise(scales: Scales, name: str) -> bool:
+    uses = scales.uses[name]
+    equations = equations_at(scales.program, {use.path for use in uses if use.kind == "conv"})
+    found = []
+    for eqn in equations.values():
+        kernel, spec = eqn.eqn.invars[1].aval.shape, eqn.params["dimension_numbers"].rhs_spec
+        found.append(eqn.params["feature_group_count"] > 1 and kernel[spec[1]] == 1)
+    return len(found) > 0 and all(found)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from modelzip_jax.errors import TransformError
+from modelzip_jax.float_params import check_float_params
 from modelzip_jax.rewrites.channel_scaling import (
     Rescaled,
     block_factor,
@@ -17,8 +18,7 @@ from modelzip_jax.rewrites.channel_scaling import (
     kernels,
     unit_ranges,
 )
-from modelzip_jax.rewrites.float_params import check_float_params
-from modelzip_jax.trace.symmetry.scalable_channels import ScaleGroup, ScaleMember, scale_groups
+from modelzip_jax.trace.symmetry.scalable_channels import ScaleGroup, ScaleMember, Scales, scale_groups
 from modelzip_jax.trace.usage.use import Use
 from modelzip_jax.tree import PyTree
 
@@ -91,7 +91,7 @@ def equalize(
         if moved < tolerance:
             break
     done = [(group, np.exp(log)) for (group, _), log in zip(groups, total, strict=True)]
-    return finished(params, scales, done, reached, chosen, only, "")
+    return finished(params, scales, done, reached, chosen, only, "", known=_one_sided(scales, chosen))
 
 
 def _multiplies(use: Use) -> bool:
@@ -101,6 +101,20 @@ def _multiplies(use: Use) -> bool:
 
 def _counted(group: ScaleGroup, chosen: set[str]) -> list[ScaleMember]:
     return [m for m in group.members if m.block.side and m.block.leaf in chosen]
+
+
+def _one_sided(scales: Scales, chosen: set[str]) -> dict[str, str]:
+    """Chosen kernels whose channels kernels that were not chosen make or read on the other side."""
+    found = {}
+    for group in scales.groups:
+        kernels_ = [m for m in group.members if m.block.side]
+        for m in (m for m in kernels_ if m.block.leaf in chosen):
+            others = [o.block.leaf for o in kernels_ if np.sign(o.power) != np.sign(m.power)]
+            if others and not chosen.intersection(others):
+                does = "makes" if m.block.side == "in" else "reads"
+                shown = ", ".join(map(repr, dict.fromkeys(others)))
+                found[m.block.leaf] = f"what {does} its channels, {shown}, is not in only=: name both"
+    return found
 
 
 def _step(weights: dict[str, np.ndarray], members: list[ScaleMember], units: int) -> np.ndarray:

@@ -13,10 +13,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from modelzip_jax.errors import TraceError, TransformError
+from modelzip_jax.given_values import as_whole
 from modelzip_jax.naming import nearest_name
 from modelzip_jax.packed import PackedArray, is_packed
+from modelzip_jax.packing import Packed
 from modelzip_jax.quantization.activations.calibration import as_patterns, check_how, unpacked_params
 from modelzip_jax.quantization.activations.operand import ActivationQuantizer
 from modelzip_jax.quantization.activations.product_numbers import check_numbers
@@ -133,6 +136,7 @@ def quantize_activations(
     """
     check_how(how, "quantize_activations", apply_fn)
     weights = how.weights if weights == "auto" else weights
+    weights = as_whole(weights, "bits of weights", 2, 8) if isinstance(weights, np.integer) else weights
     arithmetic = arithmetic or ("float" if weights is None else "integer")
     _check(how, scales, weights, arithmetic)
     patterns = as_patterns(only)
@@ -140,6 +144,8 @@ def quantize_activations(
 
     @functools.wraps(apply_fn)
     def quantized(params: PyTree, *inputs: Any) -> Any:
+        if isinstance(params, Packed):
+            raise TransformError("the quantized model takes the params of a packed model: pass packed.params")
         packed = {name: x for name, x in named_leaves(params, is_leaf=is_packed) if is_packed(x)}
         params = unpacked_params(params)
         traced = program(apply_fn, params, *inputs)

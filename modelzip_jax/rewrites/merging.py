@@ -10,8 +10,8 @@ import numpy as np
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, TransformError
+from modelzip_jax.float_params import check_float_params
 from modelzip_jax.patterns import require_matches
-from modelzip_jax.rewrites.float_params import check_float_params
 from modelzip_jax.tree import PyTree
 
 __all__ = ["merge_neurons"]

@@ -13,9 +13,9 @@ import numpy as np
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, TransformError
+from modelzip_jax.float_params import check_float_params
 from modelzip_jax.patterns import require_matches
 from modelzip_jax.rewrites.channel_scaling import finite_leaves, rescale
-from modelzip_jax.rewrites.float_params import check_float_params
 from modelzip_jax.rewrites.orthogonal_matrices import random_hadamard
 from modelzip_jax.trace.coupling.labels import Reason
 from modelzip_jax.trace.jaxpr.interpreter import interpret

@@ -8,16 +8,9 @@ from typing import Any
 import numpy as np
 
 from modelzip_jax.errors import TransformError
-from modelzip_jax.rewrites.channel_scaling import (
-    Rescaled,
-    finished,
-    finite_leaves,
-    input_values,
-    kernels,
-    readings,
-    unit_ranges,
-)
-from modelzip_jax.rewrites.float_params import check_float_params
+from modelzip_jax.float_params import check_float_params
+from modelzip_jax.rewrites.channel_readings import described, input_values
+from modelzip_jax.rewrites.channel_scaling import Rescaled, finished, finite_leaves, kernels, unit_ranges
 from modelzip_jax.trace.symmetry.scalable_channels import scale_groups
 from modelzip_jax.tree import PyTree
 
@@ -38,7 +31,7 @@ def smooth(
     or batch norm, or a linear layer's kernel and bias where all between is positively homogeneous (relu, a gate's
     product, attention's values). Layers that read the same channels (query, key and value) get one factor,
     with max|W_j| over all of them. Behind a GELU, or where a residual stream reads the channels too, nothing
-    can be folded: `left` says so.
+    can be folded: `left` says so, and names grouped convolutions and kernels that are used in part.
 
     Args:
       apply_fn, params, *inputs: as for `trace.couplings`; shapes suffice for inputs.
@@ -51,7 +44,7 @@ def smooth(
 
     Raises:
       TransformError: nothing can be smoothed, or not what `only` names, with the equation in the way; `alpha`.
-      TraceError: the statistics lack a kernel or its range. LeafError: their channels are not the kernel's.
+      TraceError: the statistics lack a kernel or its range. LeafError: they are another model's.
       PatternError: a pattern matches no leaf. NonFiniteError: a kernel or its statistics hold NaN or infinity.
 
     Xiao et al. 2022, SmoothQuant, arXiv:2211.10438, eq. 3 and 4.
@@ -70,7 +63,10 @@ def smooth(
     check_float_params(params, "smooth()")
     scales = scale_groups(apply_fn, params, *inputs)
     chosen = kernels(scales, only)
-    found = readings(scales, chosen)
+    shapes = dict(zip(scales.program.names, scales.program.shapes, strict=True))
+    found, unread = described(
+        scales, chosen, stats, lambda m: input_values(stats, m, "largest", shapes[m.block.leaf])
+    )
     weights = finite_leaves(params, {m.block.leaf for r in found for m in r.members})
     done = []
     for reading in found:
@@ -85,4 +81,4 @@ def smooth(
         done.append((reading.group, np.where(live, scale, 1.0) ** reading.members[0].power))
     reached = set(weights)
     exponents = dict.fromkeys((group.name for group, _ in done), alpha)
-    return finished(params, scales, done, reached, chosen, only, "in", exponents)
+    return finished(params, scales, done, reached, chosen, only, "in", exponents, unread)

@@ -18,6 +18,7 @@ from modelzip_jax import tree as trees
 from modelzip_jax.chaining import Chain, chain
 from modelzip_jax.combinator import Combinator, Selected, check_transform, ends, selected, selects, support_of
 from modelzip_jax.errors import ModelzipError
+from modelzip_jax.float_params import check_float_params
 from modelzip_jax.linear import Linear
 from modelzip_jax.loop.reading import start
 from modelzip_jax.loop.states import wrap_states
@@ -74,6 +75,7 @@ def check_laws(
         raise ValueError(f"check_laws() takes at least 2 training steps, not {steps}")
     check_transform(transform, "check_laws()")
     _check_methods(transform)
+    check_float_params(params, "check_laws()")
     params = jax.tree.map(np.asarray, trees.plain(params))
     key = jax.random.key(0) if key is None else key
     given = given or {}

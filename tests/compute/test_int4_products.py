@@ -113,5 +113,18 @@ def test_what_does_not_fit_is_refused():
     for recipe in (mz.quantize(5, axis=-1), mz.quantize(4, axis=0), mz.identity()):
         with pytest.raises(TransformError, match=r"axis=-1|at most 4 bits"):
             mz.int4_matrix(mz.compress(w, recipe).params)
+    model = mz.compress({"w": w}, mz.quantize(4, axis=-1))
+    for call in (lambda: mz.int4_matrix(model), lambda: mz.packed_matmul(jnp.ones((2, 8)), model)):
+        with pytest.raises(TransformError, match=r"pass a leaf, packed\.params\[\.\.\.\]"):
+            call()
     with pytest.raises(TransformError, match="before jit"):
         jax.jit(mz.int4_matrix)(packed)
+
+
+def test_numbers_of_numpy_become_jaxs(recwarn):
+    packed, x = matrix("tensor"), RNG.normal(size=(2, 64))
+    for held in (packed, mz.int4_matrix(packed)):
+        y = mz.packed_matmul(x, held)
+        assert y.dtype == jnp.float32
+        np.testing.assert_allclose(y, x @ np.asarray(packed.unpack(), np.float64), rtol=1e-4, atol=1e-4)
+    assert not recwarn.list

@@ -314,6 +314,22 @@ def test_wrong_inputs(change, error, message):
         mz.mixed_precision(call.pop("params"), call.pop("candidates"), **call)
 
 
+def test_packed_params_are_refused_as_such():
+    packed = mz.compress(tree(), mz.quantize(4))
+    for held in (packed, packed.params):
+        for call in (
+            lambda p: mz.mixed_precision(p, WIDTHS, sensitivity=ERROR, budget_bytes=2_000),
+            lambda p: trace.fisher_information(lambda p, x: x @ p["a"], p, [np.ones((1, 2), "f4")]),
+            lambda p: mz.testing.check_laws(mz.quantize(4), p),
+        ):
+            with pytest.raises(
+                errors.LeafError, match=r"takes params of floats, and 'a' is packed; pass mz.unpack"
+            ):
+                call(held)
+        with pytest.raises(errors.TransformError, match=r"decoded\(\) takes weights.*mz.unpack"):
+            mz.decoded(held, mz.quantize(4))
+
+
 def test_leaves_without_what_a_sensitivity_reads():
     params = {"w": np.ones((2, 2), "f4"), "bias": np.ones(2, "f4")}
     stats = trace.statistics(lambda p, x: x @ p["w"] + p["bias"], params, [np.ones((1, 2), "f4")])

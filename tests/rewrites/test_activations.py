@@ -463,6 +463,14 @@ def test_a_quantizer_of_ones_own():
         (lambda: act.dynamic(1), "2 to 8"),
         (lambda: act.static(8.0), "2 to 8"),
         (lambda: act.dorefa(9), "1 to 8"),
+        (lambda: act.pact(True), "1 to 8"),
+        (lambda: act.dynamic(symmetric="no"), "symmetric must be True or False, not 'no'"),
+        (lambda: act.dynamic_range(symmetric="no"), "symmetric must be"),
+        (lambda: act.static(symmetric=0), "symmetric must be"),
+        (lambda: act.learned_step(4, symmetric=None), "symmetric must be"),
+        (lambda: act.calibrate(product, {"w": X}, act.static(), [X]), r"^arguments swapped: [^\n]*$"),
+        (lambda: act.calibrate(product, {"w": X}, X, [X]), r"^[^\n]*, not a dict$"),
+        (lambda: quantized(product, act.dynamic_range())(mz.compress(X, mz.quantize(8)), X), "packed.params"),
         (lambda: act.dynamic(per="rows"), "did you mean 'row'"),
         (lambda: act.static(range="kl"), "'max', 'mse'.*percentile"),
         (lambda: act.learned_step(4, range=3), "percentile"),
@@ -485,6 +493,21 @@ def test_a_quantizer_of_ones_own():
 def test_bad_options(make, message):
     with pytest.raises(TransformError, match=message):
         make()
+
+
+def test_numbers_of_numpy_are_taken():
+    four, no = np.int64(4), np.False_
+    assert mz.recipe.to_plain(mz.dorefa(four)) == mz.recipe.to_plain(mz.dorefa(4))
+    for given, plain in (
+        (act.dynamic(four, symmetric=no), act.dynamic(4, symmetric=False)),
+        (act.static(four, symmetric=no), act.static(4, symmetric=False)),
+        (act.learned_step(four, symmetric=no), act.learned_step(4, symmetric=False)),
+        (act.pact(four), act.pact(4)),
+        (act.dorefa(four), act.dorefa(4)),
+    ):
+        assert mz.recipe.to_plain(given) == mz.recipe.to_plain(plain)
+    found, same = (quantized(product, act.dynamic(), weights=bits)(X, X) for bits in (four, 4))
+    np.testing.assert_array_equal(found, same)
 
 
 def test_bad_data():

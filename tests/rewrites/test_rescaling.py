@@ -1,6 +1,7 @@
 """Scaled networks compute what they did, are easier to quantize, and what cannot be scaled is named."""
 
 import functools
+import re
 
 import flax.linen as nn
 import jax
@@ -358,5 +359,93 @@ def test_wrong_inputs_are_named():
     narrow = lambda p, x: (x * p["s"])[:, :2] @ p["a"][:2] + (x * p["s"])[:, 2:] @ p["a"][2:]  # noqa: E731
     parts = {"s": jnp.ones(4), "a": jnp.ones((4, 3))}
     seen = trace.statistics(narrow, parts, [jnp.ones((1, 4))], kinds=("range",))
-    with pytest.raises(LeafError, match="'a'"):
+    with pytest.raises(TransformError, match=r"'a'.*used in part"):
         rewrites.smooth(narrow, parts, seen, jnp.ones((1, 4)))
+    others = trace.statistics(
+        lambda p, x: x * p["s"] @ p["a"],
+        {"s": jnp.ones(5), "a": jnp.ones((5, 3))},
+        [jnp.ones((1, 5))],
+        kinds=("range",),
+    )
+    with pytest.raises(LeafError, match="'a'"):
+        rewrites.smooth(lambda p, x: x * p["s"] @ p["a"], parts, others, jnp.ones((1, 4)))
+
+
+def convolution(x, w, groups=1):
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        x, w, (1, 1), "SAME", dimension_numbers=layout, feature_group_count=groups
+    )
+
+
+def drawn(**shapes):
+    rng = np.random.default_rng(0)
+    return {name: rng.normal(size=shape).astype("f4") for name, shape in shapes.items()}
+
+
+def test_patterns_of_no_kernel_and_of_one_side_are_named():
+    params = drawn(up=(3, 8), bias=(8,), down=(8, 2))
+    model, x = lambda p, x: jax.nn.relu(x @ p["up"] + p["bias"]) @ p["down"], np.ones((1, 3), "f4")
+    stats = trace.statistics(model, params, [x], kinds=("range", "mean_abs", "gram"))
+    rewrites = mz.rewrites
+    for call in (
+        lambda **k: rewrites.equalize(model, params, x, **k),
+        lambda **k: rewrites.smooth(model, params, stats, x, **k),
+        lambda **k: rewrites.activation_aware(model, params, stats, mz.quantize(4), x, **k),
+    ):
+        for only in ("bias", ["**", "bias"]):
+            with pytest.raises(TransformError, match=r"'bias' names no kernel.*up, down"):
+                call(only=only)
+    for one, does, other in (("down", "makes", "up"), ("up", "reads", "down")):
+        with pytest.raises(
+            TransformError, match=f"'{one}': what {does} its channels, '{other}', is not in only="
+        ):
+            rewrites.equalize(model, params, x, only=one)
+
+
+def test_depthwise_kernels_sum_over_no_channels():
+    params, x = drawn(up=(1, 1, 2, 4), depthwise=(3, 3, 1, 4), down=(4, 3)), np.ones((1, 5, 5, 2), "f4")
+
+    def model(p, x):
+        x = jax.nn.relu(convolution(x, p["up"]))
+        return jax.nn.relu(convolution(x, p["depthwise"], 4)).mean((1, 2)) @ p["down"]
+
+    stats = trace.statistics(model, params, [x], kinds=("range",))
+    with pytest.raises(TransformError, match="'depthwise': a depthwise kernel sums over no channels"):
+        mz.rewrites.smooth(model, params, stats, x, only="depthwise")
+    assert "sums over no channels" in mz.rewrites.smooth(model, params, stats, x).left["depthwise"]
+
+
+def test_kernels_whose_inputs_no_statistics_describe_are_left_and_the_rest_is_scaled():
+    params = drawn(**{"in": (1, 1, 4, 4), "grouped": (1, 1, 2, 8), "up": (8, 16), "down": (16, 4)})
+    x = np.random.default_rng(1).normal(size=(16, 4, 4, 4)).astype("f4")
+    twice = drawn(scale=(6,), tied=(6, 6), last=(6, 3))
+
+    def model(p, x):
+        x = jax.nn.relu(convolution(x, p["in"]))
+        return jax.nn.relu(convolution(x, p["grouped"], 2).mean((1, 2)) @ p["up"]) @ p["down"]
+
+    def tied(p, x):
+        x = jnp.tanh(x) * p["scale"]
+        return jax.nn.relu(jax.nn.relu(x @ p["tied"]) @ p["tied"]) @ p["last"]
+
+    for apply, p, data, name in (
+        (model, params, x, "grouped"),
+        (tied, twice, x.reshape(-1, 64)[:, :6], "tied"),
+    ):
+        stats = trace.statistics(apply, p, [data], kinds=("range", "gram", "mean_abs"))
+        smooth = functools.partial(mz.rewrites.smooth, apply, p, stats, data)
+        aware = functools.partial(
+            mz.rewrites.activation_aware, apply, p, stats, mz.quantize(4), data, points=3
+        )
+        # Of a tied kernel the largest inputs are those of both uses.
+        for call in (smooth, aware) if name == "grouped" else (aware,):
+            made = call()
+            assert re.search("grouped convolution|2 products", made.left[name])
+            assert made.scales
+            before = apply(p, data)
+            np.testing.assert_allclose(
+                apply(made.params, data), before, rtol=1e-4, atol=1e-4 * np.abs(before).max()
+            )
+            with pytest.raises(TransformError, match=f"'{name}': .*(grouped convolution|2 products)"):
+                call(only=name)

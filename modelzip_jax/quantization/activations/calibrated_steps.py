@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax.errors import TransformError
+from modelzip_jax.given_values import as_flag
 from modelzip_jax.quantization.activations.operand import (
     ActivationQuantizer,
     Coded,
@@ -129,7 +130,7 @@ def static(bits: int = 8, *, range: Range | str | None = None, symmetric: bool =
         range: a bit more after a ReLU. The product then subtracts the zero point times the sums of the weights.
 
     Raises:
-      TransformError: another number of bits; no range.
+      TransformError: another number of bits; no range; a flag that is none.
 
     Gradients are straight-through, zero where a value is clipped.
 
@@ -144,4 +145,6 @@ def static(bits: int = 8, *, range: Range | str | None = None, symmetric: bool =
     >>> model({"w": w}, jnp.array([[3.0, 0.123]])) / 0.01
     Array([[127.,  12.]], dtype=float32)
     """
-    return StaticSteps(check_width(bits, 2), as_range(range, "static()") or MinMax(), bool(symmetric))
+    return StaticSteps(
+        check_width(bits, 2), as_range(range, "static()") or MinMax(), as_flag(symmetric, "symmetric")
+    )

@@ -54,7 +54,7 @@ def calibrate(
       each product's dict remembers what it was made for, which `quantize_activations` holds against its `how`.
 
     Raises:
-      TransformError: `how` keeps nothing, or stands in the place of `apply_fn`.
+      TransformError: `how` keeps nothing, or stands in the place of `apply_fn` or `params`.
       PatternError: a pattern matches no leaf. TraceError: no batches, or one holds no example, or the model cannot be
         run on it; a product cannot be looked at where it stands.
       NonFiniteError: activations are NaN or infinite.
@@ -64,6 +64,8 @@ def calibrate(
     >>> calibrate(lambda p, x: x @ p["w"], how, w, [jnp.array([[0.0, 2.55]]), jnp.array([[1.0, 1.0]])])
     {'w': {'step': Array(0.01, dtype=float32), 'zero': Array(0., dtype=float32)}}
     """
+    if isinstance(params, ActivationQuantizer):
+        raise TransformError("arguments swapped: calibrate(apply_fn, how, params, batches)")
     check_how(how, "calibrate", apply_fn)
     if not how.holds:
         raise TransformError(f"{how} keeps nothing for each product: use it without calibration")
@@ -145,7 +147,7 @@ def check_how(how: Any, what: str, apply_fn: Any) -> None:
     if not isinstance(how, ActivationQuantizer):
         ours = str(getattr(how, "__module__", "")).startswith("modelzip_jax.") and hasattr(how, "__name__")
         call = f"call it, {how.__name__}()" if ours else "such as mz.activations.dynamic()"
-        raise TransformError(f"{what}() takes one of mz.activations: {call}, not {how!r:.100}")
+        raise TransformError(f"{what}() takes one of mz.activations: {call}, not a {type(how).__name__}")
 
 
 def as_patterns(only: str | Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from modelzip_jax.errors import TransformError
+from modelzip_jax.given_values import as_flag
 from modelzip_jax.quantization.activations.calibrated_steps import (
     WHOLE,
     as_range,
@@ -193,7 +194,7 @@ def learned_step(bits: int, *, symmetric: bool = True, range: Range | str | None
         section 2.1), or, with zero points, `least_squares()`.
 
     Raises:
-      TransformError: another number of bits; no range.
+      TransformError: another number of bits; no range; a flag that is none.
 
     What `calibrate` gives is trained beside the parameters, without weight decay. Weights stay as they are unless
     `quantize_activations` is told: `mz.wrap` quantizes them.
@@ -204,4 +205,6 @@ def learned_step(bits: int, *, symmetric: bool = True, range: Range | str | None
     >>> found
     Array([[-1. ,  0.5,  0.5]], dtype=float32)
     """
-    return LearnedStep(check_width(bits, 2), bool(symmetric), as_range(range, "learned_step()"))
+    return LearnedStep(
+        check_width(bits, 2), as_flag(symmetric, "symmetric"), as_range(range, "learned_step()")
+    )

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from modelzip_jax.errors import TransformError
+from modelzip_jax.given_values import as_whole
 
 __all__ = ["ActivationQuantizer", "Coded", "Own", "Seen", "check_width", "counted", "divided", "unsigned"]
 
@@ -154,6 +155,4 @@ def unsigned(codes: jax.Array, zero: Any, bits: int) -> tuple[jax.Array, jax.Arr
 
 def check_width(bits: int, least: int) -> int:
     """Raises `TransformError` for bits that are no integer from `least` to 8."""
-    if isinstance(bits, bool) or not isinstance(bits, int) or not least <= bits <= 8:
-        raise TransformError(f"bits of activations are an integer from {least} to 8, not {bits!r}")
-    return bits
+    return as_whole(bits, "bits of activations", least, 8)

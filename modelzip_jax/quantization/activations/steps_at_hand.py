@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax.errors import TransformError
+from modelzip_jax.given_values import as_flag
 from modelzip_jax.naming import nearest_name
 from modelzip_jax.quantization.activations.operand import (
     ActivationQuantizer,
@@ -81,7 +82,7 @@ def dynamic(bits: int = 8, *, per: str = "row", symmetric: bool = True) -> Dynam
         zero point: a bit more after a ReLU. The product then subtracts the zero point times the sums of the weights.
 
     Raises:
-      TransformError: another number of bits, or another `per`.
+      TransformError: another number of bits, another `per`; a flag that is none.
 
     Yao et al. 2022 (ZeroQuant), arXiv:2206.01861, section 3.2.
 
@@ -90,7 +91,7 @@ def dynamic(bits: int = 8, *, per: str = "row", symmetric: bool = True) -> Dynam
     >>> found.codes.tolist(), found.step.tolist()
     ([[7.0, -2.0], [7.0, 1.0]], [[1.0], [0.5]])
     """
-    return DynamicSteps(check_width(bits, 2), check_per(per), bool(symmetric))
+    return DynamicSteps(check_width(bits, 2), check_per(per), as_flag(symmetric, "symmetric"))
 
 
 def dynamic_range(bits: int = 8, *, per: str = "row", symmetric: bool = True) -> DynamicRange:
@@ -113,4 +114,4 @@ def dynamic_range(bits: int = 8, *, per: str = "row", symmetric: bool = True) ->
     >>> model(packed.params, jnp.array([[2.0, 1.0]]))
     Array([[0.992126 , 1.2539525]], dtype=float32)
     """
-    return DynamicRange(check_width(bits, 2), check_per(per), bool(symmetric))
+    return DynamicRange(check_width(bits, 2), check_per(per), as_flag(symmetric, "symmetric"))

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from modelzip_jax.given_values import as_flag
 from modelzip_jax.quantization.grids.grid import Grid
 
 __all__ = ["UniformGrid", "binary", "uniform"]
@@ -41,7 +42,7 @@ def uniform(symmetric: bool = True) -> UniformGrid:
     >>> uniform().levels(3).tolist()
     [-4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0]
     """
-    return UniformGrid(bool(symmetric))
+    return UniformGrid(as_flag(symmetric, "symmetric"))
 
 
 def binary() -> UniformGrid:

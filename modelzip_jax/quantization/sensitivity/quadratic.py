@@ -11,6 +11,7 @@ import numpy as np
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError
+from modelzip_jax.given_values import as_flag
 from modelzip_jax.quantization.sensitivity.sensitivities import LeafCost, Sensitivity
 from modelzip_jax.tree import PyTree
 
@@ -160,7 +161,7 @@ def layer_error(stats: PyTree, *, relative: bool = True) -> LayerSensitivity:
     >>> layer_error(stats, relative=False).prepare(params)("w", params["w"], np.float32([[1.0], [0.0]]))
     4.0
     """
-    return LayerSensitivity(stats, bool(relative))
+    return LayerSensitivity(stats, as_flag(relative, "relative"))
 
 
 def _change(w: np.ndarray, changed: np.ndarray) -> np.ndarray:

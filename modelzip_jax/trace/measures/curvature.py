@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from modelzip_jax import tree as trees
 from modelzip_jax.errors import TraceError
+from modelzip_jax.float_params import check_float_params
 from modelzip_jax.leaf_checks import check_arrays
 from modelzip_jax.patterns import matches, require_matches
 from modelzip_jax.trace.jaxpr.model_inputs import batch_inputs, iterated, running_on, shapes_in
@@ -84,7 +85,7 @@ def fisher_information(
       TraceError: there are no batches, or one holds no example, or the model cannot be run on it; an unknown
         kind, inputs without a common first axis, a function as likelihood without labels, or a use where
         derivatives cannot be followed (`while`, `shard_map`, inside a function with custom derivatives).
-      PatternError: a pattern matches no leaf. LeafError: a leaf of the parameters is no array.
+      PatternError: a pattern matches no leaf. LeafError: a leaf of the parameters is no array, or is packed.
 
     >>> w = jnp.array([[1.0, 0.0]])
     >>> batch = (jnp.array([[2.0], [1.0]]), jnp.array([[0.0, 0.0], [1.0, 3.0]]))  # inputs, targets
@@ -97,6 +98,7 @@ def fisher_information(
         raise TraceError(f"kinds must be a sequence of 'diagonal' and 'kronecker', not {kinds!r}")
     if callable(likelihood) and labels != "given":
         raise TraceError("a function as likelihood needs labels='given' and batches of (inputs, labels)")
+    check_float_params(params, "fisher_information()")
     check_arrays(params)
     loss, key = losses(likelihood), jax.random.key(0) if key is None else key
     names = [name for name, _ in trees.named_leaves(params)]

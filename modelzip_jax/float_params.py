@@ -1,4 +1,4 @@
-"""Rewrites that change weights take them as floats."""
+"""What changes or measures weights takes them as floats."""
 
 from __future__ import annotations
 
