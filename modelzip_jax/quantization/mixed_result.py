@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from modelzip_jax.errors import TransformError
+from modelzip_jax.given_values import as_whole
 from modelzip_jax.partitioning import Partition, partition
 from modelzip_jax.quantization.knapsack import Steps, best_choices, frontier
 from modelzip_jax.quantization.leaf_candidates import Measurements
@@ -76,21 +77,40 @@ class ChoiceProblem:
         Raises:
           TransformError: it is no positive integer, or below the cheapest choices.
         """
-        if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
-            raise TransformError(f"a budget is a positive integer of {self.unit}, not {budget!r}")
+        budget = as_whole(budget, f"a budget of {self.unit}", 1)
         steps, limit = self.steps, budget - self.fixed
+        found: list[tuple[int, ...]] = []
         for _ in range(_TRIES):
             if limit < steps.costs[0]:
                 break
             places = tuple(best_choices(list(self.costs), list(self.measured.errors), limit))
             excess = self.verify(self.transform(places)) - budget if self.verify else 0
             if excess <= 0:
-                return MixedPrecision(self, budget, places, float(steps.relaxed(budget - self.fixed)))
+                found.append(places)
+                break
             limit -= excess
+        if self.verify:
+            found = self._or_all_alike(found, budget, self.verify)
+        if found:
+            return MixedPrecision(self, budget, found[0], float(steps.relaxed(budget - self.fixed)))
         raise TransformError(
             f"a budget of {budget:,} {self.unit} is below the least possible, {self.fixed + int(steps.costs[0]):,}, of "
             f"which {self.fixed:,} are not chosen by any candidate; add smaller candidates, or leaves"
         )
+
+    def _or_all_alike(
+        self, found: list[tuple[int, ...]], budget: int, verify: Callable[[Transform], int]
+    ) -> list[tuple[int, ...]]:
+        """One candidate for all leaves, where that fits with a smaller error: estimates may have been too large."""
+        errors = np.sum(self.measured.errors, axis=0)
+        bound = self.totals(found[0]).error if found else np.inf
+        for place in np.argsort(errors, kind="stable"):
+            if not errors[place] < bound:
+                break
+            alike = (int(place),) * len(self.costs)
+            if verify(self.transform(alike)) <= budget:
+                return [alike]
+        return found
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

@@ -137,6 +137,35 @@ def test_files_are_within_their_budget():
         found.at(1_000)
 
 
+def test_files_are_no_worse_than_with_one_candidate_that_fits():
+    """Estimates of a file's bytes that are too large made it give up a choice that would have fitted."""
+    params = {name: RNG.normal(size=(64, 64), scale=1 + i).astype("f4") for i, name in enumerate("abcde")}
+    widths = [mz.quantize(bits) for bits in (2, 3, 4, 5, 6, 8)]
+    one = mixed(params, 10**7, [mz.quantize(6)], counted="file")
+    size = file_sizes(mz.compress(params, one.transform)).total + 10  # a recipe of several names
+    many = mixed(params, size, widths, counted="file")
+    assert many.error <= one.error
+    assert file_sizes(mz.compress(params, many.transform)).total <= size
+
+
+def test_factors_of_grouped_convolutions_give_way_to_the_diagonal():
+    w, x = jnp.asarray(RNG.normal(size=(3, 3, 1, 4)), jnp.float32), jnp.asarray(RNG.normal(size=(2, 5, 5, 4)))
+
+    def model(p, x):
+        dims = ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(
+            x, p["w"], (1, 1), "SAME", dimension_numbers=dims, feature_group_count=4
+        )
+        return jnp.sum(y, (1, 2))
+
+    costs = []
+    for kinds in (("diagonal",), ("diagonal", "kronecker")):
+        information = trace.fisher_information(model, {"w": w}, [x.astype(jnp.float32)], kinds=kinds)
+        measure = mz.sensitivity.loss_increase(information).prepare({"w": w})
+        costs.append(measure("w", np.asarray(w), np.zeros_like(w)))
+    assert costs[0] == costs[1] > 0
+
+
 def test_bit_operations():
     shapes = {"up": (8, 4), "down": (4, 2), "rows": (5, 8)}
     params = {name: RNG.normal(size=shape).astype("f4") for name, shape in shapes.items()}

@@ -49,7 +49,7 @@ class LossSensitivity(Sensitivity):
         def measure(name: str, w: np.ndarray, changed: np.ndarray) -> float:
             information, change = found[name], _change(w, changed)
             diagonal, factors = (getattr(information, field, None) for field in ("diagonal", "factors"))
-            if factors:
+            if factors and (diagonal is None or all(_fits(name, f, change) for f in factors)):
                 return sum(_kronecker(name, f, change) for f in factors)
             if diagonal is None or np.shape(diagonal) != change.shape:
                 raise LeafError(
@@ -60,6 +60,16 @@ class LossSensitivity(Sensitivity):
             return 0.5 * float(np.sum(weighted, dtype=np.float64))
 
         return measure
+
+
+def _fits(name: str, factors: Any, change: np.ndarray) -> bool:
+    """Whether the factors are of the leaf's matrices: those of depthwise convolutions have all channels in one."""
+    outputs = np.shape(factors.outputs)
+    try:
+        matrices = _matrices(name, factors.use, change, np.asarray(factors.inputs, np.float32))
+    except LeafError:
+        return False
+    return (math.prod(outputs[:-2]), outputs[-1]) == matrices.shape[:2]
 
 
 def _kronecker(name: str, factors: Any, change: np.ndarray) -> float:
@@ -80,7 +90,8 @@ def loss_increase(information: PyTree) -> LossSensitivity:
 
     At a minimum the Fisher information of a likelihood is about the Hessian, whose trace HAWQ-V2 weighs squared errors
     by (Dong et al. 2020, arXiv:1911.03852, eq. 6); here each weight has its own. Where the information has Kronecker
-    factors of a leaf, ½ Σ tr(G ΔW A ΔWᵀ) over its products instead, which knows that inputs are correlated.
+    factors of a leaf, ½ Σ tr(G ΔW A ΔWᵀ) over its products instead, which knows that inputs are correlated. Factors of
+    grouped convolutions are of no such matrices: gather kinds=("diagonal", "kronecker"), and those take the diagonal.
 
     Args:
       information: `trace.fisher_information(apply_fn, params, batches)`, a tree like the params.
