@@ -1,6 +1,6 @@
 """Mixed precision beside uniform widths at equal bytes.
 
-    python -m benchmarks.mixed_precision [--outputs] [--quick]
+    python -m benchmarks.mixed_precision [--gru] [--efficientnet] [--minilm] [--outputs] [--quick]
 
 A `Network` brings a model, calibration batches and a figure of merit on held-out data; each width of 2 to 8 bits makes
 a uniform model, of groups of 64, and mixed precision chooses among 1 to 8 bits in groups of 32, 64 and 128, and floats,
@@ -35,7 +35,8 @@ class Network(NamedTuple):
     apply: from params and inputs to outputs. batches: of calibration, tuples of inputs. likelihood: of the outputs:
     "gaussian" for embeddings, "categorical" for logits. merit: from params to a number, larger is better; what says of
     what. kernels: names of the leaves that meet products. axis: of output channels. at_once: of how many
-    examples gradients are taken together: of convolutions, one is fastest.
+    examples gradients are taken together: of convolutions, one is fastest. output_batches: how many the network is
+    run on for each leaf and candidate; 0: four examples, and only with --outputs.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Network(NamedTuple):
     kernels: str = "**/kernel"
     axis: int | str = "auto"
     at_once: int = 8
+    output_batches: int = 0
 
 
 def minilm(quick: bool) -> Network:
@@ -121,7 +123,16 @@ def gru(quick: bool) -> Network:
     rows = range(0, len(letters), 32)
     batches = [(letters[i : i + 32], ends[i : i + 32], phonemes[i : i + 32]) for i in rows]
     return Network(
-        "g2p-en", apply, floats, batches, "categorical", cosine, "cosine to float logits", "*_w*", 0
+        "g2p-en",
+        apply,
+        floats,
+        batches,
+        "categorical",
+        cosine,
+        "cosine to float logits",
+        "*_w*",
+        0,
+        output_batches=2,
     )
 
 
@@ -137,12 +148,12 @@ def sensitivities(network: Network, by_outputs: bool) -> dict[str, mz.sensitivit
         "layer error, relative": mz.sensitivity.layer_error(stats),
         "Fisher": mz.sensitivity.loss_increase(information),
     }
-    if by_outputs:
+    if by_outputs or network.output_batches:
         outputs = (
             mz.sensitivity.output_kl if network.likelihood == "categorical" else mz.sensitivity.output_error
         )
-        few = jax.tree.map(lambda x: x[:OUTPUT_EXAMPLES], batches[:1])
-        found[f"outputs of {OUTPUT_EXAMPLES} examples"] = outputs(apply, few)
+        few = batches[: network.output_batches] or jax.tree.map(lambda x: x[:OUTPUT_EXAMPLES], batches[:1])
+        found["outputs"] = outputs(apply, few)
     return found
 
 
@@ -195,23 +206,26 @@ def compare(network: Network, report: harness.Report) -> None:
     report.table(
         f"{network.name}: seconds to measure", ["sensitivity", "s"], [[n, s] for n, s in seconds.items()]
     )
-    for title in ("layer error, relative", "Fisher"):
+    for title in [title for title in every if title != "squared error of weights"]:
         lead = min((1 - merits[name]) / (1 - chosen[title][name]) for name in uniform)
         what = f"{network.name}: 1 − {network.what}, uniform ÷ mixed by {title}, least of all widths"
         report.bar(what, 1.0, lead, least=True)
 
 
 def main() -> None:
-    chosen = harness.options(__doc__, repeats=1, flags={"outputs": "also by running the network (minutes)"})
-    report = harness.Report("mixed_precision", "Mixed precision", chosen)
-    for network in (gru, efficientnet, minilm):
+    known = {network.__name__: network for network in (gru, efficientnet, minilm)}
+    flags = dict.fromkeys(known, "this network; all of them if none is named")
+    flags["outputs"] = "also by running the network (minutes)"
+    chosen = harness.options(__doc__, repeats=1, flags=flags)
+    for name in [name for name in known if getattr(chosen, name)] or known:
         try:
-            found = network(chosen.quick)
+            found = known[name](chosen.quick)
         except networks.MissingPackageError as error:
-            report.note(f"{network.__name__} is left out: {error}")
+            print(f"{name} is left out: {error}")
             continue
+        report = harness.Report(f"mixed_precision_{name}", f"Mixed precision, {found.name}", chosen)
         compare(found, report)
-    report.finish()
+        report.finish()
 
 
 if __name__ == "__main__":
