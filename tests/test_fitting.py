@@ -82,7 +82,7 @@ def test_scores_reach_the_transform():
 def test_what_it_refuses():
     with pytest.raises(TransformError, match=r"no file of 300 bytes: the smallest found has \d{3}"):
         fit(PARAMS, thin, bytes=300)
-    with pytest.raises(TransformError, match="positive integer, not 0"):
+    with pytest.raises(TransformError, match="must be an integer of at least 1, not 0"):
         fit(PARAMS, thin, bytes=0)
     with pytest.raises(TransformError, match="tolerance must be in"):
         fit(PARAMS, thin, bytes=9, tolerance=1.0)

@@ -166,7 +166,7 @@ def test_dense_sparse_dense_ends_dense():
     ("make", "message"),
     [
         (lambda: mz.rigl(sparsity=1.0, end=9), r"sparsity must be in \[0, 1\), not 1.0$"),
-        (lambda: mz.rigl(sparsity=0.5, end=0), "1 step or more, not 100 and 0"),
+        (lambda: mz.rigl(sparsity=0.5, end=0), "end must be an integer of at least 1, not 0"),
         (lambda: mz.rigl(sparsity=0.5, end=9, fraction=0.0), r"fraction must be in \(0, 1\]"),
         (lambda: mz.rigl(sparsity=0.5, end=9, structure=mz.structures.n_of_m(2, 4)), "nothing to regrow"),
         (lambda: mz.rigl(sparsity=0.5, end=9, allocation="ekr"), "did you mean 'erk'"),

@@ -158,7 +158,7 @@ def test_global_channels_compare_over_layers():
         (lambda: mz.prune(), TransformError, "needs a sparsity"),
         (lambda: mz.prune(sparsity=0.5, structure=mz.structures.n_of_m(2, 4)), TransformError, "fixes the sparsity"),
         (lambda: mz.structures.n_of_m(5, 4), TransformError, "n of m"),
-        (lambda: mz.structures.block(0), TransformError, "positive"),
+        (lambda: mz.structures.block(0), TransformError, "at least 1"),
         (lambda: layers({"a": 1.0}), TransformError, "in \\[0, 1\\)"),
         (lambda: resolve("erc"), TransformError, "did you mean 'erk'"),
         (lambda: mz.decoded(jnp.ones(3), mz.prune(sparsity=0.5, structure=mz.structures.block(2, 2))), LeafError,

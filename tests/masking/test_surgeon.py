@@ -197,7 +197,7 @@ def test_what_it_refuses():
     other = trace.statistics(model, params, [x])
     with pytest.raises(LeafError, match="the Gram matrix of the inputs of leaf 'kernel'"):
         surgeon(params, other, sparsity=0.5)
-    with pytest.raises(NonFiniteError, match=r"update of leaf 'kernel' is not finite.*raise it"):
+    with pytest.raises(NonFiniteError, match="inputs of leaf 'kernel' has NaN"):
         surgeon(params, jax.tree.map(lambda g: g * jnp.nan, stats), sparsity=0.5)
 
 
