@@ -238,7 +238,7 @@ def test_what_a_budget_refuses():
         ({}, "a bound on params or on flops"),
         ({"params": 3, "flops": 3}, "and not both"),
         ({"params": 0}, "must be an integer of at least 1, not 0"),
-        ({"params": 3.0}, "positive integer, not 3.0"),
+        ({"params": 3.0}, "must be an integer of at least 1, not 3.0"),
         ({"flops": 3}, "needs costs=trace.cost"),
     ]:
         with pytest.raises(TransformError, match=message):
