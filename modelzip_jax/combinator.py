@@ -20,6 +20,7 @@ from modelzip_jax.transform import Context, Encoded, Transform
 from modelzip_jax.tree import Leaf, PyTree
 
 __all__ = [
+    "FROM_DATA",
     "Combinator",
     "OfAllParts",
     "Selected",
@@ -181,6 +182,8 @@ def _check_given(transform: Transform, given: Mapping[str, Any], weights: PyTree
 
 _NUMBERS = ("grads", "scores", "importance")
 """Fields of the context that have a number for each weight."""
+FROM_DATA = ("stats", *_NUMBERS)
+"""Fields of the context that come of running the network, which a transform may need beside the weights."""
 
 
 def _weighs(x: Any) -> bool:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 import modelzip_jax as mz
-from modelzip_jax.combinator import reads, selects
+from modelzip_jax.combinator import FROM_DATA, reads, selects
 from modelzip_jax.errors import CheckpointError, NonFiniteError, TransformError
 from modelzip_jax.tree import is_array, named_leaves, outlines
 
@@ -50,7 +50,7 @@ def nothing_encoded(transform: Any, tree: Any) -> list[str]:
 def refuse_what_needs_data(transform: Any, tree: Any) -> None:
     """Raises `TransformError` for a recipe that goes by statistics of inputs, by gradients or the like."""
     leaves = outlines(tree)
-    for field in ("stats", "importance", "grads", "scores"):
+    for field in FROM_DATA:
         names = [
             leaf.name for leaf, asked in zip(leaves, reads(transform, leaves, field), strict=True) if asked
         ]

@@ -12,7 +12,7 @@ import numpy as np
 
 from modelzip_jax import tree as trees
 from modelzip_jax.coding.writer import file_sizes
-from modelzip_jax.combinator import check_transform, reads, told
+from modelzip_jax.combinator import FROM_DATA, check_transform, reads, told
 from modelzip_jax.errors import NonFiniteError, PatternError, TransformError
 from modelzip_jax.packing import Packed, compress, unpack
 from modelzip_jax.quantization.quantized import Quantized
@@ -112,7 +112,7 @@ def measured(
     context = told(params, keep, given, "mixed_precision()")
     chosen_outlines = [leaf for leaf, k in zip(trees.outlines(params), keep, strict=True) if k]
     for label, transform in candidates.items():
-        needs = [field for field in _GIVEN if any(reads(transform, chosen_outlines, field))]
+        needs = [field for field in FROM_DATA if any(reads(transform, chosen_outlines, field))]
         if missing := context.lacks(needs):
             raise TransformError(
                 f"the candidate {label!r} needs {', '.join(missing)}: pass {', '.join(f'{m}=' for m in missing)} to "
@@ -144,8 +144,6 @@ def measured(
     )  # fmt: skip
 
 
-_GIVEN = ("stats", "grads", "scores", "importance")
-"""What a candidate may need beside the weights."""
 _Cell = tuple[int, int, int, float]
 """Packed bytes, payload in a file, bits of a factor, error."""
 _NONE: _Cell = (0, 0, 0, np.inf)
