@@ -104,7 +104,7 @@ def in_memory(packed: PackedArray) -> PackedArray:
     bits = Bits.pack(flags, 1)
     if isinstance(inner, Elementwise):
         held = getattr(inner, inner.element_field)
-        count = held.count if isinstance(held, Bits) else int(np.size(held))
+        count = held.size if isinstance(held, PackedArray) else int(np.size(held))
         if count != np.count_nonzero(flags):
             raise FormatError(f"{count} stored weights for a mask that keeps {np.count_nonzero(flags)}")
     return dataclasses.replace(packed, **{packed.mask_field: bits, inner_field: inner})  # type: ignore[type-var]
