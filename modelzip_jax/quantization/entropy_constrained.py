@@ -136,7 +136,11 @@ class EntropyConstrained(Transform):
 
 
 def _stored_steps(name: str, w: jax.Array, step: float, found: Steps) -> tuple[jax.Array, jax.Array | None]:
-    """Step sizes as a file holds them: three bits behind the first of each, and within bounds."""
+    """Step sizes as a file holds them, within bounds.
+
+    Relative ones have three bits behind the first: what a step is, to 6 %, does not matter; its bits in a file do. Rows
+    are times one number, and so no more in kind.
+    """
     for x in found:
         if x is not None and (
             x.ndim != w.ndim or any(n not in (1, m) for n, m in zip(x.shape, w.shape, strict=True))
@@ -146,15 +150,15 @@ def _stored_steps(name: str, w: jax.Array, step: float, found: Steps) -> tuple[j
     if found.columns is not None:
         columns = _short(jnp.clip(found.columns.astype(w.dtype), 1.0 / _COLUMNS, _COLUMNS))
     size = jnp.abs(w) if columns is None else jnp.abs(w) / columns
-    rows = jnp.clip(found.rows.astype(jnp.float32) * jnp.float32(step), 1.0 / _ROWS, _ROWS).astype(w.dtype)
+    rows = jnp.clip(_short(found.rows.astype(jnp.float32)) * jnp.float32(step), 1.0 / _ROWS, _ROWS)
     summed = tuple(a for a, n in enumerate(rows.shape) if n == 1)
     # Codes that are too large for exact products get a coarser step.
     reach = jnp.max(size, axis=summed, keepdims=True, initial=0.0) * (2.0 / LARGEST)
-    return _short(jnp.maximum(rows, reach)), columns
+    return jnp.maximum(rows, reach).astype(jnp.bfloat16).astype(w.dtype), columns
 
 
 def _short(x: jax.Array) -> jax.Array:
-    """Rounded to three bits behind the first one: what a step is, to 6 %, does not matter; its bits in a file do."""
+    """Rounded to three bits behind the first one."""
     fraction, exponent = jnp.frexp(x)
     return jnp.ldexp(jnp.round(fraction * 16.0), exponent - 4).astype(x.dtype)
 
