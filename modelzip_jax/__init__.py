@@ -49,6 +49,7 @@ from modelzip_jax.recipe import recordable
 from modelzip_jax.residual_sums import residual
 from modelzip_jax.sharing.clustering import cluster
 from modelzip_jax.sharing.neurons import share_neurons
+from modelzip_jax.smallest.smallest_file import smallest
 from modelzip_jax.transform import (
     Context,
     Encoded,
@@ -128,6 +129,7 @@ __all__ = [
     "sensitivity",
     "share_neurons",
     "sharing",
+    "smallest",
     "sparse_dense",
     "sparse_evolution",
     "spreads",
