@@ -137,7 +137,7 @@ def _factor(h: np.ndarray, damping: float) -> np.ndarray:
 
 def _cancelled(y: np.ndarray, factor: np.ndarray, spacing: float) -> tuple[np.ndarray, np.ndarray]:
     """Codes of Y = W L, from the last column to the first, and each column's least-squares factor, 0 for zeros."""
-    left = np.ascontiguousarray(y.T)
+    left = np.array(y.T, order="C")
     codes, gamma = np.zeros_like(left), np.zeros(len(left))
     for j in range(len(left) - 1, -1, -1):
         codes[j] = np.rint(left[j] / spacing)
