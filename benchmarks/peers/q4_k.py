@@ -1,20 +1,20 @@
 """Q4_K, llama.cpp's format of 4.5 bits a weight: values and bytes.
 
 After the description in ggml's reference quantizer (MIT, github.com/ggml-org/ggml, `quantize_row_q4_K_ref`). 256
-weights are a super-block of 144 bytes: two fp16 numbers d and d_min, for each of eight blocks of 32 weights a scale s and
-a minimum m of 6 bits, and 4 bits q a weight, of the value
+weights are a super-block of 144 bytes: two fp16 numbers d and d_min, for each of eight blocks of 32 weights a scale s
+and a minimum m of 6 bits, and 4 bits q a weight, of the value
 
     d · s · q − d_min · m.
 
-For a block x, with weights u = √(mean x²) + |x| in the squared error: q = clip(round((x − min) / a), 0, 15) is tried for
-21 steps a = (max − min) / (14, 14.1 … 16), min being at most 0 and that of the best fit so far. For each q, scale and
-minimum are the weighted least-squares fit of x, the minimum at most 0; the best of them and of a = (max − min) / 15 as
-it stands is kept. d and d_min are the largest of eight scales and minima over 63. Then scales, minima and all q are
+For a block x, with weights u = √(mean x²) + |x| in the squared error: q = clip(round((x − min) / a), 0, 15) is tried
+for 21 steps a = (max − min) / (14, 14.1 … 16), min being at most 0 and that of the best fit so far. For each q, scale
+and minimum are the weighted least-squares fit of x, the minimum at most 0; the best of them and of a = (max − min) / 15
+as it stands is kept. d and d_min are the largest of eight scales and minima over 63. Then scales, minima and all q are
 rounded with what is stored.
 
-Choice: super-blocks run on over the ends of rows and the last one is padded, while llama.cpp asks for rows of a multiple
-of 256 weights and takes a wider format for others: here no file is made larger by that. Left out: weights of the error
-from activations ("imatrix").
+Choice: super-blocks run on over the ends of rows and the last one is padded, while llama.cpp asks for rows of a
+multiple of 256 weights and takes a wider format for others: here no file is made larger by that. Left out: weights of
+the error from activations ("imatrix").
 """
 
 from __future__ import annotations
