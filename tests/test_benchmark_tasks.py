@@ -1,0 +1,78 @@
+"""The networks that rate and distortion are measured on: new forward passes beside others, and what may not mix."""
+
+from __future__ import annotations
+
+import importlib
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from modelzip_jax import models
+from modelzip_jax.errors import ConfigError, EvaluationError
+
+ROOT = pathlib.Path(__file__).parents[1]
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def module():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT)
+        yield lambda name: importlib.import_module(f"benchmarks.tasks{name}")
+
+
+def randomized(tree):
+    return jax.tree.map(lambda x: RNG.normal(size=x.shape).astype(np.float32), tree)
+
+
+def test_a_task_is_known_by_its_name(module):
+    with pytest.raises(ConfigError, match="did you mean 'lenet5-mnist-"):
+        module("").load("lenet5-mnist-3")
+    assert len(set(module("").NAMES)) == len(module("").NAMES)
+
+
+def test_quality_is_the_first_measure_of_a_part_that_there_is(module):
+    task = module(".task").Task(
+        name="a",
+        params={"w": np.zeros((2, 3))},
+        apply=lambda params, x: x,
+        likelihood="gaussian",
+        calibration=lambda count, seed=0: [],
+        scores=lambda params, part: {"other": np.zeros(3), "cosine": np.ones(3)},
+        measures=(module("").Measure("cosine"), module("").Measure("other")),
+    )
+    assert task.quality(task.params, "test").tolist() == [1, 1, 1]
+    assert task.weights == 6
+    with pytest.raises(EvaluationError, match=r"'train'.*validation, test"):
+        task.quality(task.params, "train")
+
+
+def test_lenet5_by_patches_is_the_model(module):
+    net, images = models.create("lenet5"), RNG.normal(size=(3, 28, 28, 1)).astype(np.float32)
+    params = randomized(jax.eval_shape(net.init, jax.random.key(0), images)["params"])
+    by_patches = module(".lenets").lenet5_by_patches
+
+    def loss(apply, params):
+        logits = apply(params, images)
+        return jax.numpy.sum(jax.nn.log_softmax(logits * 1e-4)[:, 1]), logits
+
+    ours, theirs = (
+        jax.jit(jax.grad(lambda params, f=f: loss(f, params), has_aux=True))(params)
+        for f in (by_patches, lambda params, x: net.apply({"params": params}, x))
+    )
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
+
+
+def test_movie_reviews_that_are_reported_calibrate_nothing(module, tmp_path, monkeypatch):
+    reviews = module(".movie_reviews")
+    monkeypatch.setattr(reviews, "KEPT", tmp_path)
+    rows = [f"{i}\t0.5\tA film about {i % 5}" for i in range(10)]
+    (tmp_path / "movie_reviews.txt").write_text("\n".join(rows), "utf-8")
+    reviews._sentences.cache_clear()
+    known, reported = reviews.sentences_for_calibration(), reviews.reported()
+    reviews._sentences.cache_clear()
+    assert not set(known) & set(reported)
+    assert sorted([*known, *reported]) == [f"A film about {i}" for i in range(5)]
