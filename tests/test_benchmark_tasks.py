@@ -76,3 +76,19 @@ def test_movie_reviews_that_are_reported_calibrate_nothing(module, tmp_path, mon
     reviews._sentences.cache_clear()
     assert not set(known) & set(reported)
     assert sorted([*known, *reported]) == [f"A film about {i}" for i in range(5)]
+
+
+def test_a_dictionary_gives_all_pronunciations_of_a_word_and_no_word_to_two_parts(
+    module, tmp_path, monkeypatch
+):
+    g2p = module(".g2p")
+    path = tmp_path / "cmudict.dict"
+    path.write_text("record R EH1 K ER0 D\nrecord(2) R IH0 K AO1 R D # verb\nit's IH1 T S\nx EH1 K S\n")
+    found = g2p._read(path)
+    assert found["record"] == ["R EH1 K ER0 D".split(), "R IH0 K AO1 R D".split()]
+    many = {f"{a}{b}x": [["X"]] for a in "abcdef" for b in "abcde"}
+    monkeypatch.setattr(g2p.Network, "load", lambda self: {**found, **many})
+    g2p.pronunciations.cache_clear()
+    parts = [g2p.words(part) for part in ("calibration", "validation", "test")]
+    g2p.pronunciations.cache_clear()
+    assert sorted(word for part in parts for word in part) == sorted(["record", *many])

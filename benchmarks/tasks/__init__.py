@@ -10,13 +10,14 @@
 
 from __future__ import annotations
 
-from benchmarks.tasks import lenets, minilm
+from benchmarks.tasks import efficientnet_lite, g2p, lenets, minilm
 from benchmarks.tasks.task import Measure, Task
 from modelzip_jax.naming import require_known
 
 __all__ = ["NAMES", "Measure", "Task", "load"]
 
-_LOADERS = {name: module.load for module in (minilm, lenets) for name in module.NAMES}
+_MODULES = (minilm, efficientnet_lite, g2p, lenets)
+_LOADERS = {name: module.load for module in _MODULES for name in module.NAMES}
 NAMES = tuple(_LOADERS)
 
 
