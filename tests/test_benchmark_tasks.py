@@ -11,6 +11,8 @@ import pytest
 
 from modelzip_jax import models
 from modelzip_jax.errors import ConfigError, EvaluationError
+from modelzip_jax.models.resnet import CifarResNet
+from modelzip_jax.training import frameworks
 
 ROOT = pathlib.Path(__file__).parents[1]
 RNG = np.random.default_rng(0)
@@ -92,3 +94,26 @@ def test_a_dictionary_gives_all_pronunciations_of_a_word_and_no_word_to_two_part
     parts = [g2p.words(part) for part in ("calibration", "validation", "test")]
     g2p.pronunciations.cache_clear()
     assert sorted(word for part in parts for word in part) == sorted(["record", *many])
+
+
+def test_a_network_is_trained_once_and_read_afterwards(module, tmp_path, monkeypatch):
+    training = module(".training")
+    monkeypatch.setattr(training, "KEPT", tmp_path / "runs")
+    first = training.trained("a", "digits_mlp", {"steps": 2, "block": 1})
+    path = tmp_path / "runs" / "a.npz"
+    assert path.exists()
+    monkeypatch.setattr(training, "_train", None)
+    again = training.trained("a", "digits_mlp", {"steps": 2, "block": 1})
+    assert jax.tree.structure(first.params) == jax.tree.structure(again.params)
+    jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
+    assert first.variables == again.variables == {}
+
+
+def test_a_trained_network_keeps_its_batch_statistics(module, tmp_path, monkeypatch):
+    training = module(".training")
+    monkeypatch.setattr(training, "KEPT", tmp_path)
+    network = frameworks.from_linen(CifarResNet(blocks=1, stages=(2, 4)))
+    found = training.trained("a", "digits_mlp", {"steps": 1, "block": 1}, network)
+    means = [x["mean"] for x in found.variables["batch_stats"].values() if "mean" in x]
+    assert means
+    assert all(np.abs(mean).max() > 0 for mean in means)

@@ -10,13 +10,13 @@
 
 from __future__ import annotations
 
-from benchmarks.tasks import crepe, efficientnet_lite, g2p, kjv_model, lenets, minilm
+from benchmarks.tasks import crepe, efficientnet_lite, g2p, kjv_model, lenets, minilm, resnets
 from benchmarks.tasks.task import Measure, Task
 from modelzip_jax.naming import require_known
 
 __all__ = ["NAMES", "Measure", "Task", "load"]
 
-_MODULES = (minilm, efficientnet_lite, g2p, crepe, kjv_model, lenets)
+_MODULES = (minilm, efficientnet_lite, g2p, crepe, kjv_model, lenets, resnets)
 _LOADERS = {name: module.load for module in _MODULES for name in module.NAMES}
 NAMES = tuple(_LOADERS)
 

@@ -53,7 +53,7 @@ def load(name: str, quick: bool) -> Task:
         calibration=pictures_with_labels.calibration(dataset),
         scores=pictures_with_labels.scores(dataset, predict, quick),
         measures=pictures_with_labels.MEASURES,
-        at_once=1 if model == "lenet5" else 100,
+        at_once=20 if model == "lenet5" else 100,
     )
 
 

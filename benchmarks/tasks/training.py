@@ -32,7 +32,7 @@ def trained(
 ) -> Trained:
     """What is in `runs/tasks/<name>.npz`: trained and written at the first call, read afterwards.
 
-    config: a file of `configs/`; fields: of it, changed. network: computes what the config's does, faster.
+    config: a file of `configs/`; fields: of it, changed. network: instead of the config's.
     """
     path = KEPT / f"{name}.npz"
     if not path.exists():
@@ -47,8 +47,9 @@ def _train(name: str, config: str, fields: Mapping[str, Any], network: framework
     changes = [f"--config.{field}={value}" for field, value in fields.items()]
     chosen = configs.override(configs.load_config(ROOT / "configs" / f"{config}.py"), changes)
     built = experiment.build(chosen)
+    built = built._replace(network=network or built.network)
     step = train_loop.make_step(
-        network or built.network,
+        built.network,
         objectives.softmax_cross_entropy(chosen.label_smoothing),
         built.tx,
         built.prepare,
