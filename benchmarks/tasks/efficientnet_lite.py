@@ -26,6 +26,11 @@ _COUNTS = {"validation": 256, "test": 512}
 _BATCH = 16
 
 
+@functools.cache
+def _training_pictures() -> np.ndarray:
+    return data.load_split("cifar10", "train")["inputs"]
+
+
 def load(name: str, quick: bool) -> Task:
     """The task. Batches are float32 (16, 224, 224, 3)."""
     module, variables = networks.load_efficientnet()
@@ -45,7 +50,7 @@ def load(name: str, quick: bool) -> Task:
         return {COSINE.name: found.cosine, SAME.name: found.top}
 
     def calibration(count: int, seed: int = 0) -> list[Batch]:
-        levels = data.load_split("cifar10", "train")["inputs"]
+        levels = _training_pictures()
         chosen = levels[chosen_rows(len(levels), count, seed)]
         return [(np.asarray(pictures.enlarge(x)),) for (x,) in in_batches((chosen,), _BATCH)]
 
