@@ -90,8 +90,10 @@ class Classed(PackedArray):
             target = codes[box]
             target[...] = left[part][at[part] : at[part] + target.size].reshape(target.shape)
             at[part] += target.size
-        back = [np.argsort(np.argsort(x, kind="stable"), kind="stable") for x in (rows, columns)]
-        return Bits.pack(codes[back[0]].take(back[1], axis=1).reshape(-1), bits)
+        from_rows, from_columns = (np.argsort(x, kind="stable") for x in (rows, columns))
+        placed = np.empty_like(codes)
+        placed[from_rows] = codes.take(np.argsort(from_columns), axis=1)
+        return Bits.pack(placed.reshape(-1), bits)
 
 
 def by_classes(packed: PackedArray) -> PackedArray:
