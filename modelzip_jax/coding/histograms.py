@@ -12,7 +12,7 @@ import functools
 import numpy as np
 from jaxtyping import Int64, Integer, UInt8, UInt32
 
-from modelzip_jax.coding.tables import BITS, decode_table, encode_table
+from modelzip_jax.coding.tables import BITS, decode_table, encode_table, table_sizes
 
 __all__ = [
     "BITS",
@@ -202,13 +202,18 @@ def code_length(counts: Integer[np.ndarray, " 256"], frequencies: Integer[np.nda
     used = counts > 0
     if not frequencies[used].all():
         return float("inf")
-    lengths = _log2(frequencies.sum(keepdims=True)) - _log2(frequencies[used])
+    return _code_lengths(counts[used], frequencies[None, used], int(frequencies.sum()))[0]
+
+
+def _code_lengths(counts: np.ndarray, tables: np.ndarray, total: int) -> list[float]:
+    """Bits of symbols that occur, int64 `(n,)`, under each of several tables, int64 `(k, n)`, of one sum."""
+    lengths = _log2(np.array([total])) - _log2(tables)
     # 256 products of 16 bits of a count and a logarithm below 52 * 2**32 sum to an int64.
-    left, total, shift = counts[used], 0, 0
-    while left.any():
-        total += int((left & 0xFFFF) @ lengths) << shift
-        left, shift = left >> 16, shift + 16
-    return total / (1 << _FRACTION_BITS)
+    sums, shift = [0] * len(tables), 0
+    while counts.any():
+        sums = [s + (t << shift) for s, t in zip(sums, (lengths @ (counts & 0xFFFF)).tolist(), strict=True)]
+        counts, shift = counts >> 16, shift + 16
+    return [s / (1 << _FRACTION_BITS) for s in sums]
 
 
 def entropy(counts: Integer[np.ndarray, " 256"]) -> float:
@@ -243,9 +248,11 @@ def _fit(counts_bytes: bytes) -> np.ndarray:
     counts = np.frombuffer(counts_bytes, np.int64)
     symbols = max(int(np.count_nonzero(counts)), 1)
     coarsest = BITS if counts.sum() >= 1 << 17 else max((symbols - 1).bit_length(), 1)
-    candidates = [
-        normalize_counts(counts, bits) << np.uint32(BITS - bits) for bits in range(BITS, coarsest - 1, -1)
-    ]
-    best = min(candidates, key=lambda f: len(encode_table(f)) * 8 + code_length(counts, f))
+    candidates = np.stack(
+        [normalize_counts(counts, bits) << np.uint32(BITS - bits) for bits in range(BITS, coarsest - 1, -1)]
+    )
+    used = counts > 0
+    lengths = _code_lengths(counts[used], candidates[:, used].astype(np.int64), 1 << BITS)
+    best = candidates[int(np.argmin(8 * table_sizes(candidates) + np.array(lengths)))].copy()
     best.setflags(write=False)
     return best

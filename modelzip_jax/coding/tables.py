@@ -6,7 +6,7 @@ import numpy as np
 
 from modelzip_jax.errors import FormatError
 
-__all__ = ["BITS", "decode_table", "encode_table"]
+__all__ = ["BITS", "decode_table", "encode_table", "table_sizes"]
 
 BITS = 12
 """Frequencies of a table sum to `2**BITS`; the rANS kernels pack entries around this number."""
@@ -52,6 +52,33 @@ def encode_table(frequencies: np.ndarray) -> bytes:
     bits = "".join(out)
     size_bytes = -(-len(bits) // 8)
     return int(bits.ljust(8 * size_bytes, "0"), 2).to_bytes(size_bytes, "big")
+
+
+def table_sizes(tables: np.ndarray) -> np.ndarray:
+    """The bytes that `encode_table` takes for each of several tables with the same symbols.
+
+    Args:
+        tables: int[k, 256], each summing to `2**BITS`, and 0 in the same places.
+
+    Returns:
+        int64[k].
+
+    >>> tables = np.array([[4000, 96] + [0] * 254, [2048, 2048] + [0] * 254])
+    >>> table_sizes(tables).tolist(), [len(encode_table(t)) for t in tables]
+    ([4, 4], [4, 4])
+    """
+    tables = np.asarray(tables, np.int64)
+    first, size = _cyclic_range(tables[0])
+    used = tables[:, (first + np.arange(size)) % 256]
+    divisor = np.bitwise_or.reduce(used, axis=1)
+    shift = np.frexp(divisor & -divisor)[1] - 1
+    shift[shift * (np.count_nonzero(tables[0]) - 1) <= 4] = 0
+    length = np.frexp(used[:, :-1] >> shift[:, None])[1].astype(np.int64)
+    change = np.diff(length, axis=1)
+    code = np.where(change >= 0, 2 * change, -2 * change - 1) + 1
+    bits = 16 + np.where(shift, 5, 1) + np.maximum(length - 1, 0).sum(1)
+    bits += 4 * (size > 1) + (2 * np.frexp(code)[1] - 1).sum(1)
+    return -(-bits // 8)
 
 
 def _cyclic_range(values: np.ndarray) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelzip_jax.coding import histograms
+from modelzip_jax.coding.tables import table_sizes
 from modelzip_jax.errors import FormatError
 
 quick = settings(deadline=None, max_examples=60)
@@ -103,6 +104,14 @@ def test_tables_survive_storage(occurrences, coarse, before, after):
     for cut in range(len(stored)):
         with pytest.raises(FormatError, match="byte"):
             histograms.decode_table(stored[:cut])
+
+
+@quick
+@given(st.one_of(counts(), bells()))
+def test_tables_are_measured_without_being_written(occurrences):
+    coarsest = max(int(np.count_nonzero(occurrences) - 1).bit_length(), 1)
+    found = [histograms.normalize_counts(occurrences, bits) << (12 - bits) for bits in range(coarsest, 13)]
+    assert table_sizes(np.stack(found)).tolist() == [len(histograms.encode_table(f)) for f in found]
 
 
 @quick
