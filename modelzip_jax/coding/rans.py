@@ -20,7 +20,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int64, UInt8, UInt16
 
 from modelzip_jax.coding import rans_kernels as kernels
 from modelzip_jax.coding.tables import BITS
@@ -39,6 +42,7 @@ __all__ = [
 MAX_LANES = 4096
 MAX_CELLS = 1 << 26
 """Most symbols of a chunk, counted in full rows: bounds what a damaged file can allocate."""
+_BLOCK = 1 << 19
 
 
 class Capacity(NamedTuple):
@@ -175,6 +179,7 @@ def encode(
     tables: np.ndarray,
     lanes: int,
     capacity: Capacity | None = None,
+    rare: Sequence[np.ndarray | None] | None = None,
 ) -> bytes:
     """Codes the segments of a chunk.
 
@@ -184,6 +189,8 @@ def encode(
         tables: int[K, 256], each row from `histograms.normalize_counts`.
         lanes: power of two from 1 to 4,096, see `choose_lanes`.
         capacity: static sizes; chosen for this chunk alone if absent.
+        rare: for each table the symbols, uint8[k], that are coded as the first of them, or None
+            (see `escapes`).
 
     Returns:
         The chunk: `4 * lanes` bytes of states, `4 * (lanes // 32 - 1)` of group lengths, words.
@@ -202,24 +209,70 @@ def encode(
     if any(segment.dtype != np.uint8 or segment.ndim != 1 for segment in segments):
         raise ValueError("segments must be one-dimensional uint8 arrays")
     lengths = [len(segment) for segment in segments]
-    tables, ids, capacity = _check(lengths, table_ids, tables, lanes, 0, capacity)
-    firsts, rows = _layout(lengths, ids, lanes, capacity)
-    symbols = np.zeros(capacity.rows * lanes, np.uint8)
-    for segment, first in zip(segments, firsts.tolist(), strict=True):
-        symbols[first * lanes : first * lanes + len(segment)] = segment
-    states, words, flags, coded = kernels.encode_rows(
-        symbols.reshape(capacity.rows, lanes),
-        kernels.encode_entries(tables, capacity.tables),
-        rows,
-        np.int32(rows_needed(lengths, lanes)),
-    )
-    if not coded:
-        raise ValueError("a segment holds a symbol to which its table gives no frequency")
-    emitted = np.asarray(flags)
-    sizes = np.count_nonzero(emitted, axis=1)[:-1]
-    stream = np.asarray(words)[emitted]
-    parts = (np.asarray(states).astype("<u4"), sizes.astype("<u4"), stream.astype("<u2"))
-    return b"".join(part.tobytes() for part in parts)
+    used, ids, capacity = _check(lengths, table_ids, tables, lanes, 0, capacity)
+    if rare is not None:
+        rare = [rare[index] for index in np.unique(np.asarray(table_ids, np.int64))]
+    size, groups = kernels.grid(lanes)
+    # Blocks of rows, the last one first: their words stay in the cache until they are picked out.
+    height = max(min(capacity.rows, _BLOCK // lanes), 1)
+    total = rows_needed(lengths, lanes)
+    blocks = -(-total // height)
+    firsts, rows = _layout(lengths, ids, lanes, capacity._replace(rows=blocks * height))
+    entries = kernels.encode_entries(used, capacity.tables, rare)
+    if blocks > 1:
+        entries = jnp.asarray(entries)
+    state: np.ndarray | jax.Array = np.full((groups, size), kernels.START, np.uint32)
+    found = []
+    for first in range((blocks - 1) * height, -1, -height):
+        part, count = slice(first, first + height), min(height, total - first)
+        symbols = _by_group(segments, firsts, lanes, part)
+        state, words, flags = kernels.encode_rows(
+            symbols, entries, rows.table[part], rows.active[part], np.int32(count), state
+        )
+        emitted = np.asarray(flags)[:count]
+        if emitted.max() > 1:
+            raise ValueError("a segment holds a symbol to which its table gives no frequency")
+        found.append(_emitted(np.asarray(words)[:count], emitted))
+    sizes = sum((np.diff(ends) for _, ends in found), np.zeros(groups, np.int64))
+    head = np.asarray(state).T.reshape(-1).astype("<u4"), sizes[:-1].astype("<u4")
+    cuts = [(stream.astype("<u2", copy=False), ends.tolist()) for stream, ends in reversed(found)]
+    words_of = (stream[ends[g] : ends[g + 1]] for g in range(groups) for stream, ends in cuts)
+    return b"".join([*(part.tobytes() for part in head), *words_of])
+
+
+def _by_group(
+    segments: Sequence[np.ndarray], firsts: np.ndarray, lanes: int, part: slice
+) -> UInt8[np.ndarray, "rows groups lanes"]:
+    """The symbols of some rows, those of a group side by side, as its words will be."""
+    size, groups = kernels.grid(lanes)
+    symbols = np.zeros((part.stop - part.start, groups, size), np.uint8)
+    at = max(int(np.searchsorted(firsts, part.start, side="right")) - 1, 0)
+    for segment, first in zip(segments[at:], firsts[at:].tolist(), strict=True):
+        if first >= part.stop:
+            break
+        # Rows of this segment that the block has, and where they are in it.
+        low, high = max(part.start - first, 0), part.stop - first
+        to, piece = max(first - part.start, 0), segment[low * lanes : high * lanes]
+        full, rest = divmod(len(piece), lanes)
+        symbols[to : to + full] = piece[: full * lanes].reshape(full, size, groups).transpose(0, 2, 1)
+        if rest:
+            last = np.zeros(lanes, np.uint8)
+            last[:rest] = piece[full * lanes :]
+            symbols[to + full] = last.reshape(size, groups).T
+    return symbols
+
+
+def _emitted(
+    words: UInt16[np.ndarray, "rows groups lanes"], flags: UInt8[np.ndarray, "rows groups lanes"]
+) -> tuple[UInt16[np.ndarray, " n"], Int64[np.ndarray, " groups + 1"]]:
+    """The words that each group emits, those of all groups in turn, and where each one's begin and end."""
+    rows, groups, size = words.shape
+    # A group's words of a row in one go: as many bytes as a cache line.
+    lines, marks = words.view(f"V{2 * size}")[..., 0], flags.view(f"V{size}")[..., 0]
+    flat = np.ascontiguousarray(lines.T).view(np.uint16).reshape(-1)
+    # Indices take a fifth of the time that indexing with flags does.
+    (at,) = np.nonzero(np.ascontiguousarray(marks.T).view(np.bool_).reshape(-1))
+    return flat.take(at), np.searchsorted(at, np.arange(groups + 1) * (rows * size))
 
 
 def decode(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -27,9 +27,17 @@ START = 1 << 16
 
 _GROUP = 32
 _MISSING = np.uint32(1 << 31)
+# A symbol of frequency 4,096 leaves a state as it is, and takes no word.
+_IDLE = np.uint32(0xFFF)
+# What 2**23 is as a float.
+_TWO_TO_23 = np.uint32(0x4B000000)
+_UNROLL = 4
+"""Full rows that one turn of the decoder's loop has: fewer turns, but longer to compile."""
+_LONG = 1024
+"""Rows from which on that is worth it."""
 _GATHER = lax.GatherDimensionNumbers(offset_dims=(), collapsed_slice_dims=(0,), start_index_map=(0,))
 
-Encoding = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+Encoding = tuple[jax.Array, jax.Array, jax.Array]
 Decoding = tuple[jax.Array, jax.Array, jax.Array]
 
 
@@ -56,45 +64,54 @@ def grid(lanes: int) -> tuple[int, int]:
     return min(lanes, _GROUP), max(lanes // _GROUP, 1)
 
 
+def _quotient(low: jax.Array, frequency: jax.Array) -> jax.Array:
+    """`low // frequency`, exactly: XLA:CPU divides floats in vectors, integers one by one.
+
+    The quotient is below 2**20, so that floats of 24 bits are off by less than a half, be the division
+    of a backend rounded correctly or not. Added to 2**23 it is rounded to an integer, which is in the
+    lower bits and at most one too large; then the remainder is negative.
+    """
+    ratio = low.astype(jnp.float32) / frequency.astype(jnp.int32).astype(jnp.float32)
+    near = lax.bitcast_convert_type(ratio + np.float32(2**23), jnp.uint32) - _TWO_TO_23
+    return near - ((low - near * frequency) >> 31)
+
+
 @jax.jit
-def encode_rows(symbols: jax.Array, table: jax.Array, rows: Rows, count: jax.Array) -> Encoding:
-    """symbols uint8[R, lanes] -> states, words and their flags by group, whether all had codes."""
-    capacity, lanes = symbols.shape
-    shape = grid(lanes)
-    lane = jnp.arange(lanes, dtype=jnp.int32).reshape(shape)
+def encode_rows(
+    symbols: jax.Array,
+    table: jax.Array,
+    ids: jax.Array,
+    active: jax.Array,
+    count: jax.Array,
+    state: jax.Array,
+) -> Encoding:
+    """Codes the last `count` rows of a block first, from the state that the rows behind it left.
+
+    symbols uint8[R, groups, lanes of each], table of each row int32[R], active lanes int32[R], states
+    uint32[groups, lanes of each] -> states, words uint16 and their flags uint8 of the shape of `symbols`.
+    A flag is 1 where the word is emitted, and more where the symbol has no code.
+    """
+    _, groups, size = symbols.shape
+    lane = jnp.arange(groups, dtype=jnp.int32)[:, None] + groups * jnp.arange(size, dtype=jnp.int32)
 
     def step(k: jax.Array, carry: Encoding) -> Encoding:
-        state, seen, words, flags = carry
+        state, words, flags = carry
         r = (count - 1 - k).astype(jnp.uint32)
-        row = lax.dynamic_slice(symbols, (r, jnp.uint32(0)), (1, lanes)).reshape(shape)
-        entry = _take(table, rows.table[r] * 256 + row.astype(jnp.int32))
+        at = (r, jnp.uint32(0), jnp.uint32(0))
+        row = lax.dynamic_slice(symbols, at, (1, groups, size))[0]
+        entries = lax.dynamic_slice(table, (ids[r] * 256,), (256,))
+        entry = jnp.where(lane < active[r], _take(entries, row), _IDLE)
         frequency, start = (entry & 0xFFF) + 1, (entry >> 12) & 0xFFF
-        on = lane < rows.active[r]
-        flag = ((state >> (32 - BITS)) >= frequency) & on
-        at = (r, jnp.uint32(0))
-        words = lax.dynamic_update_slice(words, state.astype(jnp.uint16).reshape(1, lanes), at)
-        flags = lax.dynamic_update_slice(flags, flag.reshape(1, lanes), at)
-        low = jnp.where(flag, state >> 16, state)
+        emits = (state >> (32 - BITS)) >= frequency
+        flag = emits.astype(jnp.uint8) | ((entry >> 31).astype(jnp.uint8) << 1)
+        words = lax.dynamic_update_slice(words, state.astype(jnp.uint16)[None], at)
+        flags = lax.dynamic_update_slice(flags, flag[None], at)
+        low = jnp.where(emits, state >> 16, state)
         # (low // f) << 12 | low % f + start, without a second division.
-        coded = low + (low // frequency) * (2**BITS - frequency) + start
-        seen = seen | jnp.where(on, entry, jnp.uint32(0))
-        return jnp.where(on, coded, state), seen, words, flags
+        return low + _quotient(low, frequency) * (2**BITS - frequency) + start, words, flags
 
-    def by_group(rows: jax.Array) -> jax.Array:
-        return rows.reshape(capacity, *shape).transpose(2, 0, 1).reshape(shape[1], -1)
-
-    state, seen, words, flags = lax.fori_loop(
-        0,
-        count,
-        step,
-        (
-            jnp.full(shape, START, jnp.uint32),
-            jnp.zeros(shape, jnp.uint32),
-            jnp.zeros((capacity, lanes), jnp.uint16),
-            jnp.zeros((capacity, lanes), jnp.bool_),
-        ),
-    )
-    return state.reshape(-1), by_group(words), by_group(flags), jnp.all(seen < _MISSING)
+    words, flags = jnp.zeros(symbols.shape, jnp.uint16), jnp.zeros(symbols.shape, jnp.uint8)
+    return lax.fori_loop(0, count, step, (state, words, flags))
 
 
 @jax.jit
@@ -108,10 +125,13 @@ def decode_rows(
 ) -> Decoding:
     """states uint32[lanes], starts int32[groups] -> states, ends, symbols uint8[R, lanes]."""
     lanes = states.size
-    shape = grid(lanes)
+    size, groups = grid(lanes)
+    # LLVM unrolls an inner loop of 16 and then no longer makes vectors of it: three times slower.
+    shape = (size, 4, 4) if groups == 16 else (size, groups)
     lane = jnp.arange(lanes, dtype=jnp.int32).reshape(shape)
-    bit = jnp.arange(shape[0], dtype=jnp.uint32)[:, None]
+    bit = jnp.arange(size, dtype=jnp.uint32).reshape(size, *(1 for _ in shape[1:]))
     below = (jnp.uint32(1) << bit) - 1
+    unroll = _UNROLL if rows.table.size >= _LONG else 1
 
     def step(r: jax.Array, carry: Decoding, *, entries: jax.Array, active: jax.Array | None) -> Decoding:
         # Two states take turns. Writing one of them in place keeps XLA:CPU from splitting each
@@ -136,29 +156,48 @@ def decode_rows(
     def run(carry: tuple[jax.Array, Decoding]) -> tuple[jax.Array, Decoding]:
         # One table at a time: small enough for the innermost cache, and see above.
         r, inner = carry
-        end = r + rows.run[r].astype(jnp.uint32)
+        stop = r + rows.run[r].astype(jnp.uint32) + 1
         entries = lax.dynamic_slice(table, (rows.table[r] << BITS,), (2**BITS,))
-        full = functools.partial(step, entries=entries, active=None)
-        inner = lax.fori_loop(r, end, full, inner)
-        return end + 1, step(end, inner, entries=entries, active=rows.active[end])
+
+        def full(carry: tuple[jax.Array, Decoding]) -> tuple[jax.Array, Decoding]:
+            r, inner = carry
+            for _ in range(unroll):
+                r, inner = r + 1, step(r, inner, entries=entries, active=None)
+            return r, inner
+
+        def any_row(r: jax.Array, inner: Decoding) -> Decoding:
+            return step(r, inner, entries=entries, active=rows.active[r])
+
+        r, inner = lax.while_loop(lambda carry: carry[0] + unroll < stop, full, (r, inner))
+        return stop, lax.fori_loop(r, stop, any_row, inner)
 
     out = jnp.zeros((rows.table.size, lanes), jnp.uint8)
     pair = jnp.broadcast_to(states.reshape(shape), (2, *shape))
     _, (pair, position, out) = lax.while_loop(
-        lambda carry: carry[0] < count.astype(jnp.uint32), run, (jnp.uint32(0), (pair, starts, out))
+        lambda carry: carry[0] < count.astype(jnp.uint32),
+        run,
+        (jnp.uint32(0), (pair, starts.reshape(shape[1:]), out)),
     )
-    return pair[count & 1].reshape(-1), position, out
+    return pair[count & 1].reshape(-1), position.reshape(-1), out
 
 
 def _starts(tables: np.ndarray) -> np.ndarray:
     return (np.cumsum(tables, axis=1) - tables).astype(np.uint32)
 
 
-def encode_entries(tables: np.ndarray, capacity: int) -> np.ndarray:
-    """uint32 entry a symbol: frequency - 1 (12 bits), start (12 bits), or `_MISSING`."""
+def encode_entries(
+    tables: np.ndarray, capacity: int, rare: Sequence[np.ndarray | None] | None = None
+) -> np.ndarray:
+    """uint32 entry a symbol: frequency - 1 (12 bits), start (12 bits), or `_MISSING`.
+
+    The rare symbols of a table have the entry of the first of them.
+    """
     entries = ((tables - 1).astype(np.uint32) & 0xFFF) | (_starts(tables) & 0xFFF) << 12
     packed = np.zeros((capacity, 256), np.uint32)
     packed[: len(tables)] = np.where(tables > 0, entries, _MISSING)
+    for row, symbols in zip(packed, rare or (), strict=False):
+        if symbols is not None:
+            row[symbols] = row[symbols[0]]
     return packed.reshape(-1)
 
 
