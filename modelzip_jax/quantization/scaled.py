@@ -45,8 +45,8 @@ class Scaled(Elementwise):
 
     def check(self) -> None:
         super().check()
-        for steps in (self.rows, self.columns):
-            fits = steps is None or (
+        for steps in (self.rows,) if self.columns is None else (self.rows, self.columns):
+            fits = (
                 len(steps.shape) == len(self.shape)
                 and all(n in (1, own) for n, own in zip(steps.shape, self.shape, strict=True))
                 and jnp.issubdtype(steps.dtype, jnp.floating)

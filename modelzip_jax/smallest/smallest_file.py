@@ -13,11 +13,12 @@ from modelzip_jax.coding.writer import file_sizes
 from modelzip_jax.errors import TransformError
 from modelzip_jax.given_values import as_positive, as_whole
 from modelzip_jax.leaf_checks import check_arrays, check_finite
+from modelzip_jax.metadata import Metadata
 from modelzip_jax.packing import Packed, compress, unpack
 from modelzip_jax.search import Search
-from modelzip_jax.smallest.drops import Drop, Measure, drop_of, output_scores, scores_by
+from modelzip_jax.smallest.drops import Measure, drop_of, output_scores, scores_by
 from modelzip_jax.smallest.recipes import calibrated, data_free, importance_of, kernels, weights_in
-from modelzip_jax.smallest.step_search import Found, within_bytes, within_drop
+from modelzip_jax.smallest.step_search import within_bytes, within_drop
 from modelzip_jax.trace.measures.curvature import fisher_information
 from modelzip_jax.transform import Transform
 from modelzip_jax.tree import PyTree
@@ -73,27 +74,18 @@ class Smallest(Search):
 
         def make(step: float) -> Packed:
             transform, told = recipe(step)
-            return compress(params, transform, variables=variables, progress=progress, **told)
+            packed = compress(params, transform, variables=variables, progress=progress, **told)
+            return dataclasses.replace(packed, metadata=Metadata({"smallest": {"step": step}}))
 
-        if self.bytes is None and self.max_drop is None:
-            return make(first)
-        found, drop = self._met(make, first, params, model)
-        told: dict[str, Any] = {"step": found.step}
-        if drop is not None:
-            told |= {"drop": drop.mean, "drop_error": drop.error}
-        return dataclasses.replace(found.result, metadata={**found.result.metadata, "smallest": told})
-
-    def _met(
-        self, make: Callable[[float], Packed], first: float, params: PyTree, model: Any
-    ) -> tuple[Found, Drop | None]:
         if self.bytes is not None:
             count = sum(np.size(leaf) for leaf in weights_in(params, 0).values())
+            sized = lambda step: (packed := make(step), file_sizes(packed).total)  # noqa: E731
+            return within_bytes(sized, first, self.bytes, count).result
+        return make(first) if self.max_drop is None else self._within_drop(make, first, params, model)
 
-            def sized(step: float) -> tuple[Packed, int]:
-                packed = make(step)
-                return packed, file_sizes(packed).total
-
-            return within_bytes(sized, first, self.bytes, count), None
+    def _within_drop(
+        self, make: Callable[[float], Packed], first: float, params: PyTree, model: Any
+    ) -> Packed:
         measure = self.measure
         if measure is None:
             apply_fn, _, held = model
@@ -107,7 +99,9 @@ class Smallest(Search):
             return packed, drops[step].worst
 
         found = within_drop(dropped, first, self.max_drop)  # type: ignore[arg-type]
-        return found, drops[found.step]
+        drop = drops[found.step]
+        told = {"step": found.step, "drop": drop.mean, "drop_error": drop.error}
+        return dataclasses.replace(found.result, metadata=Metadata({"smallest": told}))
 
     def _without_data(self, params: PyTree) -> tuple[Recipe, float]:
         plain = trees.plain(params)
