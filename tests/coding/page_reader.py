@@ -204,8 +204,25 @@ def codes(item, source):
         return np.concatenate([codes(item[1], source), codes(item[2], source)])
     if item[0] == "classed":
         return classed(item, source)
+    if item[0] == "integers":
+        return integers(item, source)
     stream = next(source)
     return stream if item[1] > 1 else np.unpackbits(stream, count=item[2], bitorder="little")
+
+
+def integers(spec, source):
+    _, item, wide, low = spec
+    found = codes(item, source)
+    wide, largest = array(wide, source), (1 << bits_of(item)) - 1
+    whole = found.astype(np.int32) + low
+    if wide.size:
+        assert np.count_nonzero(found == largest) == wide.size
+        whole[found == largest] = wide
+    return whole
+
+
+def bits_of(item):
+    return item[1] if item[0] == "bits" else bits_of(item[1])
 
 
 def classed(spec, source):
@@ -273,6 +290,12 @@ def finish(spec, elements, source):
             return flat.reshape(shape)
         rest = [n for a, n in enumerate(shape) if a != axis % len(shape)]
         return np.moveaxis(flat.reshape(*rest, shape[axis]), -1, axis)
+    if spec[0] == "scaled":
+        _, _, rows, columns, shape, dtype = spec
+        wide = np.float64 if dtype == "float64" else np.float32
+        found = elements.reshape(shape).astype(wide) * array(rows, source).astype(wide)
+        found = found if columns is None else found * array(columns, source).astype(wide)
+        return found.astype(jnp.dtype(dtype))
     if spec[0] == "levels":
         _, _, levels, scale, gain, zero, shape, dtype, granularity, axis, group_size = spec
         levels, scale = array(levels, source), array(scale, source)

@@ -13,9 +13,12 @@ from modelzip_jax.errors import TraceError
 def test_both_have_the_same_mean(likelihood):
     w = jax.random.normal(jax.random.key(0), (5, 4)) / 2
     batches = [jax.random.normal(jax.random.key(i), (8, 5)) for i in range(400)]
-    find = lambda **how: (
-        mz.trace.fisher_information(lambda p, x: x @ p, w, batches, likelihood=likelihood, **how).diagonal
-    )
+
+    def find(**how):
+        return mz.trace.fisher_information(
+            lambda p, x: x @ p, w, batches, likelihood=likelihood, **how
+        ).diagonal
+
     examples, sums = np.asarray(find()), np.asarray(find(gradients="batches"))
     np.testing.assert_allclose(sums, examples, rtol=0.3)
     np.testing.assert_allclose(sums.mean(), examples.mean(), rtol=0.04)
