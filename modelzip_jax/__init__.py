@@ -40,7 +40,7 @@ from modelzip_jax.quantization import (
     spreads,
 )
 from modelzip_jax.quantization.bit_allocation import mixed_precision
-from modelzip_jax.quantization.entropy_constrained import entropy_constrained
+from modelzip_jax.quantization.entropy_constraint import entropy_constrained
 from modelzip_jax.quantization.factorization import low_rank
 from modelzip_jax.quantization.narrowing import narrow
 from modelzip_jax.quantization.quantizing import quantize

@@ -12,7 +12,7 @@ import numpy as np
 from modelzip_jax.packed import Elementwise, packed_kind, static
 from modelzip_jax.quantization.integers import Integers
 
-__all__ = ["Scaled", "computed_in"]
+__all__ = ["ScaledCodes", "computed_in"]
 
 
 def computed_in(dtype: Any) -> Any:
@@ -21,7 +21,7 @@ def computed_in(dtype: Any) -> Any:
 
 
 @packed_kind("scaled")
-class Scaled(Elementwise):
+class ScaledCodes(Elementwise):
     """`(q rows) columns`, each product rounded, in float32 (float64 of leaves of that).
 
     codes: the integers q, C order. rows, columns: positive step sizes, bfloat16 or wider, of the leaf's number of axes,
@@ -40,7 +40,7 @@ class Scaled(Elementwise):
     def elements(self) -> jax.Array:
         return self.codes.unpack()
 
-    def with_elements(self, elements: jax.Array) -> Scaled:
+    def with_elements(self, elements: jax.Array) -> ScaledCodes:
         return dataclasses.replace(self, codes=Integers.pack(elements))
 
     def check(self) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from modelzip_jax.concrete import host_views
 from modelzip_jax.quantization.code_length import laplace_bits
 from modelzip_jax.quantization.integers import LARGEST, Integers
-from modelzip_jax.quantization.scaled import Scaled
+from modelzip_jax.quantization.scaled import ScaledCodes
 
 __all__ = ["ScaledLeaf"]
 
@@ -24,7 +24,7 @@ __all__ = ["ScaledLeaf"]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ScaledLeaf:
-    """How a leaf is quantized. rows, columns: as of `Scaled`, in the dtype of the latents; columns None for ones.
+    """How a leaf is quantized. rows, columns: as of `ScaledCodes`, in the dtype of the latents; columns None for ones.
 
     shift: δ, scalar, 0 to below ½: what magnitudes lose before they are rounded, since smaller codes are shorter.
     """
@@ -55,10 +55,10 @@ class ScaledLeaf:
             u *= one / columns[0]
         return np.rint(_towards_zero(u, shift, np)).astype(np.int32).reshape(-1)
 
-    def packed(self, w: Any, dtype: str) -> Scaled:
+    def packed(self, w: Any, dtype: str) -> ScaledCodes:
         """The stored form."""
         columns = None if self.columns is None else self.columns.astype(jnp.bfloat16)
-        return Scaled(
+        return ScaledCodes(
             Integers.pack(self.stored(w)), self.rows.astype(jnp.bfloat16), columns, tuple(jnp.shape(w)), dtype
         )
 

@@ -14,14 +14,14 @@ from modelzip_jax import tree as trees
 from modelzip_jax.errors import LeafError, TransformError
 from modelzip_jax.partitioning import partition
 from modelzip_jax.quantization import rounding, spreads
-from modelzip_jax.quantization.entropy_constrained import entropy_constrained
+from modelzip_jax.quantization.entropy_constraint import entropy_constrained
 from modelzip_jax.trace.jaxpr.model_inputs import batch_inputs
 from modelzip_jax.trace.measures.curvature import FisherInformation
 from modelzip_jax.trace.usage.use import Use, uses
 from modelzip_jax.transform import Transform, identity
 from modelzip_jax.tree import PyTree
 
-__all__ = ["calibrated", "data_free", "importance_of", "kernels", "typical_size", "weights_in"]
+__all__ = ["calibrated", "data_free", "importance_of", "kernel_names", "typical_size", "weights_in"]
 
 _DAMPING = 0.01
 
@@ -75,7 +75,7 @@ def data_free(params: PyTree, step: float) -> Transform:
     return _labelled(params, {"encoded": (encoded, list(leaves))})
 
 
-def kernels(apply_fn: Callable[..., Any], params: PyTree, batch: Any) -> tuple[list[str], list[str]]:
+def kernel_names(apply_fn: Callable[..., Any], params: PyTree, batch: Any) -> tuple[list[str], list[str]]:
     """The names of kernels whose products error feedback can go by, and of the other leaves that the model uses."""
     by_leaf: dict[str, list[Use]] = {}
     for use in uses(apply_fn, params, *batch_inputs(batch, 0)):

@@ -17,7 +17,7 @@ from modelzip_jax.metadata import Metadata
 from modelzip_jax.packing import Packed, compress, unpack
 from modelzip_jax.search import Search
 from modelzip_jax.smallest.drops import Measure, drop_of, output_scores, scores_by
-from modelzip_jax.smallest.recipes import calibrated, data_free, importance_of, kernels, weights_in
+from modelzip_jax.smallest.recipes import calibrated, data_free, importance_of, kernel_names, weights_in
 from modelzip_jax.smallest.step_search import within_bytes, within_drop
 from modelzip_jax.trace.measures.curvature import fisher_information
 from modelzip_jax.transform import Transform
@@ -115,7 +115,7 @@ class Smallest(Search):
         by_name = {
             name: x for name, x in trees.named_leaves(importance, lambda x: x is None) if x is not None
         }
-        products, _ = kernels(apply_fn, params, batches[0])
+        products, _ = kernel_names(apply_fn, params, batches[0])
         plain = trees.plain(params)
 
         def recipe(step: float) -> tuple[Transform, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Steps instead of bits: the laws, codes of any size, and steps that are shared out by what errors cost."""
+"""RelativeSteps instead of bits: the laws, codes of any size, and steps that are shared out by what errors cost."""
 
 import flax.linen as nn
 import jax

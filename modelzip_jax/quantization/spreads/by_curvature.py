@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from modelzip_jax.errors import LeafError, TransformError
 from modelzip_jax.factoring import damped, inverse_factor
 from modelzip_jax.given_values import as_positive
-from modelzip_jax.quantization.spreads.spread import Spread, Steps, over_all_but
+from modelzip_jax.quantization.spreads.spread import RelativeSteps, Spread, over_all_but
 from modelzip_jax.recipe import recordable
 from modelzip_jax.trace.measures.layer_matrices import Layout, products
 from modelzip_jax.transform import Context
@@ -31,25 +31,25 @@ class ByImportance(Spread):
 
     needs = ("importance",)
 
-    def __call__(self, name: str, w: jax.Array, layers: tuple[int, ...], context: Context) -> Steps:
+    def __call__(self, name: str, w: jax.Array, layers: tuple[int, ...], context: Context) -> RelativeSteps:
         importance = _importance(name, context)
         if not w.size:
-            return Steps(jnp.ones((1,) * w.ndim, w.dtype))
+            return RelativeSteps(jnp.ones((1,) * w.ndim, w.dtype))
         return _by_importance(importance.astype(jnp.float32), self.soften, layers)
 
 
 @functools.partial(jax.jit, static_argnums=(2,))
-def _by_importance(importance: jax.Array, soften: float, layers: tuple[int, ...]) -> Steps:
+def _by_importance(importance: jax.Array, soften: float, layers: tuple[int, ...]) -> RelativeSteps:
     """Of two axes and more a factor for each index of the first and of the last axis that counts no layers."""
     rest = [axis for axis in range(importance.ndim) if axis not in layers]
     whole = jnp.mean(importance, axis=tuple(rest), keepdims=True)
     if len(rest) < 2:
-        return Steps(_inverse_root(whole))
+        return RelativeSteps(_inverse_root(whole))
     sides = []
     for axis in (rest[0], rest[-1]):
         mean = jnp.mean(importance, axis=over_all_but(importance, (*layers, axis)), keepdims=True)
         sides.append((1.0 - soften) * mean + soften * whole)
-    return Steps(_inverse_root(sides[0]), _inverse_root(sides[1] / jnp.maximum(whole, _tiny(whole))))
+    return RelativeSteps(_inverse_root(sides[0]), _inverse_root(sides[1] / jnp.maximum(whole, _tiny(whole))))
 
 
 @recordable
@@ -62,9 +62,9 @@ class WaterFilling(Spread):
 
     needs = ("importance", "stats")
 
-    def __call__(self, name: str, w: jax.Array, layers: tuple[int, ...], context: Context) -> Steps:
+    def __call__(self, name: str, w: jax.Array, layers: tuple[int, ...], context: Context) -> RelativeSteps:
         if not w.size:
-            return Steps(jnp.ones((1,) * w.ndim, w.dtype))
+            return RelativeSteps(jnp.ones((1,) * w.ndim, w.dtype))
         found = products(name, w.shape, context.stats, "water_filling()")
         importance = _importance(name, context).astype(jnp.float32)
         return _water_filled(importance, found.gram, found.layout, self.damping, self.soften)
@@ -73,14 +73,14 @@ class WaterFilling(Spread):
 @functools.partial(jax.jit, static_argnums=(2,))
 def _water_filled(
     importance: jax.Array, gram: jax.Array, layout: Layout, damping: float, soften: float
-) -> Steps:
+) -> RelativeSteps:
     power = jnp.trace(gram, axis1=1, axis2=2)[:, None]
     outputs = jnp.sum(layout.stack(importance), axis=2) / jnp.maximum(power, _tiny(power))
     outputs = (1.0 - soften) * outputs + soften * jnp.mean(outputs, axis=1, keepdims=True)
     columns = jax.lax.map(lambda h: _deviations(h, damping), gram.astype(jnp.float32))
     middle = jnp.exp(jnp.mean(jnp.log(columns), axis=1, keepdims=True))
     shape = importance.shape
-    return Steps(
+    return RelativeSteps(
         layout.of_outputs(_inverse_root(outputs) * middle, shape), layout.of_inputs(columns / middle, shape)
     )
 

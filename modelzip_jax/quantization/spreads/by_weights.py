@@ -11,7 +11,7 @@ from modelzip_jax.errors import TransformError
 from modelzip_jax.given_values import as_positive
 from modelzip_jax.patterns import matches
 from modelzip_jax.quantization.channel_axis import check_axis, find_axis
-from modelzip_jax.quantization.spreads.spread import Spread, Steps, over_all_but
+from modelzip_jax.quantization.spreads.spread import RelativeSteps, Spread, over_all_but
 from modelzip_jax.recipe import recordable
 from modelzip_jax.transform import Context
 
@@ -27,8 +27,8 @@ _TABLE = 1024
 class Even(Spread):
     """See `even`."""
 
-    def __call__(self, name: str, w: jax.Array, layers: tuple[int, ...], context: Context) -> Steps:
-        return Steps(jnp.ones((1,) * w.ndim, w.dtype))
+    def __call__(self, name: str, w: jax.Array, layers: tuple[int, ...], context: Context) -> RelativeSteps:
+        return RelativeSteps(jnp.ones((1,) * w.ndim, w.dtype))
 
 
 def even() -> Even:
@@ -51,12 +51,12 @@ class RootDeviation(Spread):
     seldom: tuple[str, ...]
     factor: float
 
-    def __call__(self, name: str, w: jax.Array, layers: tuple[int, ...], context: Context) -> Steps:
+    def __call__(self, name: str, w: jax.Array, layers: tuple[int, ...], context: Context) -> RelativeSteps:
         axis = find_axis(name, w, self.axis, "channel", layers)
         own = (axis,) if isinstance(axis, int) else axis
         own = own if w.ndim > 1 else layers
         if not w.size:
-            return Steps(jnp.ones((1,) * w.ndim, w.dtype))
+            return RelativeSteps(jnp.ones((1,) * w.ndim, w.dtype))
         largest = jnp.maximum(jnp.max(jnp.abs(w)), jnp.finfo(w.dtype).tiny)
         squares = jnp.mean(jnp.square(w / largest), axis=over_all_but(w, own), keepdims=True)
         whole = jnp.mean(squares)
@@ -64,7 +64,7 @@ class RootDeviation(Spread):
         roots = jnp.sqrt(jnp.sqrt(jnp.maximum(squares, 1e-4 * whole)) * largest)
         table = w.ndim - len(layers) == 2 and max(w.shape) >= _TABLE
         seldom = table and any(matches(pattern, name) for pattern in self.seldom)
-        return Steps(roots * (self.factor if seldom else 1.0))
+        return RelativeSteps(roots * (self.factor if seldom else 1.0))
 
 
 def root_deviation(

@@ -10,10 +10,10 @@ import jax
 from modelzip_jax.errors import TransformError
 from modelzip_jax.transform import Context
 
-__all__ = ["Spread", "Steps", "over_all_but"]
+__all__ = ["RelativeSteps", "Spread", "over_all_but"]
 
 
-class Steps(NamedTuple):
+class RelativeSteps(NamedTuple):
     """Relative step sizes, positive, of the leaf's number of axes, each of its length or 1; the step is times these.
 
     rows: of what is summed up apart, such as outputs. columns: of what is summed over, or None.
@@ -35,7 +35,7 @@ class Spread:
     >>> @dataclasses.dataclass(frozen=True)
     ... class Coarse(Spread):
     ...     def __call__(self, name, w, layers, context):
-    ...         return Steps(jnp.full((1,) * w.ndim, 2.0 if w.ndim < 2 else 1.0))
+    ...         return RelativeSteps(jnp.full((1,) * w.ndim, 2.0 if w.ndim < 2 else 1.0))
     >>> import modelzip_jax as mz
     >>> mz.decoded({"bias": jnp.array([0.1, 0.3])}, mz.entropy_constrained(0.1, spread=Coarse()))
     {'bias': Array([0.      , 0.203125], dtype=float32)}
@@ -43,7 +43,7 @@ class Spread:
 
     needs: ClassVar[tuple[str, ...]] = ()
 
-    def __call__(self, name: str, w: jax.Array, layers: tuple[int, ...], context: Context) -> Steps:
+    def __call__(self, name: str, w: jax.Array, layers: tuple[int, ...], context: Context) -> RelativeSteps:
         """Relative step sizes of a leaf.
 
         Args:

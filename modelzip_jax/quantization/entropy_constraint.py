@@ -20,10 +20,10 @@ from modelzip_jax.leaf_checks import check_floating
 from modelzip_jax.packed import Dense, is_packed
 from modelzip_jax.quantization.integers import LARGEST
 from modelzip_jax.quantization.rounding.strategy import Problem, Rounding
-from modelzip_jax.quantization.scaled import Scaled, computed_in
+from modelzip_jax.quantization.scaled import ScaledCodes, computed_in
 from modelzip_jax.quantization.scaled_leaf import ScaledLeaf
 from modelzip_jax.quantization.spreads.by_weights import root_deviation
-from modelzip_jax.quantization.spreads.spread import Spread, Steps
+from modelzip_jax.quantization.spreads.spread import RelativeSteps, Spread
 from modelzip_jax.quantization.strategy_names import strategy_meant
 from modelzip_jax.recipe import recordable
 from modelzip_jax.stacking import LayerAxes, as_layers, check_layers, stacked_axes
@@ -116,7 +116,7 @@ class EntropyConstrained(Transform):
         return self._map(lambda w, s, leaf: leaf.packed(w, s.dtype.value), encoded)
 
     def resume(self, packed: PyTree) -> tuple[PyTree, PyTree, PyTree]:
-        def state(p: Scaled) -> ScaledState:
+        def state(p: ScaledCodes) -> ScaledState:
             dtype = computed_in(p.dtype)
             columns = None if p.columns is None else jnp.asarray(p.columns).astype(dtype)
             codes = jnp.asarray(
@@ -135,7 +135,9 @@ class EntropyConstrained(Transform):
         return self._map(lambda w, s, leaf: Rate(leaf.code_bits(w), jnp.float32(leaf.side_bits())), encoded)
 
 
-def _stored_steps(name: str, w: jax.Array, step: float, found: Steps) -> tuple[jax.Array, jax.Array | None]:
+def _stored_steps(
+    name: str, w: jax.Array, step: float, found: RelativeSteps
+) -> tuple[jax.Array, jax.Array | None]:
     """Step sizes as a file holds them, within bounds.
 
     Relative ones have three bits behind the first: what a step is, to 6 %, does not matter; its bits in a file do. Rows
