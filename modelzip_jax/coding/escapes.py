@@ -37,7 +37,7 @@ def rare_symbols(counts: np.ndarray) -> np.ndarray:
     """
     counts = np.asarray(counts, np.int64)
     total = int(counts.sum())
-    best, fewest = np.empty(0, np.uint8), _bits(counts)
+    best, fewest = np.empty(0, np.uint8), sum(histograms.fitted_bits(counts))
     for eighths in (2, 4, 8, 16, 32):
         chosen = np.flatnonzero((counts > 0) & (counts * _UNIT * 8 <= total * eighths))
         if chosen.size < 2 or np.array_equal(np.sort(best), chosen):
@@ -47,16 +47,10 @@ def rare_symbols(counts: np.ndarray) -> np.ndarray:
         order = chosen[np.argsort(-counts[chosen], kind="stable")]
         common[chosen] = 0
         common[order[0]] = rare.sum()
-        bits = _bits(common) + _bits(rare)
+        bits = sum(histograms.fitted_bits(common)) + sum(histograms.fitted_bits(rare))
         if bits < fewest:
             best, fewest = order.astype(np.uint8), bits
     return best
-
-
-def _bits(counts: np.ndarray) -> float:
-    frequencies = histograms.fit_frequencies(counts)
-    table = 8 * len(histograms.encode_table(frequencies))
-    return table + histograms.code_length(counts, frequencies)
 
 
 def extract(

@@ -22,6 +22,7 @@ __all__ = [
     "encode_table",
     "entropy",
     "fit_frequencies",
+    "fitted_bits",
     "normalize_counts",
 ]
 
@@ -239,11 +240,20 @@ def fit_frequencies(counts: Integer[np.ndarray, " 256"]) -> UInt32[np.ndarray, "
     >>> len(encode_table(fit_frequencies(tiny))) < len(encode_table(normalize_counts(tiny)))
     True
     """
-    return _fit(np.asarray(counts, np.int64).tobytes())
+    return _fit(np.asarray(counts, np.int64).tobytes())[0]
+
+
+def fitted_bits(counts: Integer[np.ndarray, " 256"]) -> tuple[int, float]:
+    """What symbols take with the table of `fit_frequencies`: the bits of the table, then those of the code.
+
+    >>> fitted_bits(np.array([3, 3] + [0] * 254))
+    (32, 6.0)
+    """
+    return _fit(np.asarray(counts, np.int64).tobytes())[1:]
 
 
 @functools.lru_cache(maxsize=16)
-def _fit(counts_bytes: bytes) -> np.ndarray:
+def _fit(counts_bytes: bytes) -> tuple[np.ndarray, int, float]:
     # Whether coding pays, whether escapes pay, and the table itself ask for the same counts in a row.
     counts = np.frombuffer(counts_bytes, np.int64)
     symbols = max(int(np.count_nonzero(counts)), 1)
@@ -253,6 +263,8 @@ def _fit(counts_bytes: bytes) -> np.ndarray:
     )
     used = counts > 0
     lengths = _code_lengths(counts[used], candidates[:, used].astype(np.int64), 1 << BITS)
-    best = candidates[int(np.argmin(8 * table_sizes(candidates) + np.array(lengths)))].copy()
+    sizes = 8 * table_sizes(candidates)
+    at = int(np.argmin(sizes + np.array(lengths)))
+    best = candidates[at].copy()
     best.setflags(write=False)
-    return best
+    return best, int(sizes[at]), lengths[at]

@@ -147,7 +147,5 @@ def gains(plane_counts: np.ndarray, least: float = 1 / 64) -> bool:
     raw = int(np.sum(plane_counts))
     if histograms.entropy(plane_counts) / 8 >= raw * (1 - least):
         return False  # Without the search for a table.
-    frequencies = histograms.fit_frequencies(plane_counts)
-    table = len(histograms.encode_table(frequencies))
-    coded = table + histograms.code_length(plane_counts, frequencies) / 8
-    return coded < raw * (1 - least)
+    table, code = histograms.fitted_bits(plane_counts)
+    return table // 8 + code / 8 < raw * (1 - least)
