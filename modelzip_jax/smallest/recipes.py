@@ -21,8 +21,18 @@ from modelzip_jax.trace.usage.use import Use, uses
 from modelzip_jax.transform import Transform, identity
 from modelzip_jax.tree import PyTree
 
-__all__ = ["calibrated", "data_free", "importance_of", "kernel_names", "typical_size", "weights_in"]
+__all__ = [
+    "QUALITY",
+    "calibrated",
+    "data_free",
+    "importance_of",
+    "kernel_names",
+    "typical_size",
+    "weights_in",
+]
 
+QUALITY = 0.16
+"""The step without data and without a target, in units of the weights' deviation."""
 _DAMPING = 0.01
 
 
@@ -75,13 +85,12 @@ def data_free(params: PyTree, step: float) -> Transform:
     return _labelled(params, {"encoded": (encoded, list(leaves))})
 
 
-def kernel_names(apply_fn: Callable[..., Any], params: PyTree, batch: Any) -> tuple[list[str], list[str]]:
-    """The names of kernels whose products error feedback can go by, and of the other leaves that the model uses."""
+def kernel_names(apply_fn: Callable[..., Any], params: PyTree, batch: Any) -> list[str]:
+    """The leaves whose products error feedback can go by: all of each, summed over the same axes in all of them."""
     by_leaf: dict[str, list[Use]] = {}
     for use in uses(apply_fn, params, *batch_inputs(batch, 0)):
         by_leaf.setdefault(use.leaf, []).append(use)
-    products = [name for name, found in by_leaf.items() if _is_kernel(found)]
-    return products, [name for name in by_leaf if name not in products]
+    return [name for name, found in by_leaf.items() if _is_kernel(found)]
 
 
 def _is_kernel(found: Sequence[Use]) -> bool:
@@ -109,7 +118,7 @@ def calibrated(
     )  # fmt: skip
     told = entropy_constrained(step, spread=spreads.by_importance(), rate_weight=rate_weight)
     dead = {name: leaf for name, leaf in every.items() if name not in alive and np.ndim(leaf) > 1}
-    free = entropy_constrained(0.16 * math.sqrt(typical_size(dead)), spread=spreads.root_deviation())
+    free = entropy_constrained(QUALITY * math.sqrt(typical_size(dead)), spread=spreads.root_deviation())
     chosen = [name for name in products if name in alive]
     return _labelled(
         params,
@@ -121,6 +130,10 @@ def calibrated(
     )
 
 
-def importance_of(fisher: PyTree) -> PyTree:
-    """The diagonals of Fisher information, each in its leaf's place."""
-    return jax.tree.map(lambda f: f.diagonal, fisher, is_leaf=lambda f: isinstance(f, FisherInformation))
+def importance_of(fisher: PyTree, params: PyTree) -> PyTree:
+    """The diagonals of Fisher information, each in its leaf's place; zero of leaves that are not floating-point."""
+
+    def diagonal(found: FisherInformation, leaf: Any) -> Any:
+        return np.zeros(np.shape(leaf), np.float32) if found.diagonal is None else found.diagonal
+
+    return jax.tree.map(diagonal, fisher, params, is_leaf=lambda f: isinstance(f, FisherInformation))

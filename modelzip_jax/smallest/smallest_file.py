@@ -17,16 +17,21 @@ from modelzip_jax.metadata import Metadata
 from modelzip_jax.packing import Packed, compress, unpack
 from modelzip_jax.search import Search
 from modelzip_jax.smallest.drops import Measure, drop_of, output_scores, scores_by
-from modelzip_jax.smallest.recipes import calibrated, data_free, importance_of, kernel_names, weights_in
+from modelzip_jax.smallest.recipes import (
+    QUALITY,
+    calibrated,
+    data_free,
+    importance_of,
+    kernel_names,
+    weights_in,
+)
 from modelzip_jax.smallest.step_search import within_bytes, within_drop
 from modelzip_jax.trace.measures.curvature import fisher_information
 from modelzip_jax.transform import Transform
 from modelzip_jax.tree import PyTree
 
-__all__ = ["QUALITY", "Smallest", "smallest"]
+__all__ = ["Smallest", "smallest"]
 
-QUALITY = 0.16
-"""The step without data and without a target, in units of the weights' deviation."""
 _FIRST = 1e-3
 """The step of calibrated searches to begin with: an error of step² / 24 nats a weight."""
 _HELD = 4
@@ -111,12 +116,10 @@ class Smallest(Search):
         fisher = fisher_information(
             apply_fn, params, batches, likelihood=self.likelihood, gradients="batches"
         )
-        importance = importance_of(fisher)
-        by_name = {
-            name: x for name, x in trees.named_leaves(importance, lambda x: x is None) if x is not None
-        }
-        products, _ = kernel_names(apply_fn, params, batches[0])
         plain = trees.plain(params)
+        importance = importance_of(fisher, plain)
+        by_name = dict(trees.named_leaves(importance))
+        products = kernel_names(apply_fn, params, batches[0])
 
         def recipe(step: float) -> tuple[Transform, dict[str, Any]]:
             transform = calibrated(plain, step, products, by_name, self.rate_weight)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import modelzip_jax as mz
 from modelzip_jax.coding.writer import file_sizes
@@ -98,6 +99,20 @@ def test_leaves_that_outputs_do_not_depend_on_are_encoded_without_data():
     packed = mz.compress(params, mz.smallest(bytes=5_000), calibrate=(apply, BATCHES))
     off = np.asarray(mz.unpack(packed)["unused"]["kernel"]) - params["unused"]["kernel"]
     assert 0 < np.sqrt(np.mean(off**2)) < 0.1
+
+
+def test_integer_leaves_and_other_frameworks_params_come_through():
+    params = {**PARAMS, "steps": np.int32(7), "ids": np.arange(5)}
+    for calibrate in (None, (apply, BATCHES)):
+        packed = mz.compress(params, mz.smallest(bytes=5_000), calibrate=calibrate)
+        assert 4_950 <= file_sizes(packed).total <= 5_000
+        np.testing.assert_array_equal(mz.unpack(packed)["ids"], params["ids"])
+    layer = nnx.Linear(24, 16, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(layer, nnx.Param)
+    model = lambda state, x: nnx.merge(graph, state)(x)  # noqa: E731
+    x = np.random.default_rng(0).normal(size=(64, 24)).astype("f4")
+    packed = mz.compress(state, mz.smallest(bytes=600), calibrate=(model, [x[:32], x[32:]]))
+    assert 594 <= file_sizes(packed).total <= 600
 
 
 def test_what_it_refuses():
