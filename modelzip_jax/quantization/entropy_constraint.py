@@ -201,7 +201,7 @@ def entropy_constrained(
     >>> t = entropy_constrained(0.1, spread=mz.spreads.even())
     >>> packed = mz.compress(params, t)
     >>> mz.unpack(packed)["w"], packed.params["w"].codes.wide
-    (Array([[ 0.1015625, -0.203125 , 40.015625 ]], dtype=float32), array([394], dtype=int32))
+    (Array([[ 0.10009766, -0.20019531, 40.039062  ]], dtype=float32), array([400], dtype=int32))
     """
     for name, value, kind in (("spread", spread, Spread), ("rounding", rounding, Rounding)):
         if value is not None and not isinstance(value, kind):

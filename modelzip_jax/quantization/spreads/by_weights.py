@@ -87,7 +87,7 @@ def root_deviation(
     >>> import modelzip_jax as mz
     >>> w = {"w": jnp.array([[0.01, 1.0], [-0.01, -1.0]])}
     >>> mz.compress(w, mz.entropy_constrained(0.1, spread=root_deviation())).params["w"].rows
-    Array([[0.00976562, 0.101562]], dtype=bfloat16)
+    Array([[0.0101318, 0.100098]], dtype=bfloat16)
     """
     axis = check_axis(axis)
     if isinstance(seldom, str) or not all(isinstance(pattern, str) for pattern in seldom):

@@ -38,7 +38,7 @@ class Spread:
     ...         return RelativeSteps(jnp.full((1,) * w.ndim, 2.0 if w.ndim < 2 else 1.0))
     >>> import modelzip_jax as mz
     >>> mz.decoded({"bias": jnp.array([0.1, 0.3])}, mz.entropy_constrained(0.1, spread=Coarse()))
-    {'bias': Array([0.      , 0.203125], dtype=float32)}
+    {'bias': Array([0.        , 0.20019531], dtype=float32)}
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
