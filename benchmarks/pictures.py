@@ -39,13 +39,14 @@ def batches(part: str, count: int, batch_size: int = 32) -> list[jax.Array]:
 
     part: "calibration", of the training pictures; "validation", of those that training leaves out; "test".
     """
-    levels = _levels({"calibration": "train"}.get(part, part))
-    chosen = levels[np.arange(count) * len(levels) // count]
+    every = levels({"calibration": "train"}.get(part, part))
+    chosen = every[np.arange(count) * len(every) // count]
     return [enlarge(chosen[i : i + batch_size]) for i in range(0, count, batch_size)]
 
 
 @functools.cache
-def _levels(split: str) -> np.ndarray:
+def levels(split: str) -> np.ndarray:
+    """All pictures of a split, uint8 (n, 32, 32, 3); read once."""
     return data.load_split("cifar10", split)["inputs"]
 
 

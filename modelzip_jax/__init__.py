@@ -47,6 +47,7 @@ from modelzip_jax.quantization.quantizing import quantize
 from modelzip_jax.quantization.tanh_weights import dorefa
 from modelzip_jax.recipe import recordable
 from modelzip_jax.residual_sums import residual
+from modelzip_jax.search import Search
 from modelzip_jax.sharing.clustering import cluster
 from modelzip_jax.sharing.neurons import share_neurons
 from modelzip_jax.smallest.smallest_file import smallest
@@ -76,6 +77,7 @@ __all__ = [
     "PackedArray",
     "Rate",
     "Reparametrization",
+    "Search",
     "Transform",
     "activations",
     "allocation",

@@ -15,6 +15,7 @@ __all__ = [
     "NonFiniteError",
     "PatternError",
     "RecipeError",
+    "SilentLayerError",
     "TraceError",
     "TransformError",
     "TreeError",
@@ -44,6 +45,10 @@ class PatternError(ModelzipError, ValueError):
 
 class LeafError(ModelzipError, TypeError):
     """A leaf has a type, dtype or shape that the transform cannot encode; the message names it."""
+
+
+class SilentLayerError(LeafError):
+    """No input has reached a layer whose statistics are needed: they are all zero."""
 
 
 class NonFiniteError(ModelzipError, ValueError):

@@ -33,8 +33,10 @@ def as_whole(value: Any, what: str, least: int, most: int | None = None) -> int:
     return int(value)
 
 
-def as_positive(value: Any, what: str) -> float:
+def as_positive(value: Any, what: str, *, or_zero: bool = False) -> float:
     """The value as Python's `float`.
+
+    or_zero: whether 0 will do.
 
     Raises:
       TransformError: it is no number, or none above 0, or infinite.
@@ -46,8 +48,9 @@ def as_positive(value: Any, what: str) -> float:
     modelzip_jax.errors.TransformError: step must be a positive number, not -1
     """
     number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    if not number or not 0 < value < float("inf"):
-        raise TransformError(f"{what} must be a positive number, not {value!r:.100}")
+    if not number or not 0 <= value < float("inf") or not (value or or_zero):
+        wanted = "a number of at least 0" if or_zero else "a positive number"
+        raise TransformError(f"{what} must be {wanted}, not {value!r:.100}")
     return float(value)
 
 

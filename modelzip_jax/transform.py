@@ -12,7 +12,7 @@ All methods are pure; a transform itself is a frozen dataclass of hyperparameter
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import jax
@@ -125,6 +125,17 @@ class Context:
     def select(self: Self, keep: Sequence[bool], treedef: Any) -> Self:
         """`UNSELECTED` in trees like the weights where `keep` is false."""
         return self.over(lambda tree: trees.select(tree, keep, treedef))
+
+    def by_leaf(self: Self, weights: PyTree) -> Iterator[tuple[str, Any, Self]]:
+        """Each leaf's name, the leaf, and the context in which trees like the weights are the leaf's parts.
+
+        >>> [(name, own.grads) for name, _, own in Context(grads={"w": 2.0}).by_leaf({"w": 1.0})]
+        [('w', 2.0)]
+        """
+        treedef = jax.tree.structure(weights)
+        told = {name: treedef.flatten_up_to(tree) for name, tree in self.trees().items()}
+        for place, (name, leaf) in enumerate(trees.named_leaves(weights)):
+            yield name, leaf, self.replace(**{field: each[place] for field, each in told.items()})
 
     def lacks(self, names: Sequence[str]) -> list[str]:
         """Those of the names that are None."""

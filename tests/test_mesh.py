@@ -19,6 +19,7 @@ SLOW = (
     "group Explicit", "percentile Explicit", "searched Explicit", "divergence Explicit", "drawn Explicit",
     "half-quadratic Explicit",
     "entropy Explicit", "averaged Explicit", "sum Explicit", "dorefa Explicit",
+    "stepped Auto", "stepped Explicit", "odd-stepped Explicit",
     "odd-clusters Explicit", "soft Auto", "soft Explicit", "odd-wavelets Explicit",
 )  # fmt: skip
 CASES = [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)]

@@ -15,7 +15,6 @@ import numpy as np
 
 from benchmarks import networks, pictures
 from benchmarks.tasks.task import Batch, Measure, Task, chosen_rows, in_batches
-from modelzip_jax.training import data
 from modelzip_jax.tree import PyTree
 
 __all__ = ["NAMES", "load"]
@@ -24,11 +23,6 @@ NAMES = ("efficientnet_lite0",)
 COSINE, SAME = Measure("cosine to the float logits"), Measure("same likeliest class")
 _COUNTS = {"validation": 256, "test": 512}
 _BATCH = 16
-
-
-@functools.cache
-def _training_pictures() -> np.ndarray:
-    return data.load_split("cifar10", "train")["inputs"]
 
 
 def load(name: str, quick: bool) -> Task:
@@ -50,7 +44,7 @@ def load(name: str, quick: bool) -> Task:
         return {COSINE.name: found.cosine, SAME.name: found.top}
 
     def calibration(count: int, seed: int = 0) -> list[Batch]:
-        levels = _training_pictures()
+        levels = pictures.levels("train")
         chosen = levels[chosen_rows(len(levels), count, seed)]
         return [(np.asarray(pictures.enlarge(x)),) for (x,) in in_batches((chosen,), _BATCH)]
 

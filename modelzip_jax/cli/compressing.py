@@ -115,7 +115,13 @@ def compress(
     if encodes:
         refuse_what_needs_data(transform, contents.tree)
         notes += nothing_encoded(transform, contents.tree)
-    notes += [] if searched else remarks(transform, contents.tree)
+    if searched:
+        spared, said = without_nonfinite(mz.only("**", mz.quantize(), floating=True), contents.tree)
+        kept = [name for name, label in spared.labels if label == "lossless"]
+        transform = dataclasses.replace(transform, keep=tuple(kept))
+        notes += said + remarks(spared, contents.tree)
+    else:
+        notes += remarks(transform, contents.tree)
     metadata = _metadata(contents, source)
     if searched and target_bytes is not None:
         # What is stored beside the model counts as well.

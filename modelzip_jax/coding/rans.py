@@ -179,7 +179,6 @@ def encode(
     tables: np.ndarray,
     lanes: int,
     capacity: Capacity | None = None,
-    rare: Sequence[np.ndarray | None] | None = None,
 ) -> bytes:
     """Codes the segments of a chunk.
 
@@ -189,8 +188,6 @@ def encode(
         tables: int[K, 256], each row from `histograms.normalize_counts`.
         lanes: power of two from 1 to 4,096, see `choose_lanes`.
         capacity: static sizes; chosen for this chunk alone if absent.
-        rare: for each table the symbols, uint8[k], that are coded as the first of them, or None
-            (see `escapes`).
 
     Returns:
         The chunk: `4 * lanes` bytes of states, `4 * (lanes // 32 - 1)` of group lengths, words.
@@ -210,15 +207,13 @@ def encode(
         raise ValueError("segments must be one-dimensional uint8 arrays")
     lengths = [len(segment) for segment in segments]
     used, ids, capacity = _check(lengths, table_ids, tables, lanes, 0, capacity)
-    if rare is not None:
-        rare = [rare[index] for index in np.unique(np.asarray(table_ids, np.int64))]
     size, groups = kernels.grid(lanes)
     # Blocks of rows, the last one first: their words stay in the cache until they are picked out.
     height = max(min(capacity.rows, _BLOCK // lanes), 1)
     total = rows_needed(lengths, lanes)
     blocks = -(-total // height)
     firsts, rows = _layout(lengths, ids, lanes, capacity._replace(rows=blocks * height))
-    entries = kernels.encode_entries(used, capacity.tables, rare)
+    entries = kernels.encode_entries(used, capacity.tables)
     if blocks > 1:
         entries = jnp.asarray(entries)
     state: np.ndarray | jax.Array = np.full((groups, size), kernels.START, np.uint32)

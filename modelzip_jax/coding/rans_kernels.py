@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -185,19 +184,11 @@ def _starts(tables: np.ndarray) -> np.ndarray:
     return (np.cumsum(tables, axis=1) - tables).astype(np.uint32)
 
 
-def encode_entries(
-    tables: np.ndarray, capacity: int, rare: Sequence[np.ndarray | None] | None = None
-) -> np.ndarray:
-    """uint32 entry a symbol: frequency - 1 (12 bits), start (12 bits), or `_MISSING`.
-
-    The rare symbols of a table have the entry of the first of them.
-    """
+def encode_entries(tables: np.ndarray, capacity: int) -> np.ndarray:
+    """uint32 entry a symbol: frequency - 1 (12 bits), start (12 bits), or `_MISSING`."""
     entries = ((tables - 1).astype(np.uint32) & 0xFFF) | (_starts(tables) & 0xFFF) << 12
     packed = np.zeros((capacity, 256), np.uint32)
     packed[: len(tables)] = np.where(tables > 0, entries, _MISSING)
-    for row, symbols in zip(packed, rare or (), strict=False):
-        if symbols is not None:
-            row[symbols] = row[symbols[0]]
     return packed.reshape(-1)
 
 

@@ -10,8 +10,6 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from modelzip_jax import tree as trees
-from modelzip_jax.concrete import host_view
 from modelzip_jax.errors import LeafError, TransformError
 from modelzip_jax.given_values import as_positive
 from modelzip_jax.host_unpacking import unpacked
@@ -34,7 +32,7 @@ __all__ = ["EntropyConstrained", "entropy_constrained"]
 
 _ROWS, _COLUMNS = 2.0**110, 2.0**15
 """Bounds of step sizes, and the inverse ones: their products, and the reciprocals of these, are normal numbers."""
-_SLOPE = math.log(2.0) / 12.0
+_SLOPE = math.log(2.0) / 6.0
 """Squared error, in steps, that a bit is worth at high rates: of D = 1/12 · 2^(-2 R) the slope is -2 ln 2 D."""
 
 
@@ -63,15 +61,10 @@ class EntropyConstrained(Transform):
     def init(self, weights: PyTree, context: Context) -> Encoded:
         check_floating(weights, "entropy_constrained")
         check_layers(self.layers, weights)
+        begun = [self._begun(*leaf) for leaf in context.by_leaf(weights)]
         treedef = jax.tree.structure(weights)
-        told = {name: treedef.flatten_up_to(tree) for name, tree in context.trees().items()}
-        latents, states = [], []
-        for place, (name, w) in enumerate(trees.named_leaves(weights)):
-            own = context.replace(**{field: each[place] for field, each in told.items()})
-            value, state = self._begun(name, w, own)
-            latents.append(value)
-            states.append(state)
-        return Encoded(treedef.unflatten(latents), (), treedef.unflatten(states))
+        latents, states = (treedef.unflatten([pair[i] for pair in begun]) for i in (0, 1))
+        return Encoded(latents, (), states)
 
     def _begun(self, name: str, w: Any, context: Context) -> tuple[jax.Array, ScaledState]:
         layers = stacked_axes(self.layers, name, jnp.shape(w))
@@ -85,7 +78,8 @@ class EntropyConstrained(Transform):
         value = latent(w)
         rows, columns = _stored_steps(name, value, self.step, self.spread(name, value, layers, context))
         leaf = ScaledLeaf(rows, columns, jnp.zeros((), value.dtype))
-        leaf = dataclasses.replace(leaf, shift=self._shift(value / leaf.steps(value.shape)[0]))
+        if self.rate_weight:
+            leaf = dataclasses.replace(leaf, shift=self._shift(value / leaf.steps(value.shape)[0]))
         if self.rounding is not None:
             problem = Problem(
                 name, value, leaf, layers, context.stats, context.importance, context.support, context.key
@@ -94,12 +88,12 @@ class EntropyConstrained(Transform):
         return value, ScaledState(leaf.rows, leaf.columns, leaf.shift, Static(str(jnp.result_type(w))))
 
     def _shift(self, u: jax.Array) -> jax.Array:
-        """δ for a geometric distribution of magnitudes with this mean, by what one less saves."""
-        if self.rate_weight == 0.0 or not u.size:
+        """δ for magnitudes, in steps, of a geometric distribution: half of what the bits of one more are worth."""
+        if not u.size:
             return jnp.zeros((), u.dtype)
         mean = jnp.maximum(jnp.mean(jnp.abs(u)), 1e-3)
         bits = -jnp.log2((jnp.sqrt(1.0 + jnp.square(mean)) - 1.0) / mean)
-        return jnp.minimum(0.5 * self.rate_weight * _SLOPE * 2.0 * bits, 0.45).astype(u.dtype)
+        return jnp.minimum(0.5 * self.rate_weight * _SLOPE * bits, 0.45).astype(u.dtype)
 
     def _map(self, function: Any, encoded: Encoded) -> PyTree:
         """Maps over leaves: `function(w, state, leaf)`."""
@@ -119,12 +113,8 @@ class EntropyConstrained(Transform):
         def state(p: ScaledCodes) -> ScaledState:
             dtype = computed_in(p.dtype)
             columns = None if p.columns is None else jnp.asarray(p.columns).astype(dtype)
-            codes = jnp.asarray(
-                p.codes.unpack_host() if host_view(p.codes.codes.words) is not None else p.elements()
-            )
-            return ScaledState(
-                jnp.asarray(p.rows).astype(dtype), columns, self._shift(codes.astype(dtype)), Static(p.dtype)
-            )
+            shift = self._shift(p.elements().astype(dtype)) if self.rate_weight else jnp.zeros((), dtype)
+            return ScaledState(jnp.asarray(p.rows).astype(dtype), columns, shift, Static(p.dtype))
 
         def over(function: Any) -> PyTree:
             return jax.tree.map(function, packed, is_leaf=is_packed)
@@ -209,13 +199,8 @@ def entropy_constrained(
             raise TransformError(f"entropy_constrained() takes a {name}{meant}, not {value!r:.100}")
     if rounding is not None and rounding.moves_zero:
         raise TransformError(f"{rounding} finds zero points, of mz.quantize(offset=True)")
-    if (
-        isinstance(rate_weight, bool)
-        or not isinstance(rate_weight, int | float)
-        or not 0 <= rate_weight < math.inf
-    ):
-        raise TransformError(f"rate_weight must be a number of at least 0, not {rate_weight!r:.100}")
     return EntropyConstrained(
-        as_positive(step, "step"), root_deviation() if spread is None else spread, rounding, float(rate_weight),
+        as_positive(step, "step"), root_deviation() if spread is None else spread, rounding,
+        as_positive(rate_weight, "rate_weight", or_zero=True),
         as_layers(layers),
     )  # fmt: skip

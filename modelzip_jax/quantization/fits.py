@@ -127,9 +127,27 @@ def _chosen_by(
     return fit.finished(w, step, zero, importance) if isinstance(fit, LevelFit) else FoundSteps(step, zero)
 
 
+class _Grouped:
+    """What leaves with a step and a zero point for each group have in common."""
+
+    step: Any
+    zero: Any
+    groups: Granularity
+
+    first = 0
+    """The least code."""
+
+    def steps(self, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+        """The step size and the zero point of each weight: two arrays of the leaf's shape."""
+        step = jnp.broadcast_to(self.groups.expand(self.step, shape), shape)
+        if self.zero is None:
+            return step, jnp.zeros(shape, step.dtype)
+        return step, jnp.broadcast_to(self.groups.expand(self.zero, shape), shape)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class UniformLeaf:
+class UniformLeaf(_Grouped):
     """How a leaf on evenly spaced codes is quantized now. step, zero: `(groups, channels)` each."""
 
     step: jax.Array
@@ -137,9 +155,6 @@ class UniformLeaf:
     groups: Granularity = static()
     bits: int = static()
     symmetric: bool = static()
-
-    first = 0
-    """The least code."""
 
     @property
     def _range(self) -> tuple[int, int]:
@@ -189,7 +204,7 @@ class UniformLeaf:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class LevelLeaf:
+class LevelLeaf(_Grouped):
     """How a leaf on a table of levels is quantized now.
 
     scale: `(groups, channels)`. zero: an offset of the same shape, or None. levels: `(k,)` where they follow the
@@ -204,9 +219,6 @@ class LevelLeaf:
     groups: Granularity = static()
     bits: int = static()
     grid: Grid = static()
-
-    first = 0
-    """The least code."""
 
     @property
     def step(self) -> jax.Array:

@@ -9,7 +9,6 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from modelzip_jax import tree as trees
 from modelzip_jax.by_shape import map_by_shape
 from modelzip_jax.concrete import zeros_like
 from modelzip_jax.errors import TransformError
@@ -134,15 +133,9 @@ class Quantizer(Transform):
     def init(self, weights: PyTree, context: Context) -> Encoded:
         check_floating(weights, "quantize")
         check_layers(self.layers, weights)
+        begun = [self._begun(*leaf) for leaf in context.by_leaf(weights)]
         treedef = jax.tree.structure(weights)
-        told = {name: treedef.flatten_up_to(tree) for name, tree in context.trees().items()}
-        latents, states = [], []
-        for place, (name, w) in enumerate(trees.named_leaves(weights)):
-            own = context.replace(**{field: each[place] for field, each in told.items()})
-            value, state = self._begun(name, w, own)
-            latents.append(value)
-            states.append(state)
-        encoded, state = treedef.unflatten(latents), treedef.unflatten(states)
+        encoded, state = (treedef.unflatten([pair[i] for pair in begun]) for i in (0, 1))
         return Encoded(encoded, self._zero_offsets(weights, state), state)
 
     def _begun(self, name: str, w: Any, context: Context) -> tuple[jax.Array, QuantizeState]:

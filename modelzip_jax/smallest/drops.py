@@ -14,7 +14,7 @@ from modelzip_jax.errors import TransformError
 from modelzip_jax.trace.jaxpr.model_inputs import batch_inputs
 from modelzip_jax.tree import PyTree
 
-__all__ = ["Drop", "drop_of", "output_scores"]
+__all__ = ["Drop", "Measure", "drop_of", "output_power", "output_scores", "scores_by"]
 
 Measure = Callable[[PyTree], Any]
 
@@ -80,6 +80,18 @@ def output_scores(
         )
 
     return measure
+
+
+def output_power(apply_fn: Callable[..., Any], params: PyTree, batches: Sequence[Any]) -> float:
+    """The mean over examples of the sum of the squares of what the model gives; 1 where it gives nothing but zeros.
+
+    >>> output_power(lambda p, x: p * x, jnp.float32(2.0), [jnp.array([[1.0], [3.0]])])
+    20.0
+    """
+    run = jax.jit(lambda p, x: apply_fn(p, *x))
+    found = [_outputs(run(params, batch_inputs(batch, number))) for number, batch in enumerate(batches)]
+    total = sum(float(np.sum(np.square(x, dtype=np.float64))) for x in found)
+    return total / sum(len(x) for x in found) or 1.0
 
 
 def _outputs(found: Any) -> np.ndarray:

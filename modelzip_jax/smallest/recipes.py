@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,18 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from modelzip_jax import tree as trees
+from modelzip_jax.chaining import chain
 from modelzip_jax.errors import LeafError, TransformError
 from modelzip_jax.partitioning import partition
+from modelzip_jax.patterns import matches
 from modelzip_jax.quantization import rounding, spreads
 from modelzip_jax.quantization.entropy_constraint import entropy_constrained
 from modelzip_jax.trace.jaxpr.model_inputs import batch_inputs
 from modelzip_jax.trace.measures.curvature import FisherInformation
 from modelzip_jax.trace.usage.use import Use, uses
-from modelzip_jax.transform import Transform, identity
+from modelzip_jax.transform import Transform
 from modelzip_jax.tree import PyTree
 
 __all__ = [
     "QUALITY",
+    "Recipe",
     "calibrated",
     "data_free",
     "importance_of",
@@ -35,9 +38,12 @@ QUALITY = 0.16
 """The step without data and without a target, in units of the weights' deviation."""
 _DAMPING = 0.01
 
+Recipe = Callable[[float], Transform]
+"""From a step size to the transform."""
 
-def weights_in(params: PyTree, least: int) -> dict[str, Any]:
-    """Floating-point leaves of at least that many axes, by name.
+
+def weights_in(params: PyTree, least: int, keep: Sequence[str] = ()) -> dict[str, Any]:
+    """Floating-point leaves of at least that many axes, by name, but for those of path patterns that are kept.
 
     Raises:
       LeafError: there is none.
@@ -46,7 +52,8 @@ def weights_in(params: PyTree, least: int) -> dict[str, Any]:
         name: leaf
         for name, leaf in trees.named_leaves(params)
         if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and np.ndim(leaf) >= least and np.size(leaf)
-    }
+        and not any(matches(pattern, name) for pattern in keep)
+    }  # fmt: skip
     if not found:
         raise LeafError(f"smallest() found no floating-point leaf of at least {least} axes to encode")
     return found
@@ -66,23 +73,28 @@ def typical_size(leaves: dict[str, Any]) -> float:
     return math.exp(total / count) if count else 1.0
 
 
-def _labelled(params: PyTree, parts: dict[str, tuple[Transform, Sequence[str]]]) -> Transform:
+def _labelled(params: PyTree, parts: Mapping[str, tuple[Transform, Sequence[str]]]) -> Transform:
     """A partition that names every leaf of each part; others stay as they are."""
     labels = {name: label for label, (_, names) in parts.items() for name in names}
     known = {label: part for label, (part, names) in parts.items() if names}
     if all(name in labels for name, _ in trees.named_leaves(params)):
         return partition(known, labels)
-    return partition({**known, "kept": identity()}, {**labels, "**": "kept"})
+    return partition({**known, "kept": chain()}, {**labels, "**": "kept"})
 
 
-def data_free(params: PyTree, step: float) -> Transform:
+def data_free(params: PyTree, keep: Sequence[str]) -> Recipe:
     """Matrices and larger, with steps by the root of each channel's deviation; others, which are few, lossless.
 
-    step: in units of `typical_size`, for a channel of that deviation.
+    The step is in units of `typical_size`, for a channel of that deviation.
     """
-    leaves = weights_in(params, 2)
-    encoded = entropy_constrained(step * math.sqrt(typical_size(leaves)), spread=spreads.root_deviation())
-    return _labelled(params, {"encoded": (encoded, list(leaves))})
+    leaves = weights_in(params, 2, keep)
+    unit = math.sqrt(typical_size(leaves))
+
+    def recipe(step: float) -> Transform:
+        encoded = entropy_constrained(step * unit, spread=spreads.root_deviation())
+        return _labelled(params, {"encoded": (encoded, list(leaves))})
+
+    return recipe
 
 
 def kernel_names(apply_fn: Callable[..., Any], params: PyTree, batch: Any) -> list[str]:
@@ -99,35 +111,38 @@ def _is_kernel(found: Sequence[Use]) -> bool:
 
 
 def calibrated(
-    params: PyTree, step: float, products: Sequence[str], importance: dict[str, Any], rate_weight: float
-) -> Transform:
+    params: PyTree,
+    keep: Sequence[str],
+    products: Sequence[str],
+    importance: dict[str, Any],
+    rate_weight: float,
+) -> Recipe:
     """Kernels in turn with error feedback, steps by water-filling; other leaves by their Fisher information.
 
     Leaves that the outputs do not depend on are encoded as without data, if they have two axes, and else kept.
     """
-    every = weights_in(params, 0)
+    every = weights_in(params, 0, keep)
     alive = [name for name in every if name in importance and float(np.max(importance[name])) > 0]
     if not alive:
         raise TransformError(
             "the model's outputs depend on no leaf of params: calibrate= takes (apply_fn, batches) where apply_fn "
             "computes with the params that it is given"
         )
-    fed = entropy_constrained(
-        step, spread=spreads.water_filling(damping=_DAMPING), rate_weight=rate_weight,
-        rounding=rounding.error_feedback(damping=_DAMPING),
-    )  # fmt: skip
-    told = entropy_constrained(step, spread=spreads.by_importance(), rate_weight=rate_weight)
     dead = {name: leaf for name, leaf in every.items() if name not in alive and np.ndim(leaf) > 1}
     free = entropy_constrained(QUALITY * math.sqrt(typical_size(dead)), spread=spreads.root_deviation())
     chosen = [name for name in products if name in alive]
-    return _labelled(
-        params,
-        {
-            "products": (fed, chosen),
-            "others": (told, [name for name in alive if name not in chosen]),
-            "unused": (free, list(dead)),
-        },
-    )
+    others = [name for name in alive if name not in chosen]
+
+    def recipe(step: float) -> Transform:
+        fed = entropy_constrained(
+            step, spread=spreads.water_filling(damping=_DAMPING), rate_weight=rate_weight,
+            rounding=rounding.error_feedback(damping=_DAMPING),
+        )  # fmt: skip
+        told = entropy_constrained(step, spread=spreads.by_importance(), rate_weight=rate_weight)
+        parts = {"products": (fed, chosen), "others": (told, others), "unused": (free, list(dead))}
+        return _labelled(params, parts)
+
+    return recipe
 
 
 def importance_of(fisher: PyTree, params: PyTree) -> PyTree:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from modelzip_jax import tree as trees
 from modelzip_jax.coding.writer import file_sizes
-from modelzip_jax.errors import TransformError
+from modelzip_jax.errors import SilentLayerError, TransformError
 from modelzip_jax.given_values import as_positive, as_whole
 from modelzip_jax.leaf_checks import check_arrays, check_finite
 from modelzip_jax.metadata import Metadata
 from modelzip_jax.packing import Packed, compress, unpack
+from modelzip_jax.patterns import require_matches
 from modelzip_jax.search import Search
-from modelzip_jax.smallest.drops import Measure, drop_of, output_scores, scores_by
+from modelzip_jax.smallest.drops import Measure, drop_of, output_power, output_scores, scores_by
 from modelzip_jax.smallest.recipes import (
     QUALITY,
+    Recipe,
     calibrated,
     data_free,
     importance_of,
@@ -27,18 +31,14 @@ from modelzip_jax.smallest.recipes import (
 )
 from modelzip_jax.smallest.step_search import within_bytes, within_drop
 from modelzip_jax.trace.measures.curvature import fisher_information
-from modelzip_jax.transform import Transform
 from modelzip_jax.tree import PyTree
 
 __all__ = ["Smallest", "smallest"]
 
-_FIRST = 1e-3
-"""The step of calibrated searches to begin with: an error of step² / 24 nats a weight."""
+_DROP = 0.01
+"""The drop that is kept within where there is a model to run, and no target."""
 _HELD = 4
 """One batch of so many is held out to measure a drop on."""
-
-Recipe = Callable[[float], tuple[Transform, dict[str, Any]]]
-"""From a step size to the transform, and what `mz.compress` is to be given beside it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Smallest(Search):
     measure: Measure | None
     likelihood: Literal["categorical", "gaussian"]
     rate_weight: float
+    keep: tuple[str, ...]
 
     def compressed(
         self,
@@ -63,69 +64,81 @@ class Smallest(Search):
         if given:
             raise TransformError(f"smallest() finds {', '.join(sorted(given))} itself: leave it out")
         trees.check_not_module(params)
-        check_arrays(trees.plain(params))
-        check_finite(trees.plain(params))
-        if calibrate is None and self.max_drop is not None and self.measure is None:
+        plain = trees.plain(params)
+        check_arrays(plain)
+        require_matches(self.keep, [name for name, _ in trees.named_leaves(plain)])
+        leaves = weights_in(plain, 0, self.keep)
+        check_finite(leaves)
+        limit = _DROP if calibrate is not None and self.bytes is None and not self.max_drop else self.max_drop
+        if calibrate is None and limit and self.measure is None:
             raise TransformError(
                 "max_drop= needs something to measure: calibrate=(apply_fn, batches), on a part of which outputs are "
                 "compared, or measure=, a function from params to scores"
             )
-        model = (
-            None
-            if calibrate is None
-            else _checked(calibrate, self.max_drop is not None and self.measure is None)
-        )
-        recipe, first = self._without_data(params) if model is None else self._with_data(params, *model[:2])
+        recipe, first, measure = data_free(plain, self.keep), QUALITY, self.measure
+        told: dict[str, Any] = {}
+        if calibrate is not None:
+            apply_fn, batches, held = _checked(calibrate, bool(limit) and measure is None)
+            if held:
+                measure = output_scores(apply_fn, params, held, self.likelihood)
+            recipe, told = self._calibrated(params, apply_fn, batches)
+            # An error of this quantizer costs step² / 24 nats a weight.
+            first = math.sqrt(24.0 * _DROP / sum(np.size(leaf) for leaf in leaves.values()))
 
-        def make(step: float) -> Packed:
-            transform, told = recipe(step)
-            packed = compress(params, transform, variables=variables, progress=progress, **told)
+        def make(step: float) -> Any:
+            try:
+                packed = compress(params, recipe(step), variables=variables, progress=progress, **told)
+            except SilentLayerError:
+                if calibrate is None or step == first:
+                    raise
+                return None  # Steps so coarse that nothing passes a layer.
             return dataclasses.replace(packed, metadata=Metadata({"smallest": {"step": step}}))
 
         if self.bytes is not None:
-            count = sum(np.size(leaf) for leaf in weights_in(params, 0).values())
-            sized = lambda step: (packed := make(step), file_sizes(packed).total)  # noqa: E731
+            count = sum(np.size(leaf) for leaf in leaves.values())
+
+            def sized(step: float) -> tuple[Any, int]:
+                packed = make(step)
+                return packed, 0 if packed is None else file_sizes(packed).total
+
             return within_bytes(sized, first, self.bytes, count).result
-        return make(first) if self.max_drop is None else self._within_drop(make, first, params, model)
+        return make(first) if measure is None else _kept_within(limit, measure, make, first, params)
 
-    def _within_drop(
-        self, make: Callable[[float], Packed], first: float, params: PyTree, model: Any
-    ) -> Packed:
-        measure = self.measure
-        if measure is None:
-            apply_fn, _, held = model
-            measure = output_scores(apply_fn, params, held, self.likelihood)
-        reference, drops = scores_by(measure, params), {}
-
-        def dropped(step: float) -> tuple[Packed, float]:
-            packed = make(step)
-            weights = trees.restored(unpack(packed), params)
-            drops[step] = drop_of(scores_by(measure, weights), reference)
-            return packed, drops[step].worst
-
-        found = within_drop(dropped, first, self.max_drop)  # type: ignore[arg-type]
-        drop = drops[found.step]
-        told = {"step": found.step, "drop": drop.mean, "drop_error": drop.error}
-        return dataclasses.replace(found.result, metadata=Metadata({"smallest": told}))
-
-    def _without_data(self, params: PyTree) -> tuple[Recipe, float]:
+    def _calibrated(
+        self, params: PyTree, apply_fn: Callable[..., Any], batches: list[Any]
+    ) -> tuple[Recipe, dict[str, Any]]:
+        """The recipe, and what `mz.compress` is to be given beside it."""
         plain = trees.plain(params)
-        return lambda step: (data_free(plain, step), {}), QUALITY
-
-    def _with_data(self, params: PyTree, apply_fn: Any, batches: list[Any]) -> tuple[Recipe, float]:
         fisher = fisher_information(
             apply_fn, params, batches, likelihood=self.likelihood, gradients="batches"
         )
-        plain = trees.plain(params)
         importance = importance_of(fisher, plain)
-        by_name = dict(trees.named_leaves(importance))
+        if self.likelihood == "gaussian":
+            # Errors in the unit of the outputs themselves, so that steps mean the same for all networks.
+            power = output_power(apply_fn, params, batches)
+            importance = jax.tree.map(lambda x: x / power, importance)
         products = kernel_names(apply_fn, params, batches[0])
+        by_name = dict(trees.named_leaves(importance))
+        recipe = calibrated(plain, self.keep, products, by_name, self.rate_weight)
+        return recipe, {"importance": importance, "calibrate": (apply_fn, batches)}
 
-        def recipe(step: float) -> tuple[Transform, dict[str, Any]]:
-            transform = calibrated(plain, step, products, by_name, self.rate_weight)
-            return transform, {"importance": importance, "calibrate": (apply_fn, batches)}
 
-        return recipe, _FIRST
+def _kept_within(
+    limit: Any, measure: Measure, make: Callable[[float], Any], first: float, params: PyTree
+) -> Packed:
+    reference, drops = scores_by(measure, params), {}
+
+    def dropped(step: float) -> tuple[Any, float]:
+        packed = make(step)
+        if packed is None:
+            return None, math.inf
+        drops[step] = drop_of(scores_by(measure, trees.restored(unpack(packed), params)), reference)
+        return packed, drops[step].worst
+
+    found = within_drop(dropped, first, limit)
+    drop = drops[found.step]
+    told = {"step": found.step, "drop": drop.mean, "drop_error": drop.error}
+    return dataclasses.replace(found.result, metadata=Metadata({"smallest": told}))
 
 
 def _checked(calibrate: Any, hold: bool) -> tuple[Callable[..., Any], list[Any], list[Any]]:
@@ -140,9 +153,9 @@ def _checked(calibrate: Any, hold: bool) -> tuple[Callable[..., Any], list[Any],
         return calibrate[0], batches, []
     if len(batches) < 2:
         raise TransformError("max_drop= holds batches out to measure on: give calibrate= at least two")
-    held = batches[_HELD - 1 :: _HELD] or batches[-1:]
-    kept = [batch for index, batch in enumerate(batches) if not any(batch is each for each in held)]
-    return calibrate[0], kept, held
+    out = range(len(batches))[_HELD - 1 :: _HELD] or range(len(batches) - 1, len(batches))
+    parts = [[batch for i, batch in enumerate(batches) if (i in out) == held] for held in (False, True)]
+    return calibrate[0], parts[0], parts[1]
 
 
 def smallest(
@@ -152,6 +165,7 @@ def smallest(
     measure: Callable[[PyTree], Any] | None = None,
     likelihood: Literal["categorical", "gaussian"] = "gaussian",
     rate_weight: float = 1.0,
+    keep: str | Sequence[str] = (),
 ) -> Smallest:
     """The smallest file: `mz.compress(params, mz.smallest(bytes=N))`. Steps, sparsity and bits follow from the target.
 
@@ -178,12 +192,15 @@ def smallest(
       likelihood: what outputs are. "categorical": logits; the Fisher information is that of the softmax, scores are
         agreement of the likeliest class. "gaussian": anything else; squared errors, scores are cosines.
       rate_weight: as of `mz.entropy_constrained`, where there is a model to run.
+      keep: path patterns of leaves that stay lossless.
 
-    Neither `bytes` nor `max_drop`: steps of 0.16 deviations without data; with data an error of 4e-8 nats a weight.
+    Neither `bytes` nor `max_drop`: steps of 0.16 deviations without data; with data `max_drop=0.01`.
 
     Raises:
       TransformError: both targets, or what is no target; a drop without a measure; at `compress` also a target below
         what is possible, of which the smallest is named.
+      PatternError (at `compress`): `keep` matches nothing.
+      NonFiniteError (at `compress`): a leaf that is encoded holds NaN or infinity.
 
     The packed model's metadata tell the step, and for a drop what it came to, under "smallest".
 
@@ -202,14 +219,11 @@ def smallest(
         raise TransformError("measure= is a function from params to scores, and goes with max_drop=")
     if likelihood not in ("categorical", "gaussian"):
         raise TransformError(f"likelihood must be 'categorical' or 'gaussian', not {likelihood!r:.100}")
-    if (
-        isinstance(rate_weight, bool)
-        or not isinstance(rate_weight, int | float)
-        or not 0 <= rate_weight < 1e6
-    ):
-        raise TransformError(f"rate_weight must be a number of at least 0, not {rate_weight!r:.100}")
+    patterns = (keep,) if isinstance(keep, str) else tuple(keep)
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise TransformError(f"keep= takes path patterns such as 'head/**', not {keep!r:.100}")
     return Smallest(
         None if bytes is None else as_whole(bytes, "bytes", 1),
         None if max_drop is None else as_positive(max_drop, "max_drop"),
-        measure, likelihood, float(rate_weight),
+        measure, likelihood, as_positive(rate_weight, "rate_weight", or_zero=True), patterns,
     )  # fmt: skip

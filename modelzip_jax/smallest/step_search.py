@@ -37,8 +37,8 @@ def within_bytes(make: Callable[[float], tuple[Any, int]], first: float, target:
     through the two nearest, the next step is guessed, between those that are known to be too large and too small.
 
     Args:
-      make: from a step to what it gives, and the bytes of that, which fall as the step grows. first: the step to begin
-        with. target: bytes. weights: how many are encoded.
+      make: from a step to what it gives, and the bytes of that, which fall as the step grows; 0 for a step that is
+        too coarse to give anything. first: the step to begin with. target: bytes. weights: how many are encoded.
 
     Returns:
       Less than 99 % only where the finest steps that are looked for, 2⁻²⁴ of the first, need no more.
@@ -51,24 +51,24 @@ def within_bytes(make: Callable[[float], tuple[Any, int]], first: float, target:
     """
     least, most = math.log2(first) - _OCTAVES, math.log2(first) + _OCTAVES
     fine: tuple[float, int] | None = None
+    coarse: tuple[float, int] | None = None
     best: Found | None = None
+    smallest = math.inf
     at, slope = math.log2(first), -max(weights, 1) / 8.0
     for _ in range(_TRIES):
         result, size = make(2.0**at)
         if size > target:
             fine = at, size
-        elif best is None or size > best.figure:
-            best = Found(2.0**at, result, size)
+        elif coarse is None or at < coarse[0]:
+            coarse = at, size
+        if size > 0:
+            smallest = min(size, smallest)
+            if size <= target and (best is None or size > best.figure):
+                best = Found(2.0**at, result, size)
         if best is not None and best.figure >= _SHARE * target:
             return best
-        if at >= most and best is None:
-            raise TransformError(
-                f"the smallest file that there can be of this model has {size:,} bytes, more than the {target:,} that "
-                "it may have: what is stored beside the codes, such as biases, takes most of them"
-            )
-        if at <= least:
+        if at <= least or (at >= most and best is None):
             break
-        coarse = None if best is None else (math.log2(best.step), best.figure)
         if fine is not None and coarse is not None:
             if coarse[0] - fine[0] < _NEAREST:
                 break
@@ -80,7 +80,11 @@ def within_bytes(make: Callable[[float], tuple[Any, int]], first: float, target:
             # Beyond a few octaves the slope is another.
             at = min(max(at, (coarse or fine)[0] - _FAR), (coarse or fine)[0] + _FAR)  # type: ignore[index]
             at = min(max(at, least), most)
-    assert best is not None
+    if best is None:
+        raise TransformError(
+            f"the smallest file that there can be of this model has {smallest:,} bytes, more than the {target:,} "
+            "that it may have: what is stored beside the codes, such as biases, takes most of them"
+        )
     return best
 
 

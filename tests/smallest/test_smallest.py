@@ -115,15 +115,56 @@ def test_integer_leaves_and_other_frameworks_params_come_through():
     assert 594 <= file_sizes(packed).total <= 600
 
 
+def test_data_without_a_target_keeps_within_a_drop_that_does_not_depend_on_the_network():
+    """Whatever the units of the outputs: a step of so many nats would be none of theirs."""
+    for scale in (1e-3, 1.0, 1e3):
+        packed = mz.compress(
+            PARAMS, mz.smallest(), calibrate=(lambda p, x, scale=scale: scale * apply(p, x), BATCHES)
+        )
+        told = packed.metadata["smallest"]
+        assert 1e-3 < told["drop"] <= told["drop"] + told["drop_error"] <= 0.01
+
+
+def test_one_batch_given_again_and_again_is_held_out_by_its_place():
+    packed = mz.compress(PARAMS, mz.smallest(max_drop=0.01), calibrate=(apply, [X] * 4))
+    assert packed.metadata["smallest"]["drop"] <= 0.01
+
+
+def test_leaves_that_are_kept_stay_lossless_whatever_they_hold():
+    params = {**PARAMS, "mask": np.triu(np.full((9, 9), -np.inf, np.float32), 1)}
+    masked = lambda p, x: apply(p, x) + 0.0 * jnp.exp(p["mask"]).sum()  # noqa: E731
+    for calibrate in (None, (masked, BATCHES)):
+        packed = mz.compress(
+            params, mz.smallest(bytes=5_000, keep=("mask", "Dense_1/*")), calibrate=calibrate
+        )
+        assert 4_950 <= file_sizes(packed).total <= 5_000
+        found = mz.unpack(packed)
+        np.testing.assert_array_equal(found["mask"], params["mask"])
+        np.testing.assert_array_equal(found["Dense_1"]["kernel"], PARAMS["Dense_1"]["kernel"])
+    with pytest.raises(mz.errors.NonFiniteError, match="leaf 'mask'"):
+        mz.compress(params, mz.smallest(bytes=5_000))
+    with pytest.raises(mz.errors.PatternError, match="nowhere"):
+        mz.compress(params, mz.smallest(bytes=5_000, keep="nowhere"))
+
+
+def test_a_search_is_no_transform_of_a_training_loop():
+    with pytest.raises(TransformError, match="Smallest"):
+        mz.wrap(optax.sgd(0.1), mz.smallest(bytes=5_000))
+
+
 def test_what_it_refuses():
     for wrong in ({"bytes": 5, "max_drop": 0.1}, {"bytes": 0}, {"bytes": 1e6}, {"max_drop": 0.0}, {"max_drop": "1%"},
-                  {"measure": len}, {"likelihood": "softmax"}, {"rate_weight": -1.0}):  # fmt: skip
+                  {"measure": len}, {"likelihood": "softmax"}, {"keep": (1,)}, {"rate_weight": -1.0}):  # fmt: skip
         with pytest.raises(TransformError):
             mz.smallest(**wrong)
     with pytest.raises(
         TransformError, match=r"smallest file that there can be of this model has [\d,]+ bytes"
     ):
         mz.compress(PARAMS, mz.smallest(bytes=200))
+    with pytest.raises(
+        TransformError, match=r"smallest file that there can be of this model has [\d,]+ bytes"
+    ):
+        mz.compress(PARAMS, mz.smallest(bytes=200), calibrate=(apply, BATCHES))
     with pytest.raises(TransformError, match="max_drop= needs something to measure"):
         mz.compress(PARAMS, mz.smallest(max_drop=0.1))
     with pytest.raises(TransformError, match="sequence of batches was empty"):

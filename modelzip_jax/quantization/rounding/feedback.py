@@ -7,14 +7,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from modelzip_jax.errors import NonFiniteError, TransformError
-from modelzip_jax.given_values import as_flag, as_whole
+from modelzip_jax.errors import NonFiniteError
+from modelzip_jax.given_values import as_flag, as_positive, as_whole
 from modelzip_jax.quantization.rounding.feedback_steps import fed_back
 from modelzip_jax.quantization.rounding.strategy import Problem, Rounded, Rounding
 from modelzip_jax.recipe import recordable
 from modelzip_jax.trace.measures.layer_matrices import products
 
-__all__ = ["ErrorFeedback", "check_positive", "error_feedback"]
+__all__ = ["ErrorFeedback", "error_feedback"]
 
 
 @recordable
@@ -78,13 +78,6 @@ def error_feedback(damping: float = 0.01, order: bool = True, block: int = 128) 
     >>> [float(w) for w in found["kernel"].ravel()]  # 2.8 in all, of inputs 0 and 1, which say nearly the same
     [1.0, 2.0, 7.0]
     """
-    check_positive("error_feedback()", damping=damping)
+    damping = as_positive(damping, "damping of error_feedback()")
     order = as_flag(order, "order of error_feedback()")
-    return ErrorFeedback(float(damping), order, as_whole(block, "block of error_feedback()", 1))
-
-
-def check_positive(where: str, **numbers: float) -> None:
-    """Raises `TransformError` for what is no positive number."""
-    for name, x in numbers.items():
-        if isinstance(x, bool) or not isinstance(x, int | float) or not 0 < x < float("inf"):
-            raise TransformError(f"{where} takes a positive {name}, not {x!r}")
+    return ErrorFeedback(damping, order, as_whole(block, "block of error_feedback()", 1))

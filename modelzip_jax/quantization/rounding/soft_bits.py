@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from modelzip_jax.given_values import as_whole
+from modelzip_jax.given_values import as_positive, as_whole
 from modelzip_jax.quantization.fits import LevelLeaf, UniformLeaf
-from modelzip_jax.quantization.rounding.feedback import check_positive
 from modelzip_jax.quantization.rounding.strategy import Problem, Rounded, Rounding
 from modelzip_jax.quantization.scaled_leaf import ScaledLeaf
 from modelzip_jax.recipe import recordable
@@ -133,5 +132,8 @@ def ada_round(iterations: int = 500, rate: float = 0.01, strength: float = 10.0)
     [1.0, 2.0, 7.0]
     """
     iterations = as_whole(iterations, "iterations of ada_round()", 1)
-    check_positive("ada_round()", rate=rate, strength=strength)
-    return AdaRound(iterations, float(rate), float(strength))
+    rate, strength = (
+        as_positive(rate, "rate of ada_round()"),
+        as_positive(strength, "strength of ada_round()"),
+    )
+    return AdaRound(iterations, rate, strength)

@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax.errors import TransformError
-from modelzip_jax.given_values import as_whole
+from modelzip_jax.given_values import as_positive, as_whole
 from modelzip_jax.meshes import under_any_mesh
 from modelzip_jax.quantization.fits import UniformLeaf
 from modelzip_jax.quantization.granularity import max_abs
-from modelzip_jax.quantization.rounding.feedback import check_positive
 from modelzip_jax.quantization.rounding.strategy import Problem, Rounded, Rounding
 from modelzip_jax.recipe import recordable
 
@@ -108,9 +107,10 @@ def half_quadratic(
     0.74
     """
     iterations = as_whole(iterations, "iterations of half_quadratic()", 1)
-    check_positive("half_quadratic()", norm=norm, penalty=penalty, growth=growth)
+    numbers = {"norm": norm, "penalty": penalty, "growth": growth}
+    norm, penalty, growth = (as_positive(x, f"{name} of half_quadratic()") for name, x in numbers.items())
     if norm > 1 or growth < 1:
         raise TransformError(
             f"half_quadratic() takes a norm in (0, 1] and a growth of at least 1, not {norm!r}, {growth!r}"
         )
-    return HalfQuadratic(iterations, float(norm), float(penalty), float(growth))
+    return HalfQuadratic(iterations, norm, penalty, growth)

@@ -46,14 +46,7 @@ class Problem:
 
     def steps(self) -> tuple[jax.Array, jax.Array]:
         """The step size of each weight, and its zero point or what else `leaf.codes` takes: two arrays of its shape."""
-        shape = self.weights.shape
-        if isinstance(self.leaf, ScaledLeaf):
-            return self.leaf.steps(shape)
-        groups = self.leaf.groups
-        step = jnp.broadcast_to(groups.expand(self.leaf.step, shape), shape)
-        if self.leaf.zero is None:
-            return step, jnp.zeros(shape, step.dtype)
-        return step, jnp.broadcast_to(groups.expand(self.leaf.zero, shape), shape)
+        return self.leaf.steps(self.weights.shape)
 
     def kept(self, rounded: jax.Array) -> jax.Array:
         """The rounded weights, and where a mask hides them the latents as they were."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from modelzip_jax.concrete import host_view
-from modelzip_jax.errors import LeafError, NonFiniteError
+from modelzip_jax.errors import LeafError, NonFiniteError, SilentLayerError
 from modelzip_jax.trace.usage.use import Use
 from modelzip_jax.trace.usage.views import along
 
@@ -212,7 +212,7 @@ def _check_seen(name: str, gram: jax.Array, groups: int, asks: str) -> None:
     empty = np.flatnonzero(each == 0)
     if empty.size:
         which = f", layer or expert {empty[0]} of {len(each)}" if len(each) > 1 else ""
-        raise LeafError(
+        raise SilentLayerError(
             f"the statistics of leaf {name!r} are all zero{which}: no input has reached it, so that {asks} knows "
             "nothing of it; gather them from more batches, or leave the leaf out with mz.only or mz.partition"
         )
