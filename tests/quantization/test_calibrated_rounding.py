@@ -113,7 +113,7 @@ def test_what_they_refuse():
         (lambda: mz.rounding.half_quadratic(0), "of at least 1"),
         (lambda: mz.rounding.half_quadratic(norm=1.5), r"norm in \(0, 1\]"),
         (lambda: mz.rounding.ada_round(0), "of at least 1"),
-        (lambda: mz.rounding.ada_round(rate=-1.0), "positive rate"),
+        (lambda: mz.rounding.ada_round(rate=-1.0), r"rate of ada_round\(\) must be a positive"),
     ]:
         with pytest.raises(TransformError, match=words):
             wrong()
