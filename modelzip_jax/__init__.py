@@ -42,6 +42,7 @@ from modelzip_jax.quantization import (
 from modelzip_jax.quantization.bit_allocation import mixed_precision
 from modelzip_jax.quantization.entropy_constraint import entropy_constrained
 from modelzip_jax.quantization.factorization import low_rank
+from modelzip_jax.quantization.karhunen_loeve import karhunen_loeve
 from modelzip_jax.quantization.narrowing import narrow
 from modelzip_jax.quantization.quantizing import quantize
 from modelzip_jax.quantization.tanh_weights import dorefa
@@ -103,6 +104,7 @@ __all__ = [
     "load",
     "load_tensor",
     "loop",
+    "karhunen_loeve",
     "low_rank",
     "metrics",
     "mixed_precision",

@@ -17,6 +17,7 @@ from modelzip_jax.partitioning import partition
 from modelzip_jax.patterns import matches
 from modelzip_jax.quantization import rounding, spreads
 from modelzip_jax.quantization.entropy_constraint import entropy_constrained
+from modelzip_jax.quantization.karhunen_loeve import coding_gain, karhunen_loeve
 from modelzip_jax.trace.jaxpr.model_inputs import batch_inputs
 from modelzip_jax.trace.measures.curvature import FisherInformation
 from modelzip_jax.trace.usage.use import Use, uses
@@ -30,6 +31,7 @@ __all__ = [
     "data_free",
     "importance_of",
     "kernel_names",
+    "table_names",
     "typical_size",
     "weights_in",
 ]
@@ -37,6 +39,10 @@ __all__ = [
 QUALITY = 0.16
 """The step without data and without a target, in units of the weights' deviation."""
 _DAMPING = 0.01
+_TALL = 8
+"""Rows for each column from which on a basis can be worth its bits."""
+_BASIS_BITS = 6.0
+"""About what an element of a basis takes."""
 
 Recipe = Callable[[float], Transform]
 """From a step size to the transform."""
@@ -115,11 +121,12 @@ def calibrated(
     keep: Sequence[str],
     products: Sequence[str],
     importance: dict[str, Any],
+    curvature: dict[str, Any],
     rate_weight: float,
 ) -> Recipe:
     """Kernels in turn with error feedback, steps by water-filling; other leaves by their Fisher information.
 
-    Leaves that the outputs do not depend on are encoded as without data, if they have two axes, and else kept.
+    Tables are encoded in the basis of their principal components, where that saves more than the basis takes. Leaves that the outputs do not depend on are encoded as without data, if they have two axes, and else kept.
     """
     every = weights_in(params, 0, keep)
     alive = [name for name in every if name in importance and float(np.max(importance[name])) > 0]
@@ -131,7 +138,8 @@ def calibrated(
     dead = {name: leaf for name, leaf in every.items() if name not in alive and np.ndim(leaf) > 1}
     free = entropy_constrained(QUALITY * math.sqrt(typical_size(dead)), spread=spreads.root_deviation())
     chosen = [name for name in products if name in alive]
-    others = [name for name in alive if name not in chosen]
+    tables = [name for name in curvature if name in alive and _pays(every[name], curvature[name])]
+    others = [name for name in alive if name not in (*chosen, *tables)]
 
     def recipe(step: float) -> Transform:
         fed = entropy_constrained(
@@ -139,10 +147,30 @@ def calibrated(
             rounding=rounding.error_feedback(damping=_DAMPING),
         )  # fmt: skip
         told = entropy_constrained(step, spread=spreads.by_importance(), rate_weight=rate_weight)
-        parts = {"products": (fed, chosen), "others": (told, others), "unused": (free, list(dead))}
+        parts = {
+            "products": (fed, chosen),
+            "tables": (chain(karhunen_loeve(), told), tables),
+            "others": (told, others),
+            "unused": (free, list(dead)),
+        }
         return _labelled(params, parts)
 
     return recipe
+
+
+def table_names(params: PyTree, products: Sequence[str], keep: Sequence[str]) -> list[str]:
+    """Matrices of many more rows than columns that no error feedback rounds, such as tables of embeddings."""
+    found = weights_in(params, 0, keep)
+    return [
+        name
+        for name, leaf in found.items()
+        if name not in products and np.ndim(leaf) == 2 and leaf.shape[0] >= _TALL * leaf.shape[1]
+    ]
+
+
+def _pays(leaf: Any, metric: Any) -> bool:
+    rows, columns = leaf.shape
+    return coding_gain(leaf, metric) * rows > _BASIS_BITS * columns
 
 
 def importance_of(fisher: PyTree, params: PyTree) -> PyTree:

@@ -27,10 +27,11 @@ from modelzip_jax.smallest.recipes import (
     data_free,
     importance_of,
     kernel_names,
+    table_names,
     weights_in,
 )
 from modelzip_jax.smallest.step_search import within_bytes, within_drop
-from modelzip_jax.trace.measures.curvature import fisher_information
+from modelzip_jax.trace.measures.curvature import FisherInformation, fisher_information
 from modelzip_jax.tree import PyTree
 
 __all__ = ["Smallest", "smallest"]
@@ -109,18 +110,21 @@ class Smallest(Search):
     ) -> tuple[Recipe, dict[str, Any]]:
         """The recipe, and what `mz.compress` is to be given beside it."""
         plain = trees.plain(params)
+        products = kernel_names(apply_fn, params, batches[0])
+        tables = table_names(plain, products, self.keep)
         fisher = fisher_information(
-            apply_fn, params, batches, likelihood=self.likelihood, gradients="batches"
+            apply_fn, params, batches, likelihood=self.likelihood, gradients="batches", columns=tables
         )
         importance = importance_of(fisher, plain)
         if self.likelihood == "gaussian":
             # Errors in the unit of the outputs themselves, so that steps mean the same for all networks.
             power = output_power(apply_fn, params, batches)
             importance = jax.tree.map(lambda x: x / power, importance)
-        products = kernel_names(apply_fn, params, batches[0])
         by_name = dict(trees.named_leaves(importance))
-        recipe = calibrated(plain, self.keep, products, by_name, self.rate_weight)
-        return recipe, {"importance": importance, "calibrate": (apply_fn, batches)}
+        found = dict(trees.named_leaves(fisher, lambda x: isinstance(x, FisherInformation)))
+        metrics = {name: found[name].columns for name in tables}
+        recipe = calibrated(plain, self.keep, products, by_name, metrics, self.rate_weight)
+        return recipe, {"importance": importance, "curvature": fisher, "calibrate": (apply_fn, batches)}
 
 
 def _kept_within(
