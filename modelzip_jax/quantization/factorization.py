@@ -23,7 +23,7 @@ from modelzip_jax.stacking import LayerAxes, as_layers, check_layers, stacked_ax
 from modelzip_jax.transform import Context, Encoded, Reparametrization
 from modelzip_jax.tree import PyTree
 
-__all__ = ["Factorizing", "LowRank", "low_rank", "over_factorizations"]
+__all__ = ["LowRank", "low_rank"]
 
 
 def _rank_of(name: str, matrix: jax.Array, energy: float) -> int:
@@ -45,31 +45,54 @@ def _rank_of(name: str, matrix: jax.Array, energy: float) -> int:
     return int(short.sum(axis=-1).max()) + 1
 
 
+@recordable
 @dataclasses.dataclass(frozen=True)
-class Factorizing(Reparametrization):
-    """Leaves as products of two factors, which what follows in a chain encodes. How they are found, subclasses say.
+class LowRank(Reparametrization):
+    """See `low_rank`."""
 
-    layers: axes that count layers.
-    """
-
+    rank: int | None
+    energy: float | None
     layers: LayerAxes = dataclasses.field(default=(), kw_only=True)
 
-    def factorization_of(self, name: str, w: Any) -> Factorization:
-        """How a leaf is a matrix: leaves of fewer than two axes, and empty ones, are none."""
-        shape = tuple(jnp.shape(w))
-        leaf = Factorization(stacked_axes(self.layers, name, shape), shape, str(jnp.result_type(w)))
-        return dataclasses.replace(leaf, factored=len(leaf.tensor) > 1 and math.prod(shape) > 0)
+    def init(self, weights: PyTree, context: Context) -> Encoded:
+        check_floating(weights, "low_rank")
+        check_layers(self.layers, weights)
+
+        def look(name: str, w: Any) -> Factorization:
+            shape = tuple(jnp.shape(w))
+            leaf = Factorization(stacked_axes(self.layers, name, shape), shape, str(jnp.result_type(w)))
+            return dataclasses.replace(leaf, factored=len(leaf.tensor) > 1 and math.prod(shape) > 0)
+
+        def begin(name: str, leaf: Factorization, w: Any) -> Any:
+            value = latent(w)
+            if not leaf.factored:
+                return value
+            matrix = leaf.matrices(value)
+            rank = _rank_of(name, matrix, self.energy) if self.energy is not None else self.rank
+            return leaf.factorize(value, min(rank or 1, *matrix.shape[-2:]))
+
+        leaves = trees.map_named(look, weights)
+        named = trees.map_named(lambda name, _: name, weights)
+        latents = _over(lambda leaf, name, w: begin(name, leaf, w), leaves, named, weights)
+        check_finite(latents)
+        return Encoded(latents, (), leaves)
 
     def relaxed(self, encoded: Encoded) -> PyTree:
-        return over_factorizations(lambda leaf, z: leaf.product(z) if leaf.factored else z, encoded.state, encoded.latents)
+        return _over(lambda leaf, z: leaf.product(z) if leaf.factored else z, encoded.state, encoded.latents)
 
     def decode(self, encoded: Encoded) -> PyTree:
-        return over_factorizations(lambda leaf, w: w.astype(leaf.dtype), encoded.state, self.relaxed(encoded))
+        return _over(lambda leaf, w: w.astype(leaf.dtype), encoded.state, self.relaxed(encoded))
+
+    def encode(self, weights: PyTree, encoded: Encoded) -> PyTree:
+        def encode(leaf: Factorization, z: Any, w: jax.Array) -> Any:
+            return leaf.factorize(w, z.right.shape[-2]) if leaf.factored else w
+
+        return _over(encode, encoded.state, encoded.latents, weights)
 
     def follow(self, encoded: Encoded, context: Context) -> Context:
         importance = context.importance
         if importance is not None:
-            importance = over_factorizations(
+            importance = _over(
                 lambda leaf, z, h: leaf.importance(z, h) if leaf.factored else h,
                 encoded.state, encoded.latents, importance,
             )  # fmt: skip
@@ -80,7 +103,7 @@ class Factorizing(Reparametrization):
             left, right = p if leaf.factored else (narrowed(p, leaf.dtype), None)
             return Factored(left, right, leaf.layers, leaf.shape, leaf.dtype)
 
-        return over_factorizations(pack, encoded.state, inner)
+        return _over(pack, encoded.state, inner)
 
     def resume(self, packed: PyTree) -> tuple[PyTree, PyTree, PyTree]:
         def inside(p: Factored) -> Any:
@@ -92,40 +115,7 @@ class Factorizing(Reparametrization):
         return (), leaves, inner
 
 
-@recordable
-@dataclasses.dataclass(frozen=True)
-class LowRank(Factorizing):
-    """See `low_rank`."""
-
-    rank: int | None
-    energy: float | None
-
-    def init(self, weights: PyTree, context: Context) -> Encoded:
-        check_floating(weights, "low_rank")
-        check_layers(self.layers, weights)
-
-        def begin(name: str, leaf: Factorization, w: Any) -> Any:
-            value = latent(w)
-            if not leaf.factored:
-                return value
-            matrix = leaf.matrices(value)
-            rank = _rank_of(name, matrix, self.energy) if self.energy is not None else self.rank
-            return leaf.factorize(value, min(rank or 1, *matrix.shape[-2:]))
-
-        leaves = trees.map_named(self.factorization_of, weights)
-        named = trees.map_named(lambda name, _: name, weights)
-        latents = over_factorizations(lambda leaf, name, w: begin(name, leaf, w), leaves, named, weights)
-        check_finite(latents)
-        return Encoded(latents, (), leaves)
-
-    def encode(self, weights: PyTree, encoded: Encoded) -> PyTree:
-        def encode(leaf: Factorization, z: Any, w: jax.Array) -> Any:
-            return leaf.factorize(w, z.right.shape[-2]) if leaf.factored else w
-
-        return over_factorizations(encode, encoded.state, encoded.latents, weights)
-
-
-def over_factorizations(function: Callable[..., Any], leaves: PyTree, *rest: PyTree) -> PyTree:
+def _over(function: Callable[..., Any], leaves: PyTree, *rest: PyTree) -> PyTree:
     """Maps over the leaves of the weights, in trees where each may have become a subtree."""
     return jax.tree.map(function, leaves, *rest, is_leaf=lambda x: isinstance(x, Factorization))
 

@@ -1,103 +1,164 @@
-"""Matrices in the basis of their principal components, in the metric of what an error costs."""
+"""Tables in the basis of their principal components, in the metric of what an error costs."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from modelzip_jax import tree as trees
-from modelzip_jax.errors import LeafError
+from modelzip_jax.errors import LeafError, RecipeError
 from modelzip_jax.factoring import damped
 from modelzip_jax.given_values import as_positive
 from modelzip_jax.latents import latent
 from modelzip_jax.leaf_checks import check_finite, check_floating
 from modelzip_jax.meshes import under_any_mesh
-from modelzip_jax.quantization.factored import Factorization, MatrixFactors
-from modelzip_jax.quantization.factorization import Factorizing, over_factorizations
+from modelzip_jax.packed import is_packed, narrowed, widened
+from modelzip_jax.quantization.factored import Factored, Factorization, MatrixFactors
+from modelzip_jax.quantization.scaled import ScaledCodes, computed_in
+from modelzip_jax.quantization.scaled_leaf import ScaledLeaf
 from modelzip_jax.recipe import recordable
-from modelzip_jax.stacking import as_layers, check_layers
-from modelzip_jax.transform import Context, Encoded
+from modelzip_jax.stacking import LayerAxes, as_layers, check_layers, stacked_axes
+from modelzip_jax.transform import Context, Encoded, Reparametrization
 from modelzip_jax.tree import PyTree
 
 __all__ = ["KarhunenLoeve", "coding_gain", "karhunen_loeve"]
 
+_LARGEST = 63
+"""The largest code of a row of the basis. What it is rounded by costs nothing but a little of the gain: weights are put
+into the basis as it is stored."""
+
+
+class Basis(NamedTuple):
+    """Of one leaf. leaf: how it is a matrix (static). values: `(*layers, n, n)`, a row a component. rows: its steps.
+
+    values and rows are None for a leaf that is kept as it is.
+    """
+
+    leaf: Factorization
+    values: jax.Array | None
+    rows: jax.Array | None
+
 
 @recordable
 @dataclasses.dataclass(frozen=True)
-class KarhunenLoeve(Factorizing):
+class KarhunenLoeve(Reparametrization):
     """See `karhunen_loeve`."""
 
     damping: float
+    layers: LayerAxes = ()
 
     def init(self, weights: PyTree, context: Context) -> Encoded:
         check_floating(weights, "karhunen_loeve")
         check_layers(self.layers, weights)
-        leaves = trees.map_named(self._looked_at, weights)
         begun = [self._begun(*leaf) for leaf in context.by_leaf(weights)]
-        latents = jax.tree.structure(weights).unflatten(begun)
+        bases = jax.tree.structure(weights).unflatten(begun)
+        latents = _over(lambda basis, w: _components(basis, latent(w)), bases, weights)
         check_finite(latents)
-        return Encoded(latents, (), leaves)
+        return Encoded(latents, (), bases)
 
-    def _looked_at(self, name: str, w: Any) -> Factorization:
-        leaf = self.factorization_of(name, w)
-        tall = leaf.factored and math.prod(leaf.tensor[:-1]) > leaf.tensor[-1]
-        return dataclasses.replace(leaf, factored=tall)
-
-    def _begun(self, name: str, w: Any, context: Context) -> Any:
-        leaf, value = self._looked_at(name, w), latent(w)
-        if not leaf.factored:
-            return value
+    def _begun(self, name: str, w: Any, context: Context) -> Basis:
+        shape = tuple(jnp.shape(w))
+        leaf = Factorization(stacked_axes(self.layers, name, shape), shape, str(jnp.result_type(w)))
+        tall = len(leaf.tensor) > 1 and math.prod(leaf.tensor[:-1]) > leaf.tensor[-1] and math.prod(shape) > 0
+        if not tall:
+            return Basis(dataclasses.replace(leaf, factored=False), None, None)
         metric = _metric(name, leaf.tensor[-1], context)
-        def factors(w: jax.Array, metric: jax.Array | None) -> MatrixFactors:
-            left, right = _in_basis(leaf.matrices(w), metric, self.damping)
-            return MatrixFactors(
-                left.reshape(*leaf.count, *leaf.tensor), right.reshape(*leaf.count, *right.shape[-2:])
-            )
 
-        return under_any_mesh(factors, (value, metric), PartitionSpec())
+        def found(w: jax.Array, metric: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+            _, right = _in_basis(leaf.matrices(w), metric, self.damping)
+            largest = jnp.max(jnp.abs(right), axis=-1, keepdims=True)
+            step = jnp.where(largest > 0, largest / _LARGEST, 1.0).astype(jnp.bfloat16).astype(right.dtype)
+            values = jnp.round(right / step) * step
+            return tuple(x.reshape(*leaf.count, *x.shape[-2:]) for x in (values, step))  # type: ignore[return-value]
+
+        return Basis(leaf, *under_any_mesh(found, (latent(w), metric), PartitionSpec()))
+
+    def relaxed(self, encoded: Encoded) -> PyTree:
+        def product(basis: Basis, z: jax.Array) -> jax.Array:
+            return z if basis.values is None else basis.leaf.product(MatrixFactors(z, basis.values))
+
+        return _over(product, encoded.state, encoded.latents)
+
+    def decode(self, encoded: Encoded) -> PyTree:
+        return _over(lambda basis, w: w.astype(basis.leaf.dtype), encoded.state, self.relaxed(encoded))
 
     def encode(self, weights: PyTree, encoded: Encoded) -> PyTree:
-        def encode(leaf: Factorization, z: Any, w: jax.Array) -> Any:
-            if not leaf.factored:
-                return w
-
-            def solved(w: jax.Array, right: jax.Array) -> jax.Array:
-                rows, basis = leaf.matrices(w), right.reshape(*_stack(leaf), *right.shape[-2:])
-                back = jnp.linalg.solve(jnp.swapaxes(basis, -1, -2), jnp.swapaxes(rows, -1, -2))
-                return jnp.swapaxes(back, -1, -2).reshape(z.left.shape)
-
-            return MatrixFactors(under_any_mesh(solved, (w, z.right), PartitionSpec()), z.right)
-
-        return over_factorizations(encode, encoded.state, encoded.latents, weights)
+        return _over(_components, encoded.state, weights)
 
     def follow(self, encoded: Encoded, context: Context) -> Context:
         told = super().follow(encoded, context)
-        if context.curvature is None or told.importance is None:
+        if context.importance is None:
             return told
-
-        def alike(leaf: Factorization, found: Any, h: jax.Array, curvature: Any) -> Any:
-            if not leaf.factored or getattr(curvature, "columns", None) is None:
-                return found
-            mean = jnp.mean(leaf.matrices(h), axis=-1, keepdims=True)
-            rows = jnp.broadcast_to(mean, leaf.matrices(h).shape).reshape(found.left.shape)
-            return found._replace(left=rows)
-
-        # In this metric an error costs the same in whatever column of the left factor.
-        importance = over_factorizations(
-            alike, encoded.state, told.importance, context.importance, context.curvature
-        )
+        unknown = jax.tree.map(lambda _: trees.UNSELECTED, encoded.latents)
+        curvature = unknown if context.curvature is None else context.curvature
+        importance = _over(_importance, encoded.state, encoded.latents, context.importance, curvature)
         return told.replace(importance=importance)
 
+    def pack(self, encoded: Encoded, inner: PyTree) -> PyTree:
+        def pack(basis: Basis, p: Any) -> Factored:
+            leaf = basis.leaf
+            right = None
+            if basis.values is not None:
+                zero = jnp.zeros((), basis.values.dtype)
+                right = ScaledLeaf(basis.rows, None, zero).packed(basis.values, str(basis.values.dtype))
+            p = p if right is not None else narrowed(p, leaf.dtype)
+            return Factored(p, right, leaf.layers, leaf.shape, leaf.dtype)
 
-def _stack(leaf: Factorization) -> tuple[int, ...]:
-    return (math.prod(leaf.count),) if leaf.layers else ()
+        return _over(pack, encoded.state, inner)
+
+    def resume(self, packed: PyTree) -> tuple[PyTree, PyTree, PyTree]:
+        def basis(p: Factored) -> Basis:
+            right = p.right
+            if right is None:
+                return Basis(p.factorization, None, None)
+            if not isinstance(right, ScaledCodes):
+                raise RecipeError(
+                    f"a basis is stored as scaled codes, and this one as {type(right).__name__}"
+                )
+            dtype = computed_in(right.dtype)
+            return Basis(p.factorization, right.unpack().astype(dtype), jnp.asarray(right.rows).astype(dtype))
+
+        def inside(p: Factored) -> Any:
+            return widened(p.left) if p.right is None else p.left
+
+        bases, inner = (jax.tree.map(f, packed, is_leaf=is_packed) for f in (basis, inside))
+        return (), bases, inner
+
+
+def _over(function: Callable[..., Any], bases: PyTree, *rest: PyTree) -> PyTree:
+    return jax.tree.map(function, bases, *rest, is_leaf=lambda x: isinstance(x, Basis))
+
+
+def _components(basis: Basis, w: jax.Array) -> jax.Array:
+    """The leaf in the basis: `(*layers, *all axes but the last, n)`."""
+    if basis.values is None:
+        return w
+    leaf = basis.leaf
+
+    def solved(w: jax.Array, values: jax.Array) -> jax.Array:
+        rows = leaf.matrices(w)
+        across = values.reshape(*rows.shape[:-2], *values.shape[-2:])
+        back = jnp.linalg.solve(jnp.swapaxes(across, -1, -2), jnp.swapaxes(rows, -1, -2))
+        return jnp.swapaxes(back, -1, -2).reshape(*leaf.count, *leaf.tensor)
+
+    return under_any_mesh(solved, (w, basis.values), PartitionSpec())
+
+
+def _importance(basis: Basis, z: jax.Array, h: jax.Array, curvature: Any) -> jax.Array:
+    """Of an error of each component: in the metric that the basis is of, of all in a row the same."""
+    if basis.values is None:
+        return h
+    if getattr(curvature, "columns", None) is None:
+        return basis.leaf.importance(MatrixFactors(z, basis.values), h).left
+    rows = basis.leaf.matrices(jnp.broadcast_to(h, basis.leaf.shape).astype(z.dtype))
+    return jnp.broadcast_to(jnp.mean(rows, axis=-1, keepdims=True), rows.shape).reshape(z.shape)
 
 
 def _metric(name: str, columns: int, context: Context) -> jax.Array | None:
@@ -107,16 +168,14 @@ def _metric(name: str, columns: int, context: Context) -> jax.Array | None:
         return None
     if jnp.shape(found) != (columns, columns):
         raise LeafError(
-            f"the curvature of leaf {name!r} is {jnp.shape(found)}, and it has {columns} columns: curvature= takes what "
-            "trace.fisher_information(..., gradients='batches', columns=...) gives for these params"
+            f"the curvature of leaf {name!r} is {jnp.shape(found)}, and it has {columns} columns: curvature= takes "
+            "what trace.fisher_information(..., gradients='batches', columns=...) gives for these params"
         )
     return jnp.asarray(found)
 
 
 @functools.partial(jax.jit, static_argnums=(2,))
-def _in_basis(
-    matrix: jax.Array, metric: jax.Array | None, damping: float
-) -> tuple[jax.Array, jax.Array]:
+def _in_basis(matrix: jax.Array, metric: jax.Array | None, damping: float) -> tuple[jax.Array, jax.Array]:
     """left `(..., rows, n)` times right `(..., n, n)`: left's columns uncorrelated, errors of all worth the same."""
     root, back = _roots(metric, matrix, damping)
     highest = jax.lax.Precision.HIGHEST
@@ -130,9 +189,7 @@ def _in_basis(
     return left, jnp.matmul(jnp.swapaxes(basis, -1, -2), back, precision=highest)
 
 
-def _roots(
-    metric: jax.Array | None, matrix: jax.Array, damping: float
-) -> tuple[jax.Array, jax.Array]:
+def _roots(metric: jax.Array | None, matrix: jax.Array, damping: float) -> tuple[jax.Array, jax.Array]:
     """The root of a metric of mean one and its inverse."""
     unit = jnp.eye(matrix.shape[-1], dtype=matrix.dtype)
     if metric is None:
@@ -161,7 +218,7 @@ def coding_gain(matrix: Any, metric: Any = None, damping: float = 0.3) -> float:
     1.4
     """
     w = jnp.asarray(matrix, jnp.float32)
-    left, right = _in_basis(w, None if metric is None else jnp.asarray(metric, jnp.float32), damping)
+    left, _ = _in_basis(w, None if metric is None else jnp.asarray(metric, jnp.float32), damping)
     tiny = jnp.finfo(jnp.float32).tiny
 
     def bits(x: jax.Array) -> jax.Array:
@@ -178,8 +235,8 @@ def karhunen_loeve(
     """Matrices in the basis of their principal components: W = L B, the columns of L being uncorrelated.
 
     For tables, whose rows are many: a table of embeddings, of which a row has a few hundred numbers that say partly
-    the same. An entropy coder takes ½ log₂ of the ratio of geometric means less for each weight of L than of W, and
-    none for components that are nearly zero. Both factors are trained and stored; what follows in a chain encodes them:
+    the same. For each weight of L an entropy coder takes fewer bits than for one of W, see `coding_gain`. L is trained
+    and encoded by what follows in a chain; B stays, in codes of 7 bits with a step a row:
 
         mz.chain(mz.karhunen_loeve(), mz.entropy_constrained(0.02))
 

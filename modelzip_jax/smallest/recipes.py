@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,9 +17,6 @@ from modelzip_jax.patterns import matches
 from modelzip_jax.quantization import rounding, spreads
 from modelzip_jax.quantization.entropy_constraint import entropy_constrained
 from modelzip_jax.quantization.karhunen_loeve import coding_gain, karhunen_loeve
-from modelzip_jax.trace.jaxpr.model_inputs import batch_inputs
-from modelzip_jax.trace.measures.curvature import FisherInformation
-from modelzip_jax.trace.usage.use import Use, uses
 from modelzip_jax.transform import Transform
 from modelzip_jax.tree import PyTree
 
@@ -29,8 +25,6 @@ __all__ = [
     "Recipe",
     "calibrated",
     "data_free",
-    "importance_of",
-    "kernel_names",
     "table_names",
     "typical_size",
     "weights_in",
@@ -103,19 +97,6 @@ def data_free(params: PyTree, keep: Sequence[str]) -> Recipe:
     return recipe
 
 
-def kernel_names(apply_fn: Callable[..., Any], params: PyTree, batch: Any) -> list[str]:
-    """The leaves whose products error feedback can go by: all of each, summed over the same axes in all of them."""
-    by_leaf: dict[str, list[Use]] = {}
-    for use in uses(apply_fn, params, *batch_inputs(batch, 0)):
-        by_leaf.setdefault(use.leaf, []).append(use)
-    return [name for name, found in by_leaf.items() if _is_kernel(found)]
-
-
-def _is_kernel(found: Sequence[Use]) -> bool:
-    plain = all(use.kind in ("dot", "conv") and not use.derived and use.view.complete for use in found)
-    return plain and len({(use.contracted, use.output, use.batch) for use in found}) == 1
-
-
 def calibrated(
     params: PyTree,
     keep: Sequence[str],
@@ -126,7 +107,8 @@ def calibrated(
 ) -> Recipe:
     """Kernels in turn with error feedback, steps by water-filling; other leaves by their Fisher information.
 
-    Tables are encoded in the basis of their principal components, where that saves more than the basis takes. Leaves that the outputs do not depend on are encoded as without data, if they have two axes, and else kept.
+    Tables are encoded in the basis of their principal components, where that saves more than the basis takes. Leaves
+    that the outputs do not depend on are encoded as without data, if they have two axes, and else kept.
     """
     every = weights_in(params, 0, keep)
     alive = [name for name in every if name in importance and float(np.max(importance[name])) > 0]
@@ -171,12 +153,3 @@ def table_names(params: PyTree, products: Sequence[str], keep: Sequence[str]) ->
 def _pays(leaf: Any, metric: Any) -> bool:
     rows, columns = leaf.shape
     return coding_gain(leaf, metric) * rows > _BASIS_BITS * columns
-
-
-def importance_of(fisher: PyTree, params: PyTree) -> PyTree:
-    """The diagonals of Fisher information, each in its leaf's place; zero of leaves that are not floating-point."""
-
-    def diagonal(found: FisherInformation, leaf: Any) -> Any:
-        return np.zeros(np.shape(leaf), np.float32) if found.diagonal is None else found.diagonal
-
-    return jax.tree.map(diagonal, fisher, params, is_leaf=lambda f: isinstance(f, FisherInformation))

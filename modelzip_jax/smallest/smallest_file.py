@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
 from modelzip_jax import tree as trees
@@ -19,19 +18,17 @@ from modelzip_jax.metadata import Metadata
 from modelzip_jax.packing import Packed, compress, unpack
 from modelzip_jax.patterns import require_matches
 from modelzip_jax.search import Search
-from modelzip_jax.smallest.drops import Measure, drop_of, output_power, output_scores, scores_by
+from modelzip_jax.smallest.drops import Measure, drop_of, output_scores, scores_by
+from modelzip_jax.smallest.information import information
 from modelzip_jax.smallest.recipes import (
     QUALITY,
     Recipe,
     calibrated,
     data_free,
-    importance_of,
-    kernel_names,
-    table_names,
     weights_in,
 )
 from modelzip_jax.smallest.step_search import within_bytes, within_drop
-from modelzip_jax.trace.measures.curvature import FisherInformation, fisher_information
+from modelzip_jax.trace.measures.curvature import FisherInformation
 from modelzip_jax.tree import PyTree
 
 __all__ = ["Smallest", "smallest"]
@@ -110,21 +107,13 @@ class Smallest(Search):
     ) -> tuple[Recipe, dict[str, Any]]:
         """The recipe, and what `mz.compress` is to be given beside it."""
         plain = trees.plain(params)
-        products = kernel_names(apply_fn, params, batches[0])
-        tables = table_names(plain, products, self.keep)
-        fisher = fisher_information(
-            apply_fn, params, batches, likelihood=self.likelihood, gradients="batches", columns=tables
-        )
-        importance = importance_of(fisher, plain)
-        if self.likelihood == "gaussian":
-            # Errors in the unit of the outputs themselves, so that steps mean the same for all networks.
-            power = output_power(apply_fn, params, batches)
-            importance = jax.tree.map(lambda x: x / power, importance)
-        by_name = dict(trees.named_leaves(importance))
-        found = dict(trees.named_leaves(fisher, lambda x: isinstance(x, FisherInformation)))
-        metrics = {name: found[name].columns for name in tables}
-        recipe = calibrated(plain, self.keep, products, by_name, metrics, self.rate_weight)
-        return recipe, {"importance": importance, "curvature": fisher, "calibrate": (apply_fn, batches)}
+        found = information(apply_fn, params, batches, self.likelihood, self.keep)
+        by_name = dict(trees.named_leaves(found.importance))
+        fisher = dict(trees.named_leaves(found.curvature, lambda x: isinstance(x, FisherInformation)))
+        metrics = {name: fisher[name].columns for name in found.tables}
+        recipe = calibrated(plain, self.keep, found.products, by_name, metrics, self.rate_weight)
+        told = {"importance": found.importance, "curvature": found.curvature}
+        return recipe, {**told, "calibrate": (apply_fn, batches)}
 
 
 def _kept_within(
