@@ -35,7 +35,7 @@ _LARGEST = 63
 into the basis as it is stored."""
 
 
-class Basis(NamedTuple):
+class TableBasis(NamedTuple):
     """Of one leaf. leaf: how it is a matrix (static). values: `(*layers, n, n)`, a row a component. rows: its steps.
 
     values and rows are None for a leaf that is kept as it is.
@@ -63,12 +63,12 @@ class KarhunenLoeve(Reparametrization):
         check_finite(latents)
         return Encoded(latents, (), bases)
 
-    def _begun(self, name: str, w: Any, context: Context) -> Basis:
+    def _begun(self, name: str, w: Any, context: Context) -> TableBasis:
         shape = tuple(jnp.shape(w))
         leaf = Factorization(stacked_axes(self.layers, name, shape), shape, str(jnp.result_type(w)))
         tall = len(leaf.tensor) > 1 and math.prod(leaf.tensor[:-1]) > leaf.tensor[-1] and math.prod(shape) > 0
         if not tall:
-            return Basis(dataclasses.replace(leaf, factored=False), None, None)
+            return TableBasis(dataclasses.replace(leaf, factored=False), None, None)
         metric = _metric(name, leaf.tensor[-1], context)
 
         def found(w: jax.Array, metric: jax.Array | None) -> tuple[jax.Array, jax.Array]:
@@ -78,10 +78,10 @@ class KarhunenLoeve(Reparametrization):
             values = jnp.round(right / step) * step
             return tuple(x.reshape(*leaf.count, *x.shape[-2:]) for x in (values, step))  # type: ignore[return-value]
 
-        return Basis(leaf, *under_any_mesh(found, (latent(w), metric), PartitionSpec()))
+        return TableBasis(leaf, *under_any_mesh(found, (latent(w), metric), PartitionSpec()))
 
     def relaxed(self, encoded: Encoded) -> PyTree:
-        def product(basis: Basis, z: jax.Array) -> jax.Array:
+        def product(basis: TableBasis, z: jax.Array) -> jax.Array:
             return z if basis.values is None else basis.leaf.product(MatrixFactors(z, basis.values))
 
         return _over(product, encoded.state, encoded.latents)
@@ -102,7 +102,7 @@ class KarhunenLoeve(Reparametrization):
         return told.replace(importance=importance)
 
     def pack(self, encoded: Encoded, inner: PyTree) -> PyTree:
-        def pack(basis: Basis, p: Any) -> Factored:
+        def pack(basis: TableBasis, p: Any) -> Factored:
             leaf = basis.leaf
             right = None
             if basis.values is not None:
@@ -114,16 +114,18 @@ class KarhunenLoeve(Reparametrization):
         return _over(pack, encoded.state, inner)
 
     def resume(self, packed: PyTree) -> tuple[PyTree, PyTree, PyTree]:
-        def basis(p: Factored) -> Basis:
+        def basis(p: Factored) -> TableBasis:
             right = p.right
             if right is None:
-                return Basis(p.factorization, None, None)
+                return TableBasis(p.factorization, None, None)
             if not isinstance(right, ScaledCodes):
                 raise RecipeError(
                     f"a basis is stored as scaled codes, and this one as {type(right).__name__}"
                 )
             dtype = computed_in(right.dtype)
-            return Basis(p.factorization, right.unpack().astype(dtype), jnp.asarray(right.rows).astype(dtype))
+            return TableBasis(
+                p.factorization, right.unpack().astype(dtype), jnp.asarray(right.rows).astype(dtype)
+            )
 
         def inside(p: Factored) -> Any:
             return widened(p.left) if p.right is None else p.left
@@ -133,10 +135,10 @@ class KarhunenLoeve(Reparametrization):
 
 
 def _over(function: Callable[..., Any], bases: PyTree, *rest: PyTree) -> PyTree:
-    return jax.tree.map(function, bases, *rest, is_leaf=lambda x: isinstance(x, Basis))
+    return jax.tree.map(function, bases, *rest, is_leaf=lambda x: isinstance(x, TableBasis))
 
 
-def _components(basis: Basis, w: jax.Array) -> jax.Array:
+def _components(basis: TableBasis, w: jax.Array) -> jax.Array:
     """The leaf in the basis: `(*layers, *all axes but the last, n)`."""
     if basis.values is None:
         return w
@@ -151,7 +153,7 @@ def _components(basis: Basis, w: jax.Array) -> jax.Array:
     return under_any_mesh(solved, (w, basis.values), PartitionSpec())
 
 
-def _importance(basis: Basis, z: jax.Array, h: jax.Array, curvature: Any) -> jax.Array:
+def _importance(basis: TableBasis, z: jax.Array, h: jax.Array, curvature: Any) -> jax.Array:
     """Of an error of each component: in the metric that the basis is of, of all in a row the same."""
     if basis.values is None:
         return h

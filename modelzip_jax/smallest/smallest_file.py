@@ -157,7 +157,7 @@ def smallest(
     max_drop: float | None = None,
     measure: Callable[[PyTree], Any] | None = None,
     likelihood: Literal["categorical", "gaussian"] = "gaussian",
-    rate_weight: float = 1.0,
+    rate_weight: float = 0.5,
     keep: str | Sequence[str] = (),
 ) -> Smallest:
     """The smallest file: `mz.compress(params, mz.smallest(bytes=N))`. Steps, sparsity and bits follow from the target.
