@@ -16,7 +16,7 @@ from modelzip_jax.partitioning import partition
 from modelzip_jax.patterns import matches
 from modelzip_jax.quantization import rounding, spreads
 from modelzip_jax.quantization.entropy_constraint import entropy_constrained
-from modelzip_jax.quantization.karhunen_loeve import coding_gain, karhunen_loeve
+from modelzip_jax.quantization.table_basis import coding_gain, karhunen_loeve
 from modelzip_jax.transform import Transform
 from modelzip_jax.tree import PyTree
 

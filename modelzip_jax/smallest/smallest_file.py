@@ -19,7 +19,6 @@ from modelzip_jax.packing import Packed, compress, unpack
 from modelzip_jax.patterns import require_matches
 from modelzip_jax.search import Search
 from modelzip_jax.smallest.drops import Measure, drop_of, output_scores, scores_by
-from modelzip_jax.smallest.information import information
 from modelzip_jax.smallest.recipes import (
     QUALITY,
     Recipe,
@@ -28,6 +27,7 @@ from modelzip_jax.smallest.recipes import (
     weights_in,
 )
 from modelzip_jax.smallest.step_search import within_bytes, within_drop
+from modelzip_jax.smallest.what_errors_cost import information
 from modelzip_jax.trace.measures.curvature import FisherInformation
 from modelzip_jax.tree import PyTree
 

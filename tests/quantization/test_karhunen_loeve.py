@@ -8,7 +8,7 @@ import pytest
 import modelzip_jax as mz
 from modelzip_jax import trace
 from modelzip_jax.errors import LeafError, PatternError, TraceError, TransformError
-from modelzip_jax.quantization.karhunen_loeve import coding_gain
+from modelzip_jax.quantization.table_basis import coding_gain
 from modelzip_jax.trace.measures.curvature import FisherInformation
 
 RNG = np.random.default_rng(6)
