@@ -17,6 +17,7 @@ from modelzip_jax.partitioning import partition
 from modelzip_jax.patterns import matches
 from modelzip_jax.quantization import rounding, spreads
 from modelzip_jax.quantization.entropy_constraint import entropy_constrained
+from modelzip_jax.smallest.one_axis import coarsest_steps
 from modelzip_jax.trace.jaxpr.model_inputs import batch_inputs
 from modelzip_jax.trace.measures.curvature import FisherInformation
 from modelzip_jax.trace.usage.use import Use, uses
@@ -28,14 +29,20 @@ __all__ = [
     "Recipe",
     "calibrated",
     "data_free",
+    "floating_leaves",
     "importance_of",
     "kernel_names",
     "typical_size",
     "weights_in",
 ]
 
-QUALITY = 0.16
+QUALITY = 0.15
 """The step without data and without a target, in units of the weights' deviation."""
+_SIZE_POWER = 0.25
+"""Half-way between steps that take weights to matter alike and those that take leaves to, as with deviations."""
+_SELDOM = 2.0
+"""By how much steps of tables of words are larger, beside what their many rows make of it."""
+_ONE_AXIS = 0.25
 _DAMPING = 0.01
 
 Recipe = Callable[[float], Transform]
@@ -48,15 +55,20 @@ def weights_in(params: PyTree, least: int, keep: Sequence[str] = ()) -> dict[str
     Raises:
       LeafError: there is none.
     """
-    found = {
+    found = floating_leaves(params, least, keep)
+    if not found:
+        raise LeafError(f"smallest() found no floating-point leaf of at least {least} axes to encode")
+    return found
+
+
+def floating_leaves(params: PyTree, least: int, keep: Sequence[str] = ()) -> dict[str, Any]:
+    """As `weights_in`, or none."""
+    return {
         name: leaf
         for name, leaf in trees.named_leaves(params)
         if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and np.ndim(leaf) >= least and np.size(leaf)
         and not any(matches(pattern, name) for pattern in keep)
     }  # fmt: skip
-    if not found:
-        raise LeafError(f"smallest() found no floating-point leaf of at least {least} axes to encode")
-    return found
 
 
 def typical_size(leaves: dict[str, Any]) -> float:
@@ -73,26 +85,49 @@ def typical_size(leaves: dict[str, Any]) -> float:
     return math.exp(total / count) if count else 1.0
 
 
+def _typical_count(leaves: dict[str, Any]) -> float:
+    """The geometric mean of how many weights leaves have, by how many they have."""
+    total = sum(np.size(leaf) for leaf in leaves.values())
+    return math.exp(sum(np.size(leaf) * math.log(np.size(leaf)) for leaf in leaves.values()) / max(total, 1))
+
+
 def _labelled(params: PyTree, parts: Mapping[str, tuple[Transform, Sequence[str]]]) -> Transform:
     """A partition that names every leaf of each part; others stay as they are."""
+    return _by_name([name for name, _ in trees.named_leaves(params)], parts)
+
+
+def _by_name(every: Sequence[str], parts: Mapping[str, tuple[Transform, Sequence[str]]]) -> Transform:
     labels = {name: label for label, (_, names) in parts.items() for name in names}
     known = {label: part for label, (part, names) in parts.items() if names}
-    if all(name in labels for name, _ in trees.named_leaves(params)):
+    if all(name in labels for name in every):
         return partition(known, labels)
     return partition({**known, "kept": chain()}, {**labels, "**": "kept"})
 
 
-def data_free(params: PyTree, keep: Sequence[str]) -> Recipe:
-    """Matrices and larger, with steps by the root of each channel's deviation; others, which are few, lossless.
+def data_free(params: PyTree, keep: Sequence[str], before: Transform | None = None) -> Recipe:
+    """Steps by the root of each channel's deviation, and by the fourth root of how many weights a leaf has.
 
-    The step is in units of `typical_size`, for a channel of that deviation.
+    The step is in units of `typical_size`, for a channel of that deviation in a leaf of the usual number of weights.
+    Leaves of one axis get a quarter of the step, and never more than at `QUALITY`, where that is safe (`coarsest_steps`);
+    others of fewer than two axes are lossless. before: what leaves of two axes and more go through first.
     """
-    leaves = weights_in(params, 2, keep)
-    unit = math.sqrt(typical_size(leaves))
+    leaves = floating_leaves(params, 2, keep)
+    vectors = floating_leaves(params, 1, [*keep, *leaves])
+    unit = math.sqrt(typical_size(leaves or vectors)) / _typical_count(leaves or vectors) ** _SIZE_POWER
+    spread = spreads.root_deviation(factor=_SELDOM, size_power=_SIZE_POWER)
+    fine = QUALITY * unit * _ONE_AXIS
+    safe = [
+        name for name, most in coarsest_steps(vectors).items()
+        if fine * math.sqrt(typical_size({name: vectors[name]})) * np.size(vectors[name]) ** _SIZE_POWER <= most
+    ]  # fmt: skip
+    # Names alone, so that each leaf is freed once it is packed.
+    every, names = [name for name, _ in trees.named_leaves(params)], list(leaves)
 
     def recipe(step: float) -> Transform:
-        encoded = entropy_constrained(step * unit, spread=spreads.root_deviation())
-        return _labelled(params, {"encoded": (encoded, list(leaves))})
+        encoded = entropy_constrained(step * unit, spread=spread)
+        finer = entropy_constrained(min(step, QUALITY) * unit * _ONE_AXIS, spread=spread)
+        pruned = encoded if before is None else chain(before, encoded)
+        return _by_name(every, {"encoded": (pruned, names), "one axis": (finer, safe)})
 
     return recipe
 
