@@ -17,6 +17,7 @@ from modelzip_jax.partitioning import partition
 from modelzip_jax.patterns import matches
 from modelzip_jax.quantization import rounding, spreads
 from modelzip_jax.quantization.entropy_constraint import entropy_constrained
+from modelzip_jax.quantization.spreads.by_weights import TABLES, WORDS
 from modelzip_jax.smallest.one_axis import coarsest_steps
 from modelzip_jax.trace.jaxpr.model_inputs import batch_inputs
 from modelzip_jax.trace.measures.curvature import FisherInformation
@@ -36,13 +37,14 @@ __all__ = [
     "weights_in",
 ]
 
-QUALITY = 0.15
+QUALITY = 0.13
 """The step without data and without a target, in units of the weights' deviation."""
 _SIZE_POWER = 0.25
 """Half-way between steps that take weights to matter alike and those that take leaves to, as with deviations."""
-_SELDOM = 2.0
+_WORDS = 3.0
 """By how much steps of tables of words are larger, beside what their many rows make of it."""
-_ONE_AXIS = 0.25
+_FINE = 0.25
+"""Of the step, for leaves of which errors cost much and bits little."""
 _DAMPING = 0.01
 
 Recipe = Callable[[float], Transform]
@@ -108,28 +110,45 @@ def data_free(params: PyTree, keep: Sequence[str], before: Transform | None = No
     """Steps by the root of each channel's deviation, and by the fourth root of how many weights a leaf has.
 
     The step is in units of `typical_size`, for a channel of that deviation in a leaf of the usual number of weights.
-    Leaves of one axis get a quarter of the step, and never more than at `QUALITY`, where that is safe (`coarsest_steps`);
-    others of fewer than two axes are lossless. before: what leaves of two axes and more go through first.
+    Small tables of embeddings get a quarter of it: in a residual network their errors go into all layers, and the table
+    may be the output layer as well. So do leaves of one axis, and never more than a quarter of `QUALITY`, where that is
+    safe (`coarsest_steps`); others of fewer than two axes are lossless.
+
+    before: what leaves of two axes and more go through first.
     """
     leaves = floating_leaves(params, 2, keep)
     vectors = floating_leaves(params, 1, [*keep, *leaves])
     unit = math.sqrt(typical_size(leaves or vectors)) / _typical_count(leaves or vectors) ** _SIZE_POWER
-    spread = spreads.root_deviation(factor=_SELDOM, size_power=_SIZE_POWER)
-    fine = QUALITY * unit * _ONE_AXIS
+    spread = spreads.root_deviation(factor=_WORDS, size_power=_SIZE_POWER)
+    fine = QUALITY * unit * _FINE
     safe = [
         name for name, most in coarsest_steps(vectors).items()
         if fine * math.sqrt(typical_size({name: vectors[name]})) * np.size(vectors[name]) ** _SIZE_POWER <= most
     ]  # fmt: skip
     # Names alone, so that each leaf is freed once it is packed.
-    every, names = [name for name, _ in trees.named_leaves(params)], list(leaves)
+    every = [name for name, _ in trees.named_leaves(params)]
+    tables = [name for name, leaf in leaves.items() if _is_small_table(name, np.shape(leaf))]
+    others = [name for name in leaves if name not in tables]
 
     def recipe(step: float) -> Transform:
-        encoded = entropy_constrained(step * unit, spread=spread)
-        finer = entropy_constrained(min(step, QUALITY) * unit * _ONE_AXIS, spread=spread)
-        pruned = encoded if before is None else chain(before, encoded)
-        return _by_name(every, {"encoded": (pruned, names), "one axis": (finer, safe)})
+        def encoded(size: float) -> Transform:
+            return entropy_constrained(size * unit, spread=spread)
+
+        def pruned(size: float) -> Transform:
+            return encoded(size) if before is None else chain(before, encoded(size))
+
+        parts = {
+            "encoded": (pruned(step), others),
+            "tables": (pruned(step * _FINE), tables),
+            "one axis": (encoded(min(step, QUALITY) * _FINE), safe),
+        }
+        return _by_name(every, parts)
 
     return recipe
+
+
+def _is_small_table(name: str, shape: tuple[int, ...]) -> bool:
+    return len(shape) == 2 and max(shape) < WORDS and any(matches(pattern, name) for pattern in TABLES)
 
 
 def kernel_names(apply_fn: Callable[..., Any], params: PyTree, batch: Any) -> list[str]:

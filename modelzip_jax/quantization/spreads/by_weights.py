@@ -16,10 +16,11 @@ from modelzip_jax.quantization.spreads.spread import RelativeSteps, Spread, over
 from modelzip_jax.recipe import recordable
 from modelzip_jax.transform import Context
 
-__all__ = ["Even", "RootDeviation", "even", "root_deviation"]
+__all__ = ["TABLES", "WORDS", "Even", "RootDeviation", "even", "root_deviation"]
 
-SELDOM = ("**/*embed*", "**/*embed*/**", "**/wte*", "**/wte*/**")
-_TABLE = 1024
+TABLES = ("**/*embed*", "**/*embed*/**", "**/wte*", "**/wte*/**")
+"""Names of tables of embeddings."""
+WORDS = 1024
 """Rows from which on a table of embeddings is one of words: of positions, which every text meets, there are fewer."""
 
 
@@ -64,7 +65,7 @@ class RootDeviation(Spread):
         whole = jnp.mean(squares)
         # A channel of zeros, or nearly so, shares the step of the least that is taken for a channel.
         roots = jnp.sqrt(jnp.sqrt(jnp.maximum(squares, 1e-4 * whole)) * largest)
-        table = w.ndim - len(layers) == 2 and max(w.shape) >= _TABLE
+        table = w.ndim - len(layers) == 2 and max(w.shape) >= WORDS
         seldom = table and any(matches(pattern, name) for pattern in self.seldom)
         count = w.size / math.prod(w.shape[axis] for axis in layers)
         return RelativeSteps(roots * (count**self.size_power * (self.factor if seldom else 1.0)))
@@ -73,7 +74,7 @@ class RootDeviation(Spread):
 def root_deviation(
     axis: int | tuple[int, ...] | str = "auto",
     *,
-    seldom: tuple[str, ...] = SELDOM,
+    seldom: tuple[str, ...] = TABLES,
     factor: float = 4.0,
     size_power: float = 0.0,
 ) -> RootDeviation:
