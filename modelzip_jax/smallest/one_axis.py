@@ -28,17 +28,19 @@ def coarsest_steps(params: PyTree) -> dict[str, float]:
     """The largest step for each floating-point leaf of one axis and of a known name, by name: infinite, or where all
     numbers are of one sign a sixteenth of the least.
 
-    Leaves of one number, given once or many times, are left out, as they take no bytes; those with NaN or infinity, too.
+    Leaves of one number, given once or many times, are left out, as they take no bytes; so are those with NaN.
 
-    >>> coarsest_steps({"bias": np.float32([-1, 2]), "scale": np.float32([0, 1, 32]), "running_var": np.float32([1, 2])})
+    >>> params = {"bias": np.float32([-1, 2]), "scale": np.float32([0, 1, 32]), "running_var": np.float32([1, 2])}
+    >>> coarsest_steps(params)
     {'bias': inf, 'scale': 0.0625}
     """
-    found = {}
+    found: dict[str, float] = {}
     for name, leaf in trees.named_leaves(params):
         known = np.ndim(leaf) == 1 and any(matches(pattern, name) for pattern in KNOWN)
         if known and jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and np.size(leaf):
             step = _coarsest(np.asarray(leaf, np.float32))
-            found |= {} if step is None else {name: step}
+            if step is not None:
+                found[name] = step
     return found
 
 

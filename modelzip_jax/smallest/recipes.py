@@ -134,15 +134,15 @@ def data_free(params: PyTree, keep: Sequence[str], before: Transform | None = No
         def encoded(size: float) -> Transform:
             return entropy_constrained(size * unit, spread=spread)
 
-        def pruned(size: float) -> Transform:
-            return encoded(size) if before is None else chain(before, encoded(size))
-
         parts = {
-            "encoded": (pruned(step), others),
-            "tables": (pruned(step * _FINE), tables),
+            "encoded": (encoded(step), others),
+            "tables": (encoded(step * _FINE), tables),
             "one axis": (encoded(min(step, QUALITY) * _FINE), safe),
         }
-        return _by_name(every, parts)
+        found = _by_name(every, parts)
+        # All leaves together, as a threshold over all of them may be what it looks for.
+        first = None if before is None else {"before": (before, [*others, *tables])}
+        return found if first is None else chain(_by_name(every, first), found)
 
     return recipe
 
