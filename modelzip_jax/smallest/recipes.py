@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +28,13 @@ from modelzip_jax.tree import PyTree
 __all__ = [
     "QUALITY",
     "Recipe",
+    "Shares",
     "calibrated",
     "data_free",
     "floating_leaves",
     "importance_of",
     "kernel_names",
+    "shares",
     "typical_size",
     "weights_in",
 ]
@@ -106,42 +108,59 @@ def _by_name(every: Sequence[str], parts: Mapping[str, tuple[Transform, Sequence
     return partition({**known, "kept": chain()}, {**labels, "**": "kept"})
 
 
-def data_free(params: PyTree, keep: Sequence[str], before: Transform | None = None) -> Recipe:
-    """Steps by the root of each channel's deviation, and by the fourth root of how many weights a leaf has.
+class Shares(NamedTuple):
+    """Leaves by name, as `data_free` treats them, and the unit of their steps."""
 
-    The step is in units of `typical_size`, for a channel of that deviation in a leaf of the usual number of weights.
-    Small tables of embeddings get a quarter of it: in a residual network their errors go into all layers, and the table
-    may be the output layer as well. So do leaves of one axis, and never more than a quarter of `QUALITY`, where that is
-    safe (`coarsest_steps`); others of fewer than two axes are lossless.
+    unit: float
+    plain: list[str]
+    tables: list[str]
+    one_axis: list[str]
 
-    before: what leaves of two axes and more go through first.
+
+def shares(params: PyTree, keep: Sequence[str]) -> Shares:
+    """Which leaves are encoded without data, and how.
+
+    Small tables of embeddings are a kind of their own: in a residual network their errors go into all layers, and the
+    table may be the output layer as well. Leaves of one axis are encoded where that is safe (`coarsest_steps`); others
+    of fewer than two axes are not.
     """
     leaves = floating_leaves(params, 2, keep)
     vectors = floating_leaves(params, 1, [*keep, *leaves])
     unit = math.sqrt(typical_size(leaves or vectors)) / _typical_count(leaves or vectors) ** _SIZE_POWER
-    spread = spreads.root_deviation(factor=_WORDS, size_power=_SIZE_POWER)
     fine = QUALITY * unit * _FINE
     safe = [
         name for name, most in coarsest_steps(vectors).items()
         if fine * math.sqrt(typical_size({name: vectors[name]})) * np.size(vectors[name]) ** _SIZE_POWER <= most
     ]  # fmt: skip
-    # Names alone, so that each leaf is freed once it is packed.
-    every = [name for name, _ in trees.named_leaves(params)]
     tables = [name for name, leaf in leaves.items() if _is_small_table(name, np.shape(leaf))]
-    others = [name for name in leaves if name not in tables]
+    return Shares(unit, [name for name in leaves if name not in tables], tables, safe)
+
+
+def data_free(params: PyTree, keep: Sequence[str], before: Transform | None = None) -> Recipe:
+    """Steps by the root of each channel's deviation, and by the fourth root of how many weights a leaf has.
+
+    The step is in units of `typical_size`, for a channel of that deviation in a leaf of the usual number of weights.
+    Small tables of embeddings get a quarter of it, and so do leaves of one axis, which never get more than a quarter of
+    `QUALITY`. The recipe holds no weights.
+
+    before: what leaves of two axes and more go through first.
+    """
+    unit, plain, tables, one_axis = shares(params, keep)
+    spread = spreads.root_deviation(factor=_WORDS, size_power=_SIZE_POWER)
+    every = [name for name, _ in trees.named_leaves(params)]
 
     def recipe(step: float) -> Transform:
         def encoded(size: float) -> Transform:
             return entropy_constrained(size * unit, spread=spread)
 
         parts = {
-            "encoded": (encoded(step), others),
+            "encoded": (encoded(step), plain),
             "tables": (encoded(step * _FINE), tables),
-            "one axis": (encoded(min(step, QUALITY) * _FINE), safe),
+            "one axis": (encoded(min(step, QUALITY) * _FINE), one_axis),
         }
         found = _by_name(every, parts)
         # All leaves together, as a threshold over all of them may be what it looks for.
-        first = None if before is None else {"before": (before, [*others, *tables])}
+        first = None if before is None else {"before": (before, [*plain, *tables])}
         return found if first is None else chain(_by_name(every, first), found)
 
     return recipe

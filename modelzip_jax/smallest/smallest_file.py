@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from modelzip_jax.metadata import Metadata
 from modelzip_jax.packing import Packed, compress, unpack
 from modelzip_jax.search import Search
 from modelzip_jax.smallest.drops import Measure, drop_of, output_power, output_scores, scores_by
+from modelzip_jax.smallest.held_out import calibration_parts
 from modelzip_jax.smallest.leaf_selection import as_patterns, kept_names
 from modelzip_jax.smallest.recipes import (
     QUALITY,
@@ -29,6 +31,7 @@ from modelzip_jax.smallest.recipes import (
     floating_leaves,
     importance_of,
     kernel_names,
+    shares,
     weights_in,
 )
 from modelzip_jax.smallest.step_search import within_bytes, within_drop
@@ -40,8 +43,9 @@ __all__ = ["Smallest", "smallest"]
 
 _DROP = 0.01
 """The drop that is kept within where there is a model to run, and no target."""
-_HELD = 4
-"""One batch of so many is held out to measure a drop on."""
+
+
+Tried = Callable[[int, int | None, float | None], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Smallest(Search):
     only: tuple[str, ...]
     min_ndim: int
     before: Transform | None
+    tried: Tried | None
 
     def compressed(
         self,
@@ -84,6 +89,18 @@ class Smallest(Search):
             return _noted(packed, {"step": QUALITY})
         return self._searched(params, plain, keep, variables, calibrate, progress)
 
+    def encoded_names(self, params: PyTree, calibrated: bool) -> set[str]:
+        """The names of leaves of plain params that are encoded, with `calibrate=` or without.
+
+        Raises:
+          PatternError: a pattern matches nothing.
+        """
+        keep = kept_names(params, self.only, self.min_ndim, self.keep)
+        if calibrated:
+            return set(floating_leaves(params, 0, keep))
+        found = shares(params, keep)
+        return {*found.plain, *found.tables, *found.one_axis}
+
     def _searched(
         self,
         params: PyTree,
@@ -106,7 +123,7 @@ class Smallest(Search):
         if calibrate is None:
             recipe = data_free(plain, keep, self.before)
         else:
-            apply_fn, batches, held = _checked(calibrate, bool(limit) and measure is None)
+            apply_fn, batches, held = calibration_parts(calibrate, bool(limit) and measure is None)
             if held:
                 measure = output_scores(apply_fn, params, held, self.likelihood)
             recipe, told = self._calibrated(params, apply_fn, batches, keep)
@@ -122,16 +139,20 @@ class Smallest(Search):
                 return None  # Steps so coarse that nothing passes a layer.
             return _noted(packed, {"step": step})
 
+        tell = (lambda *_: None) if self.tried is None else self.tried
+        numbers = itertools.count(1)
         if self.bytes is not None:
             count = sum(np.size(leaf) for leaf in leaves.values())
 
             def sized(step: float) -> tuple[Any, int]:
                 packed = make(step)
-                return packed, 0 if packed is None else file_sizes(packed).total
+                size = 0 if packed is None else file_sizes(packed).total
+                tell(next(numbers), size, None)
+                return packed, size
 
             return within_bytes(sized, first, self.bytes, count).result
         assert measure is not None, "there is a limit, and what it is of"
-        return _kept_within(limit, measure, make, first, params)
+        return _kept_within(limit, measure, make, first, params, lambda drop: tell(next(numbers), None, drop))
 
     def _calibrated(
         self, params: PyTree, apply_fn: Callable[..., Any], batches: list[Any], keep: tuple[str, ...]
@@ -153,15 +174,22 @@ class Smallest(Search):
 
 
 def _kept_within(
-    limit: Any, measure: Measure, make: Callable[[float], Any], first: float, params: PyTree
+    limit: Any,
+    measure: Measure,
+    make: Callable[[float], Any],
+    first: float,
+    params: PyTree,
+    tell: Callable[[float], Any],
 ) -> Packed:
     reference, drops = scores_by(measure, params), {}
 
     def dropped(step: float) -> tuple[Any, float]:
         packed = make(step)
         if packed is None:
+            tell(math.inf)
             return None, math.inf
         drops[step] = drop_of(scores_by(measure, trees.restored(unpack(packed), params)), reference)
+        tell(drops[step].worst)
         return packed, drops[step].worst
 
     found = within_drop(dropped, first, limit)
@@ -171,23 +199,6 @@ def _kept_within(
 
 def _noted(packed: Packed, told: dict[str, float]) -> Packed:
     return dataclasses.replace(packed, metadata=Metadata({"smallest": told}))
-
-
-def _checked(calibrate: Any, hold: bool) -> tuple[Callable[..., Any], list[Any], list[Any]]:
-    """The model, the batches that calibrate, and those that are held out."""
-    pair = isinstance(calibrate, tuple) and len(calibrate) == 2 and callable(calibrate[0])
-    if not pair or not hasattr(calibrate[1], "__iter__"):
-        raise TransformError("calibrate= takes (apply_fn, batches), such as (model.apply, [x, ...])")
-    batches = list(calibrate[1])
-    if not batches:
-        raise TransformError("calibrate= needs at least one batch: the sequence of batches was empty")
-    if not hold:
-        return calibrate[0], batches, []
-    if len(batches) < 2:
-        raise TransformError("max_drop= holds batches out to measure on: give calibrate= at least two")
-    out = range(len(batches))[_HELD - 1 :: _HELD] or range(len(batches) - 1, len(batches))
-    parts = [[batch for i, batch in enumerate(batches) if (i in out) == held] for held in (False, True)]
-    return calibrate[0], parts[0], parts[1]
 
 
 def smallest(
@@ -201,6 +212,7 @@ def smallest(
     only: str | Sequence[str] = (),
     min_ndim: int = 0,
     before: Transform | None = None,
+    tried: Callable[[int, int | None, float | None], Any] | None = None,
 ) -> Smallest:
     """The smallest file: `mz.compress(params, mz.smallest(bytes=N))`. Steps, sparsity and bits follow from the target.
 
@@ -236,6 +248,7 @@ def smallest(
       min_ndim: leaves of fewer axes stay lossless.
       before: what leaves of two axes and more go through before they are encoded, such as `mz.prune(sparsity=0.5)`.
         Only without `calibrate=`.
+      tried: called after each try with its number, from 1, and the file's bytes or the drop, a standard error included.
 
     Neither `bytes` nor `max_drop`: steps of 0.13 deviations without data, where there is nothing to search for, and
     params that nobody else holds are freed leaf by leaf; with data `max_drop=0.01`.
@@ -263,6 +276,8 @@ def smallest(
         raise TransformError("measure= is a function from params to scores, and goes with max_drop=")
     if likelihood not in ("categorical", "gaussian"):
         raise TransformError(f"likelihood must be 'categorical' or 'gaussian', not {likelihood!r:.100}")
+    if tried is not None and not callable(tried):
+        raise TransformError(f"tried= is called after each try, and is no function: {tried!r:.100}")
     if before is not None:
         check_transform(before, "smallest()")
         if getattr(before, "terminal", False):
@@ -273,5 +288,5 @@ def smallest(
         None if bytes is None else as_whole(bytes, "bytes", 1),
         None if max_drop is None else as_positive(max_drop, "max_drop"),
         measure, likelihood, as_positive(rate_weight, "rate_weight", or_zero=True),
-        as_patterns(keep, "keep"), as_patterns(only, "only"), as_whole(min_ndim, "min_ndim", 0), before,
+        as_patterns(keep, "keep"), as_patterns(only, "only"), as_whole(min_ndim, "min_ndim", 0), before, tried,
     )  # fmt: skip
