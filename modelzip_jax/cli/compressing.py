@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from modelzip_jax.cli.application import AsJson, Force, app, path_of
-from modelzip_jax.cli.encoding_options import Found, finder
+from modelzip_jax.cli.encoding_options import ChosenEncoding, finder
 from modelzip_jax.cli.failures import named
 from modelzip_jax.cli.sources import refuse_existing
 from modelzip_jax.cli.terminal import human_bytes, out, phase, print_notes
@@ -113,7 +113,7 @@ def compress(
     _report(target, packed, sizes, [*notes, *found.notes], time.perf_counter() - started, as_json)
 
 
-def _compressed(held: list[Any], found: Found, text: str, quiet: bool) -> Any:
+def _compressed(held: list[Any], found: ChosenEncoding, text: str, quiet: bool) -> Any:
     import modelzip_jax as mz
     from modelzip_jax.tree import named_leaves, nbytes
 

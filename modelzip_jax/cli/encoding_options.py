@@ -12,7 +12,7 @@ from modelzip_jax.cli.named_objects import recipe_of, search_of
 from modelzip_jax.cli.terminal import Meter, human_bytes
 from modelzip_jax.errors import TransformError
 
-__all__ = ["Finder", "Found", "finder"]
+__all__ = ["Finder", "ChosenEncoding", "finder"]
 
 _RANGED = ("bits", "granularity", "group_size", "axis", "step_range")
 """What rounds within a range, by parameter of the command."""
@@ -22,7 +22,7 @@ _BITS, _MIN_NDIM = 6, 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class ChosenEncoding:
     """How to compress a checkpoint.
 
     transform: or a search. encoded: the names of what it encodes. notes: what the user should know.
@@ -50,7 +50,7 @@ class Found:
         return dataclasses.replace(search, tried=tried)
 
 
-Finder = Callable[[Any, dict[str, Any]], Found]
+Finder = Callable[[Any, dict[str, Any]], ChosenEncoding]
 """From the weights, and the metadata that the file will have, to how they are compressed."""
 
 
@@ -113,7 +113,7 @@ def _pruning(options: dict[str, Any]) -> Any:
 def _by_recipe(text: str) -> Finder:
     transform = recipe_of(text)
 
-    def found(tree: Any, metadata: dict[str, Any]) -> Found:
+    def found(tree: Any, metadata: dict[str, Any]) -> ChosenEncoding:
         from modelzip_jax.cli.leaf_choice import (
             encoded_names,
             nothing_encoded,
@@ -124,7 +124,7 @@ def _by_recipe(text: str) -> Finder:
         refuse_what_needs_data(transform, tree)
         names = encoded_names(transform, tree)
         least = getattr(transform, "min_ndim", 0)
-        return Found(transform, set(names), nothing_encoded(names, least) + remarks(names, tree))
+        return ChosenEncoding(transform, set(names), nothing_encoded(names, least) + remarks(names, tree))
 
     return found
 
@@ -154,14 +154,16 @@ def _by_bits(options: dict[str, Any], given: list[str]) -> Finder:
     least = _MIN_NDIM if options["min_ndim"] is None else options["min_ndim"]
     asked = mz.only(tuple(only or ["**"]), mz.chain(*parts), min_ndim=least, floating=not only)
 
-    def found(tree: Any, metadata: dict[str, Any]) -> Found:
+    def found(tree: Any, metadata: dict[str, Any]) -> ChosenEncoding:
         from modelzip_jax.cli.leaf_choice import encoded_names, nothing_encoded, remarks, without_nonfinite
 
         if not parts:  # Lossless on purpose.
-            return Found(asked, (), remarks((), tree))
+            return ChosenEncoding(asked, (), remarks((), tree))
         transform, said = (asked, []) if only else without_nonfinite(asked, tree)
         names = encoded_names(transform, tree)
-        return Found(transform, set(names), said + nothing_encoded(names, least) + remarks(names, tree))
+        return ChosenEncoding(
+            transform, set(names), said + nothing_encoded(names, least) + remarks(names, tree)
+        )
 
     return found
 
@@ -178,7 +180,7 @@ def _by_search(options: dict[str, Any]) -> Finder:
         search, only=tuple(only or ()), min_ndim=least or 0, before=_pruning(options)
     )
 
-    def found(tree: Any, metadata: dict[str, Any]) -> Found:
+    def found(tree: Any, metadata: dict[str, Any]) -> ChosenEncoding:
         from modelzip_jax.cli.leaf_choice import nothing_encoded, remarks, without_nonfinite
 
         every = mz.only("**", mz.quantize(), min_ndim=search.min_ndim, floating=True)
@@ -189,7 +191,7 @@ def _by_search(options: dict[str, Any]) -> Finder:
             # What is stored beside the model counts as well.
             chosen = dataclasses.replace(chosen, bytes=max(target - _beside(metadata), 1))
         names = chosen.encoded_names(tree, calibrated=data is not None)
-        return Found(chosen, names, said + nothing_encoded(names, None) + remarks(names, tree), data)
+        return ChosenEncoding(chosen, names, said + nothing_encoded(names, None) + remarks(names, tree), data)
 
     return found
 

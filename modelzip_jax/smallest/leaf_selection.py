@@ -12,16 +12,16 @@ from modelzip_jax.errors import TransformError
 from modelzip_jax.patterns import matches, require_matches
 from modelzip_jax.tree import PyTree
 
-__all__ = ["as_patterns", "kept_names"]
+__all__ = ["path_patterns", "kept_names"]
 
 
-def as_patterns(given: str | Sequence[str], option: str) -> tuple[str, ...]:
+def path_patterns(given: str | Sequence[str], option: str) -> tuple[str, ...]:
     """One path pattern or several as a tuple.
 
     Raises:
       TransformError: something else.
 
-    >>> as_patterns("head/**", "keep")
+    >>> path_patterns("head/**", "keep")
     ('head/**',)
     """
     patterns = (given,) if isinstance(given, str) else tuple(given)

@@ -22,7 +22,7 @@ from modelzip_jax.packing import Packed, compress, unpack
 from modelzip_jax.search import Search
 from modelzip_jax.smallest.drops import Measure, drop_of, output_power, output_scores, scores_by
 from modelzip_jax.smallest.held_out import calibration_parts
-from modelzip_jax.smallest.leaf_selection import as_patterns, kept_names
+from modelzip_jax.smallest.leaf_selection import path_patterns, kept_names
 from modelzip_jax.smallest.recipes import (
     QUALITY,
     Recipe,
@@ -93,11 +93,13 @@ class Smallest(Search):
         """The names of leaves of plain params that are encoded, with `calibrate=` or without.
 
         Raises:
-          PatternError: a pattern matches nothing.
+          PatternError: a pattern matches nothing. NonFiniteError: a leaf that is not kept holds NaN or infinity.
         """
         keep = kept_names(params, self.only, self.min_ndim, self.keep)
+        every = floating_leaves(params, 0, keep)
+        check_finite(every)
         if calibrated:
-            return set(floating_leaves(params, 0, keep))
+            return set(every)
         found = shares(params, keep)
         return {*found.plain, *found.tables, *found.one_axis}
 
@@ -288,5 +290,5 @@ def smallest(
         None if bytes is None else as_whole(bytes, "bytes", 1),
         None if max_drop is None else as_positive(max_drop, "max_drop"),
         measure, likelihood, as_positive(rate_weight, "rate_weight", or_zero=True),
-        as_patterns(keep, "keep"), as_patterns(only, "only"), as_whole(min_ndim, "min_ndim", 0), before, tried,
+        path_patterns(keep, "keep"), path_patterns(only, "only"), as_whole(min_ndim, "min_ndim", 0), before, tried,
     )  # fmt: skip
