@@ -92,13 +92,10 @@ class Ours:
         self.decode_cold = _seconds(self.decode)
 
     def encode(self) -> None:
-        plans = [streams.plan(code) for code in self.codes]
+        plans = streams.plan_all([functools.partial(iter, (code,)) for code in self.codes])
         lanes, target = writer._layout(plans)
         segments = (
-            segment
-            for code, plan in zip(self.codes, plans, strict=True)
-            if plan.coding != streams.RAW
-            for segment in zip(plan.segments(code), plan.tables, strict=True)
+            segment for code, plan in zip(self.codes, plans, strict=True) for segment in plan.segments(code)
         )
         cut = writer._cut((n for plan in plans for n in plan.lengths), target)
         for _, data in writer._code(segments, cut, lanes):
