@@ -79,8 +79,9 @@ def _ranges(starts: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _flattened(counts: np.ndarray) -> _Flat:
-    places = np.flatnonzero(counts)
-    symbols, of, sizes = places & 255, places >> 8, np.count_nonzero(counts, axis=1)
+    occurs = counts > 0
+    places, sizes = np.flatnonzero(occurs), np.count_nonzero(occurs, axis=1)
+    symbols, of = places & 255, places >> 8
     ends = np.cumsum(sizes)
     first = ends - sizes
     gaps = np.empty_like(symbols)
@@ -247,8 +248,8 @@ def fit_all(counts: Int64[np.ndarray, "n 256"]) -> Fits:
     ([[3072, 1024], [0, 4096]], [32, 24], [3.25, 0.0])
     """
     counts = np.array(counts, np.int64)
+    counts[~counts.any(axis=1), 0] = 1  # All of the mass for symbol 0.
     sums = counts.sum(axis=1)
-    counts[sums == 0, 0] = 1  # All of the mass for symbol 0.
     flat = _flattened(counts)
     coarsest = np.maximum(np.frexp((flat.sizes - 1).astype(np.float64))[1], 1)
     coarsest[(sums >= _FINE) | (flat.sizes == 1)] = BITS

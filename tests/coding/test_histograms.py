@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelzip_jax.coding import histograms
+from modelzip_jax.coding import histograms, logarithms
 from modelzip_jax.errors import FormatError
 
 quick = settings(deadline=None, max_examples=60)
@@ -152,13 +152,21 @@ def test_the_stored_form_does_not_change():
 @quick
 @given(st.lists(st.integers(1, 2**52), min_size=1, max_size=200))
 def test_logarithms_in_integers(values):
-    found = histograms._log2(np.array(values)) / 2**32
+    found = logarithms.log2(np.array(values)) / 2**32
     np.testing.assert_allclose(found, np.log2(np.array(values, float)), atol=2e-8, rtol=0)
 
 
 def test_logarithms_of_powers_are_exact_and_logarithms_grow():
-    np.testing.assert_array_equal(histograms._log2(2 ** np.arange(53)), np.arange(53) << 32)
-    assert (np.diff(histograms._log2(np.arange(1, 20_000))) > 0).all()
+    np.testing.assert_array_equal(logarithms.log2(2 ** np.arange(53)), np.arange(53) << 32)
+    assert (np.diff(logarithms.log2(np.arange(1, 20_000))) > 0).all()
+
+
+@quick
+@given(st.lists(st.one_of(counts(), bells()), min_size=1, max_size=8))
+def test_entropies_are_those_of_each(occurrences):
+    empty = np.zeros(256, np.int64)
+    expected = [histograms.entropy(one) for one in (*occurrences, empty)]
+    assert histograms.entropies(np.stack([*occurrences, empty])).tolist() == expected
 
 
 @quick
@@ -177,8 +185,8 @@ def test_code_length_does_not_depend_on_the_machines_logarithm(monkeypatch):
     before = histograms.code_length(occurrences, histograms.normalize_counts(occurrences))
     for name in ("log2", "log", "log1p", "log10"):
         monkeypatch.delattr(np, name)
-    histograms._log2_table.cache_clear()
-    histograms._small_logs.cache_clear()
-    histograms._fit.cache_clear()
+    logarithms._log2_table.cache_clear()
+    logarithms.small_log2.cache_clear()
+    logarithms.log_ratios.cache_clear()
     assert histograms.code_length(occurrences, histograms.normalize_counts(occurrences)) == before
     assert histograms.entropy(occurrences) > 0
