@@ -24,6 +24,7 @@ _UNIT = 2**BITS
 _EIGHTHS = np.array([2, 4, 8, 16, 32])
 """A symbol is rare if it occurs at most so many eighths of a unit: what is tried."""
 _SAMPLE = 1024
+_BLOCK = 1 << 17
 
 
 class Division(NamedTuple):
@@ -64,26 +65,23 @@ def divide(counts: Int64[np.ndarray, "n 256"]) -> list[Division]:
     for pair, row in enumerate(whose.tolist()):
         if both[pair] < fewest[row]:
             best[row], fewest[row] = pair, both[pair]
+    sums, escapes = counts.sum(axis=1).tolist(), escaped.sum(axis=1).tolist()
     found = []
     for row, pair in enumerate(best.tolist()):
-        used = [row] if pair < 0 else [n + pair, n + pairs + pair]
-        lengths = [counts[row]] if pair < 0 else [common[pair], escaped[pair]]
-        found.append(
-            Division(
-                _by_frequency(counts[row], sets[pair] if pair >= 0 else np.zeros(256, np.bool_)),
-                tuple(fits.frequencies[used]),
-                tuple(int(part.sum()) for part in lengths),
-                tuple(fits.bits[used].tolist()),
-                float(total[row]),
-            )
-        )
+        used, lengths, rare = [row], [sums[row]], np.empty(0, np.uint8)
+        if pair >= 0:
+            used, lengths = [n + pair, n + pairs + pair], [sums[row], escapes[pair]]
+            rare = _by_frequency(escaped[pair])
+        bits = tuple(fits.bits[used].tolist())
+        found.append(Division(rare, tuple(fits.frequencies[used]), tuple(lengths), bits, float(total[row])))
     return found
 
 
 def _rare_sets(counts: np.ndarray) -> tuple[Int64[np.ndarray, " sets"], Bool[np.ndarray, "sets 256"]]:
     """Sets of symbols that may be worth escaping: whose each is, ascending, and its symbols; small sets first."""
-    totals, scaled = counts.sum(axis=1)[:, None], counts * (_UNIT * 8)
-    sets = np.stack([(counts > 0) & (scaled <= totals * eighths) for eighths in _EIGHTHS], axis=1)
+    most = counts.sum(axis=1)[:, None] * _EIGHTHS
+    sets = (counts * (_UNIT * 8))[:, None] <= most[:, :, None]
+    sets &= (counts > 0)[:, None]
     sizes = np.count_nonzero(sets, axis=2)
     # One with no more symbols than the one before is the same.
     worth = (sizes >= 2) & (np.diff(sizes, axis=1, prepend=0) > 0)
@@ -98,8 +96,8 @@ def _divided(counts: np.ndarray, rare: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return common, escaped
 
 
-def _by_frequency(counts: np.ndarray, rare: np.ndarray) -> np.ndarray:
-    (symbols,) = np.nonzero(rare)
+def _by_frequency(counts: np.ndarray) -> np.ndarray:
+    (symbols,) = np.nonzero(counts)
     return symbols[np.argsort(-counts[symbols], kind="stable")].astype(np.uint8)
 
 
@@ -119,17 +117,24 @@ def extract(symbols: UInt8[np.ndarray, " n"], rare: UInt8[np.ndarray, " k"]) -> 
     sample = symbols[:: max(symbols.size // _SAMPLE, 1)]
     run = np.searchsorted(edges, sample, side="right") - 1
     widest = int(np.bincount(run % edges.size, minlength=edges.size).argmax())
-    far = symbols - np.uint8((int(edges[widest]) + 1) % 256) >= runs[widest]
+    start, width = np.uint8((int(edges[widest]) + 1) % 256), runs[widest]
+    found = [_beyond(symbols[at : at + _BLOCK], start, width) for at in range(0, symbols.size, _BLOCK)]
+    candidates = np.concatenate([*found, symbols[:0]])
+    is_rare = np.zeros(256, np.bool_)
+    is_rare[rare] = True
+    return candidates[is_rare[candidates]]
+
+
+def _beyond(symbols: np.ndarray, start: np.uint8, width: np.uint8) -> np.ndarray:
+    """The symbols that are not among the `width` ones from `start` on."""
+    far = symbols - start >= width
     # Few are, so most words of eight have none.
     whole = symbols.size - symbols.size % 8
     marks = far[:whole].view(np.uint64)
     (words,) = np.nonzero(marks != 0)
     (at,) = np.nonzero(marks.take(words).view(np.bool_))
     found = np.ascontiguousarray(symbols[:whole]).view(np.uint64).take(words).view(np.uint8).take(at)
-    found = np.append(found, symbols[whole:][far[whole:]])
-    is_rare = np.zeros(256, np.bool_)
-    is_rare[rare] = True
-    return found[is_rare[found]]
+    return np.append(found, symbols[whole:][far[whole:]])
 
 
 def restore(common: np.ndarray, escaped: np.ndarray, escape: int) -> np.ndarray:

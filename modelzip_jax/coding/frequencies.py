@@ -6,6 +6,7 @@ Here all symbols of all tables lie behind one another in flat arrays, so that Nu
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ _FINE = 1 << 17
 """From so many symbols on the finest table always wins."""
 _WEIGHT_BITS = 22
 _NEVER = np.iinfo(np.int64).max
+_BLOCK = 1 << 16
 _DOUBT = 2**-17
 """The bound of `_bounded` is half of this off at most: 1 / (30240 * x**5) of x = 1 / ln(2)."""
 _LEAST = 2**-20
@@ -112,12 +114,12 @@ def _bounded(weights: np.ndarray, scale: np.ndarray, of: np.ndarray) -> np.ndarr
     shares *= weights
     np.maximum(shares, np.float32(1), out=shares)
     inverse = np.float32(1) / shares
-    rest = inverse * inverse
-    rest *= np.float32(-1 / 720)
-    rest += np.float32(1 / 12)
-    rest *= inverse
     shares += np.float32(0.5)
-    shares += rest
+    rest = inverse * np.float32(-1 / 720)
+    rest *= inverse
+    rest += np.float32(1 / 12)
+    inverse *= rest
+    shares += inverse
     return np.floor(shares, out=shares)
 
 
@@ -140,7 +142,8 @@ def _optimal(rows: _Rows, symbols: np.ndarray) -> np.ndarray:
     weights = rows.weights.astype(np.float32)
     scale, left, growth = _sought(rows, weights)
     units = np.empty(weights.size, np.int64)
-    todo, at, some, beyond = np.arange(left.size), np.arange(units.size), rows, 2.0
+    todo, some, beyond = np.arange(left.size), rows, 2.0
+    at: slice | np.ndarray = slice(None)
     while todo.size:
         # Between a scale of which units are surely among the best, and one that surely has all of them.
         margin = beyond + np.abs(left[todo]) / 4
@@ -249,11 +252,21 @@ def fit_all(counts: Int64[np.ndarray, "n 256"]) -> Fits:
     """
     counts = np.array(counts, np.int64)
     counts[~counts.any(axis=1), 0] = 1  # All of the mass for symbol 0.
-    sums = counts.sum(axis=1)
+    sums, sizes = counts.sum(axis=1), np.count_nonzero(counts > 0, axis=1)
+    coarsest = np.maximum(np.frexp((sizes - 1).astype(np.float64))[1], 1)
+    coarsest[(sums >= _FINE) | (sizes == 1)] = BITS
+    tries = BITS + 1 - coarsest
+    # As many at once as stay in the cache.
+    _, starts = np.unique(np.cumsum(sizes * tries) // _BLOCK, return_index=True)
+    cuts = [slice(low, high) for low, high in itertools.pairwise([*starts.tolist(), len(counts)])]
+    found = [_fitted(counts[cut], sums[cut], tries[cut]) for cut in cuts]
+    return Fits(*map(np.concatenate, zip(*found, strict=True)))
+
+
+def _fitted(counts: np.ndarray, sums: np.ndarray, tries: np.ndarray) -> Fits:
+    """`fit_all` of histograms with sums that are known, and so many precisions to try."""
     flat = _flattened(counts)
-    coarsest = np.maximum(np.frexp((flat.sizes - 1).astype(np.float64))[1], 1)
-    coarsest[(sums >= _FINE) | (flat.sizes == 1)] = BITS
-    histograms, starts, tried = _ranges(np.zeros(len(counts), np.int64), BITS + 1 - coarsest)
+    histograms, starts, tried = _ranges(np.zeros(len(counts), np.int64), tries)
     rows, units = _made(flat, histograms, BITS - tried)
     table_bits = stored_bits(units, flat.gaps.take(rows.source), rows.first, rows.sizes, tried)
     table_bits = -(-table_bits // 8) * 8

@@ -25,7 +25,7 @@ _SAVED = 1 / 64
 Mantissa planes often save about a percent, a quarter of that in the file, and would take most
 of the decoding time.
 """
-_BLOCK = 16
+_BLOCK = 64
 """Histograms whose tables are looked for together."""
 
 

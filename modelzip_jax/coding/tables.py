@@ -100,7 +100,7 @@ def stored_bits(
 
     >>> bits = stored_bits(*map(np.array, ([4000, 96], [2, 254], [0], [2], [0])))
     >>> bits.tolist(), 8 * len(encode_table(np.array([4000, 0, 96] + [0] * 253)))
-    ([39], 40)
+    ([38], 40)
     """
     of_frequency, of_change = _lengths()
     lengths = of_frequency.take(units)
