@@ -28,6 +28,7 @@ __all__ = [
     "Words",
     "agreement",
     "apply",
+    "edit_distance",
     "encode_words",
     "load",
     "named",
@@ -179,13 +180,13 @@ def agreement(reference: Params, params: Params, texts: Sequence[str]) -> Agreem
     pairs = list(zip(named(theirs), named(np.asarray(spell(params, letters, ends))), strict=True))
     return Agreement(
         np.sum(cosines * counted, 1) / counted.sum(1),
-        np.array([_distance(x, y) for x, y in pairs]),
+        np.array([edit_distance(x, y) for x, y in pairs]),
         np.array([len(x) for x, _ in pairs]),
     )
 
 
-def _distance(a: Sequence[str], b: Sequence[str]) -> int:
-    """Levenshtein's."""
+def edit_distance(a: Sequence[str], b: Sequence[str]) -> int:
+    """Levenshtein's: how many insertions, deletions and replacements make `b` of `a`."""
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
         diagonal, row[0] = row[0], i

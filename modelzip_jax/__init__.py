@@ -30,8 +30,17 @@ from modelzip_jax.masking.sparse_dense_learning import sparse_dense
 from modelzip_jax.packed import Bits, Dense, Elementwise, PackedArray, is_packed, packed_kind, static
 from modelzip_jax.packing import Packed, compress, decoded, resume, unpack
 from modelzip_jax.partitioning import only, partition
-from modelzip_jax.quantization import activations, discretization, grids, ranges, rounding, sensitivity
+from modelzip_jax.quantization import (
+    activations,
+    discretization,
+    grids,
+    ranges,
+    rounding,
+    sensitivity,
+    spreads,
+)
 from modelzip_jax.quantization.bit_allocation import mixed_precision
+from modelzip_jax.quantization.entropy_constraint import entropy_constrained
 from modelzip_jax.quantization.factorization import low_rank
 from modelzip_jax.quantization.narrowing import narrow
 from modelzip_jax.quantization.quantizing import quantize
@@ -40,6 +49,7 @@ from modelzip_jax.recipe import recordable
 from modelzip_jax.residual_sums import residual
 from modelzip_jax.sharing.clustering import cluster
 from modelzip_jax.sharing.neurons import share_neurons
+from modelzip_jax.smallest.smallest_file import smallest
 from modelzip_jax.transform import (
     Context,
     Encoded,
@@ -78,6 +88,7 @@ __all__ = [
     "decoded",
     "discretization",
     "dorefa",
+    "entropy_constrained",
     "errors",
     "fit",
     "grids",
@@ -118,8 +129,10 @@ __all__ = [
     "sensitivity",
     "share_neurons",
     "sharing",
+    "smallest",
     "sparse_dense",
     "sparse_evolution",
+    "spreads",
     "start",
     "static",
     "structures",

@@ -1,4 +1,4 @@
-"""Whole numbers and flags that a user gives: of Python, or of NumPy, as loops over `np.arange` have them."""
+"""Numbers and flags that a user gives: of Python, or of NumPy, as loops over `np.arange` have them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from modelzip_jax.errors import TransformError
 
-__all__ = ["as_flag", "as_whole"]
+__all__ = ["as_flag", "as_positive", "as_whole"]
 
 
 def as_whole(value: Any, what: str, least: int, most: int | None = None) -> int:
@@ -31,6 +31,24 @@ def as_whole(value: Any, what: str, least: int, most: int | None = None) -> int:
         span = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise TransformError(f"{what} must be an integer {span}, not {value!r:.100}")
     return int(value)
+
+
+def as_positive(value: Any, what: str) -> float:
+    """The value as Python's `float`.
+
+    Raises:
+      TransformError: it is no number, or none above 0, or infinite.
+
+    >>> as_positive(np.float32(0.5), "step")
+    0.5
+    >>> as_positive(-1, "step")
+    Traceback (most recent call last):
+    modelzip_jax.errors.TransformError: step must be a positive number, not -1
+    """
+    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if not number or not 0 < value < float("inf"):
+        raise TransformError(f"{what} must be a positive number, not {value!r:.100}")
+    return float(value)
 
 
 def as_flag(value: Any, what: str) -> bool:

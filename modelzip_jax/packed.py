@@ -141,7 +141,9 @@ class Elementwise(PackedArray):
     def host_elements(self) -> np.ndarray:
         """The stored elements as a NumPy array, without compiling anything."""
         held = getattr(self, self.element_field)
-        return held.unpack_host() if isinstance(held, Bits) else np.asarray(held).reshape(-1)
+        if isinstance(held, PackedArray):
+            held = held.unpack_host()
+        return np.asarray(held).reshape(-1)
 
     def assemble(self, elements: jax.Array) -> jax.Array:
         """The values of `self.shape` from `size` elements in C order."""

@@ -18,6 +18,7 @@ from modelzip_jax.leaf_checks import check_arrays, check_finite
 from modelzip_jax.metadata import NOTHING, Metadata
 from modelzip_jax.packed import Dense, PackedArray, is_packed, static
 from modelzip_jax.recipe import opaque_fields
+from modelzip_jax.search import Search
 from modelzip_jax.transform import Context, Encoded, Transform, dense
 from modelzip_jax.tree import PyTree
 
@@ -84,7 +85,7 @@ def _copied(x: Any) -> Any:
 
 def compress(
     params: PyTree,
-    transform: Transform,
+    transform: Transform | Search,
     *,
     variables: PyTree = None,
     calibrate: tuple[Callable[..., Any], Sequence[Any]] | None = None,
@@ -96,7 +97,7 @@ def compress(
     Args:
       params: a pytree of arrays. Leaves that the transform does not select, whatever their dtype,
         are kept as they are and stored lossless.
-      transform: what to do with the others.
+      transform: what to do with the others, or what finds that: `mz.smallest`.
       variables: what is to travel along uncompressed, such as batch statistics.
       calibrate: `(apply_fn, batches)`, as of `trace.statistics`, instead of `stats`: layers whose compression needs
         statistics are taken in the order in which the model meets them, each with the inputs that it gets from those
@@ -117,6 +118,10 @@ def compress(
     >>> packed.dense_bytes, packed.nbytes
     (16384, 1280)
     """
+    if isinstance(transform, Search):
+        return transform.compressed(
+            params, variables=variables, calibrate=calibrate, progress=progress, given=given
+        )
     check_transform(transform, "compress()")
     trees.check_not_module(params)
     model, params = params if calibrate is not None else None, trees.plain(params)

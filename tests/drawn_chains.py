@@ -54,6 +54,9 @@ def _given() -> dict[str, dict[str, Any]]:
 
 
 GIVEN = _given()
+IMPORTANCE = {
+    "linen": {"importance": jax.tree.map(lambda w: jnp.asarray(normal(*w.shape) ** 2), TREES["linen"])}
+}
 
 
 class Drawn(NamedTuple):
@@ -248,11 +251,30 @@ def _residual(r: random.Random) -> mz.Transform:
     return mz.residual(*parts)
 
 
+def _entropy(r: random.Random) -> mz.Transform:
+    spreads = mz.spreads
+    return mz.entropy_constrained(
+        r.choice([0.02, 0.1, 0.5]),
+        spread=r.choice([
+            None, spreads.even(), spreads.root_deviation(axis=r.choice([0, -1])), spreads.by_importance(),
+            spreads.by_importance(), spreads.water_filling(), spreads.water_filling(),
+        ]),
+        rounding=r.choice([
+            None, mz.rounding.nearest(), mz.rounding.stochastic(3), mz.rounding.error_feedback(),
+            mz.rounding.error_feedback(), mz.rounding.ada_round(3),
+        ]),
+        rate_weight=r.choice([0.0, 1.0]),
+        layers=_layers(r),
+    )  # fmt: skip
+
+
 LINKS: list[Link] = [_prune, _prune, _dynamic, _linear, _linear]
 ENDS: list[Link] = [_quantize, _cluster]
 SINCE = 2000
 """From this seed on a chain has other grids, ranges and rounding, of two in four seeds a low rank or a sum:
 what earlier ones draw, faults among it, stays."""
+LATEST = 2400
+"""And from this one on ends in a step instead of bits, and is told an importance, too."""
 LATER_ENDS: list[Link] = [_by_strategies, _by_strategies, _by_strategies, _quantize, _cluster]
 
 
@@ -264,6 +286,8 @@ def _chain(r: random.Random, ends: list[Link] = ENDS) -> mz.Transform:
 
 
 def _later(r: random.Random, seed: int) -> mz.Transform:
+    if seed >= LATEST:
+        return mz.chain(*(r.choice(LINKS)(r) for _ in range(r.choice([0, 0, 1]))), _entropy(r))
     if seed % 4 > 1:
         return _chain(r, LATER_ENDS)
     before = [r.choice(LINKS)(r) for _ in range(r.choice([0, 0, 1]))]
@@ -302,7 +326,8 @@ def drawn(r: random.Random, seed: int) -> tuple[str, mz.Transform, int]:
     Raises:
       ModelzipError: the parts do not go together.
     """
-    name, chained = r.choice(sorted(TREES)), _chain(r) if seed < SINCE else _later(r, seed)
+    names = ["linen", *sorted(TREES)] if seed >= LATEST else sorted(TREES)
+    name, chained = r.choice(names), _chain(r) if seed < SINCE else _later(r, seed)
     ulp = SUMS_ULP if _has_sums(chained) else 0
     return name, combined(chained, TREES[name], r.choice((*HOW[:3], *HOW[2:]))), ulp
 
@@ -313,7 +338,7 @@ def draw(seed: int) -> Drawn:
     for _ in range(60):
         try:
             name, transform, ulp = drawn(r, seed)
-            given = GIVEN.get(name, {})
+            given = GIVEN.get(name, {}) | (IMPORTANCE.get(name, {}) if seed >= LATEST else {})
             tx = mz.wrap(optax.sgd(0.1), transform, given=given)
             params = jax.tree.map(jnp.asarray, mz.tree.plain(TREES[name]))
             jax.eval_shape(lambda p, tx=tx: tx.update(p, tx.init(p), p), params)

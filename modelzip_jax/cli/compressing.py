@@ -13,7 +13,7 @@ import typer
 
 from modelzip_jax.cli.application import AsJson, Force, app, path_of
 from modelzip_jax.cli.failures import named
-from modelzip_jax.cli.named_objects import recipe_of
+from modelzip_jax.cli.named_objects import recipe_of, search_of
 from modelzip_jax.cli.sources import refuse_existing
 from modelzip_jax.cli.terminal import human_bytes, out, phase, print_notes
 from modelzip_jax.errors import CheckpointError, ModelzipError, TransformError
@@ -52,6 +52,18 @@ def compress(
     key: Annotated[
         str | None, typer.Option(help="The part of the checkpoint to take, such as params or state/params.")
     ] = None,
+    target_bytes: Annotated[
+        int | None, typer.Option(help="The largest file, in bytes, instead of --bits: met within 1 %.")
+    ] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="The largest drop of agreement with the model; with --calibrate.")
+    ] = None,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            help="module:function that returns (apply_fn, batches) or (apply_fn, batches, likelihood)."
+        ),
+    ] = None,
     recipe: Annotated[
         str | None, typer.Option(help="A transform instead of these options: module:name or a .json file.")
     ] = None,
@@ -80,9 +92,13 @@ def compress(
     if not source.exists():
         raise CheckpointError(f"{source} cannot be read: {absence(source)}")
     refuse_existing(target, force)
+    searched = not (target_bytes is None and max_drop is None and calibrate is None)
     if recipe is not None:
-        _refuse_options_beside(recipe, context)
+        _refuse_options_beside(f"--recipe {recipe}", context, (*_OPTIONS, *_SEARCHED))
         transform = recipe_of(recipe)
+    elif searched:
+        _refuse_options_beside("a search for the smallest file", context, _OPTIONS)
+        transform, data = search_of(target_bytes, max_drop, calibrate)
     else:
         _refuse_without_effect(bits, granularity, sparsity, min_ndim, context)
         encoding = _encoding(bits, granularity, group_size, axis, step_range, sparsity, allocation)
@@ -92,44 +108,47 @@ def compress(
         contents, others = checkpoints.read_weights(source, key)
     check_only_arrays(contents.tree, source)
     notes = list(contents.notes)
-    encodes = bool(bits or sparsity or recipe is not None)
+    encodes = not searched and bool(bits or sparsity or recipe is not None)
     if encodes and recipe is None and not only:
         transform, said = without_nonfinite(transform, contents.tree)
         notes += said
     if encodes:
         refuse_what_needs_data(transform, contents.tree)
         notes += nothing_encoded(transform, contents.tree)
-    notes += remarks(transform, contents.tree)
+    notes += [] if searched else remarks(transform, contents.tree)
     metadata = _metadata(contents, source)
+    if searched and target_bytes is not None:
+        # What is stored beside the model counts as well.
+        transform = dataclasses.replace(transform, bytes=max(target_bytes - _beside(metadata), 1))
     # Held in a list that is emptied, and by no name: each tensor is freed as soon as it is packed.
     held = [contents.tree]
     del contents
     packed = dataclasses.replace(
-        _compressed(held, transform, f"compressing {source.name}", as_json), variables=others
+        _searched(held, transform, data, f"compressing {source.name}", as_json)
+        if searched
+        else _compressed(held, transform, f"compressing {source.name}", as_json),
+        variables=others,
     )
+    metadata = {**packed.metadata, **metadata}
     count = len(_leaves(packed.params))
     with phase(f"writing {target.name}", as_json, packed.nbytes, count) as tell, named(target):
         sizes = mz.save(target, packed, metadata=metadata, progress=tell)
     _report(target, packed, sizes, notes, time.perf_counter() - started, as_json)
 
 
-def _refuse_options_beside(recipe: str, context: typer.Context) -> None:
-    """A recipe says all that these options say, so that one of them beside it would be passed over."""
-    names = {"step_range": "range"}
-    for name in (
-        "bits",
-        "granularity",
-        "group_size",
-        "axis",
-        "step_range",
-        "sparsity",
-        "allocation",
-        "only",
-        "min_ndim",
-    ):
+_OPTIONS = (
+    "bits", "granularity", "group_size", "axis", "step_range", "sparsity", "allocation", "only", "min_ndim",
+)  # fmt: skip
+"""What says how to encode which tensors, by parameter of `compress`."""
+_SEARCHED = ("target_bytes", "max_drop", "calibrate")
+
+
+def _refuse_options_beside(what: str, context: typer.Context, names: tuple[str, ...]) -> None:
+    """Options that would be passed over beside what says all that they say."""
+    for name in names:
         if _is_given(name, context):
-            option = names.get(name, name).replace("_", "-")
-            raise TransformError(f"--recipe {recipe} is taken instead of --{option}; leave one of them out")
+            option = {"step_range": "range"}.get(name, name).replace("_", "-")
+            raise TransformError(f"{what} is taken instead of --{option}; leave one of them out")
 
 
 def _is_given(name: str, context: typer.Context) -> bool:
@@ -192,6 +211,28 @@ def _compressed(held: list[Any], transform: Any, text: str, quiet: bool) -> Any:
     with phase(text, quiet, size, count) as tell:
         options: dict[str, Any] = {"progress": tell} if tells else {}
         return mz.compress(held.pop(), transform, **options)
+
+
+def _searched(held: list[Any], search: Any, data: Any, text: str, quiet: bool) -> Any:
+    import modelzip_jax as mz
+
+    with phase(text, quiet):
+        return mz.compress(held.pop(), search, calibrate=data)
+
+
+def _beside(metadata: dict[str, Any]) -> int:
+    """About how many bytes of a file metadata take, rather more."""
+    import numpy as np
+
+    import modelzip_jax as mz
+    from modelzip_jax.coding.writer import file_sizes
+    from modelzip_jax.metadata import Metadata
+
+    if not metadata:
+        return 0
+    least = mz.compress({"w": np.zeros(1, np.float32)}, mz.identity())
+    told = dataclasses.replace(least, metadata=Metadata(metadata))
+    return 16 + file_sizes(told).total - file_sizes(least).total
 
 
 def _leaves(packed: Any) -> list[Any]:

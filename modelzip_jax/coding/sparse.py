@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from modelzip_jax.coding import histograms
+from modelzip_jax.coding.contexts import Classed, by_classes
 from modelzip_jax.errors import FormatError
 from modelzip_jax.packed import Bits, Elementwise, PackedArray, packed_kind, static
 
@@ -58,9 +59,9 @@ def stream_bits(stream: np.ndarray) -> float:
 
 
 def stored(packed: PackedArray) -> PackedArray:
-    """The packed array with its mask, if it has one, in the form that takes the fewest bits."""
+    """The packed array with its mask, if it has one, and its codes in the form that takes the fewest bits."""
     if packed.mask_field is None:
-        return _map_inner(packed, stored)
+        return by_classes(_map_inner(packed, stored))
     mask_field, inner_field = packed.mask_field, _inner_field(packed)
     mask, inner = getattr(packed, mask_field), getattr(packed, inner_field)
     flags = mask.unpack_host()
@@ -80,8 +81,10 @@ def in_memory(packed: PackedArray) -> PackedArray:
     """The inverse of `stored`.
 
     Raises:
-      FormatError: mask and codes do not fit together.
+      FormatError: mask and codes, or codes and their classes, do not fit together.
     """
+    if isinstance(packed, Classed):
+        return packed.in_order()
     if packed.mask_field is None:
         return _map_inner(packed, in_memory)
     mask, inner_field = getattr(packed, packed.mask_field), _inner_field(packed)
@@ -104,7 +107,7 @@ def in_memory(packed: PackedArray) -> PackedArray:
     bits = Bits.pack(flags, 1)
     if isinstance(inner, Elementwise):
         held = getattr(inner, inner.element_field)
-        count = held.count if isinstance(held, Bits) else int(np.size(held))
+        count = held.size if isinstance(held, PackedArray) else int(np.size(held))
         if count != np.count_nonzero(flags):
             raise FormatError(f"{count} stored weights for a mask that keeps {np.count_nonzero(flags)}")
     return dataclasses.replace(packed, **{packed.mask_field: bits, inner_field: inner})  # type: ignore[type-var]

@@ -56,6 +56,11 @@ def _quantized(packed: Any) -> str:
     return f"{sign}int{packed.codes.bits} {packed.granularity}{group}"
 
 
+def _scaled(packed: Any) -> str:
+    rows = "one step" if packed.rows.size == 1 else "steps of rows"
+    return f"integers, {rows}" + ("" if packed.columns is None else " and columns")
+
+
 def _levelled(packed: Any) -> str:
     group = f"({packed.group_size})" if packed.granularity == "group" else ""
     scale = str(packed.scale.dtype).removeprefix("float8_") if packed.scale.dtype.itemsize == 1 else ""
@@ -75,6 +80,7 @@ def _factored(packed: Any) -> str:
 _FORMS: dict[str, Callable[[Any], str]] = {
     "dense": lambda packed: "lossless",
     "quantized": _quantized,
+    "scaled": _scaled,
     "levels": _levelled,
     "clustered": lambda packed: f"{len(packed.codebook)} values",
     "vectors": lambda packed: "{} vectors of {}".format(*packed.codebook.shape),

@@ -138,6 +138,9 @@ class UniformLeaf:
     bits: int = static()
     symmetric: bool = static()
 
+    first = 0
+    """The least code."""
+
     @property
     def _range(self) -> tuple[int, int]:
         return code_range(self.bits, self.symmetric)
@@ -201,6 +204,9 @@ class LevelLeaf:
     groups: Granularity = static()
     bits: int = static()
     grid: Grid = static()
+
+    first = 0
+    """The least code."""
 
     @property
     def step(self) -> jax.Array:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from modelzip_jax.concrete import traced_once
 from modelzip_jax.quantization.granularity import Granularity
 from modelzip_jax.quantization.rounding.strategy import Problem
+from modelzip_jax.quantization.scaled_leaf import ScaledLeaf
 
 __all__ = ["with_offset"]
 
@@ -21,6 +22,7 @@ def _mean_errors(off: jax.Array, counted: jax.Array, groups: Granularity) -> jax
 def with_offset(problem: Problem) -> tuple[jax.Array, jax.Array]:
     """Latents, and zero points with which the mean of a group's rounded weights is that of its weights."""
     leaf, w, (step, zero) = problem.leaf, problem.weights, problem.steps()
+    assert not isinstance(leaf, ScaledLeaf)
     codes = leaf.codes(w, step, zero)
     support = jnp.ones((), bool) if problem.support is None else problem.support
     mean = _mean_errors(w - leaf.values(codes, step, zero), support, leaf.groups)

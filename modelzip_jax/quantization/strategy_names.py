@@ -13,6 +13,7 @@ _CALLS = {
     "range": ("fixed", "kl_divergence", "least_squares", "min_max", "moving_average", "percentile"),
     "rounding": ("ada_round", "error_feedback", "half_quadratic", "nearest", "stochastic"),
     "discretization": ("error_controlled",),
+    "spread": ("by_importance", "even", "root_deviation", "water_filling"),
 }  # fmt: skip
 _ALSO = {
     "gptq": "error_feedback", "hqq": "half_quadratic", "adaround": "ada_round", "kl": "kl_divergence",

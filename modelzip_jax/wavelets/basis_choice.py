@@ -13,6 +13,7 @@ import numpy as np
 from modelzip_jax import tree as trees
 from modelzip_jax.chaining import chain
 from modelzip_jax.coding import histograms
+from modelzip_jax.coding.entropy import cheapest_cuts, coded_bits, lossless_bits
 from modelzip_jax.errors import TransformError
 from modelzip_jax.partitioning import Partition, partition
 from modelzip_jax.patterns import matches, require_matches
@@ -20,7 +21,6 @@ from modelzip_jax.quantization.granularity import Granularity
 from modelzip_jax.transform import Transform, identity
 from modelzip_jax.tree import PyTree
 from modelzip_jax.wavelets.bases import Basis
-from modelzip_jax.wavelets.entropy import cheapest_cuts, coded_bits, lossless_bits
 from modelzip_jax.wavelets.fixed_step import quantize_step
 from modelzip_jax.wavelets.host_bases import analysed, synthesized
 from modelzip_jax.wavelets.shapes import viewed

@@ -11,35 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from modelzip_jax.coding import histograms
+from modelzip_jax.coding.entropy import cheapest_cuts
+from modelzip_jax.coding.joined import Joined
 from modelzip_jax.errors import ModelzipError
 from modelzip_jax.packed import Bits, Elementwise, PackedArray, packed_kind, static
 from modelzip_jax.wavelets.bases import Band, Basis
-from modelzip_jax.wavelets.entropy import cheapest_cuts
 from modelzip_jax.wavelets.shapes import kept_bands, synthesize
 
-__all__ = ["Coefficients", "Joined"]
-
-
-@packed_kind("joined")
-class Joined(PackedArray):
-    """Integers in two parts, one after the other, each with statistics of its own in a file.
-
-    first: `Bits`. rest: `Bits`, or `Joined` again.
-    """
-
-    first: PackedArray
-    rest: PackedArray
-
-    @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        return (self.first.size + self.rest.size,)
-
-    def unpack(self) -> jax.Array:
-        return jnp.concatenate([self.first.unpack(), self.rest.unpack()])
-
-
-def _join(parts: list[PackedArray]) -> PackedArray:
-    return parts[0] if len(parts) == 1 else Joined(parts[0], _join(parts[1:]))
+__all__ = ["Coefficients"]
 
 
 @packed_kind("coefficients")
@@ -135,4 +114,4 @@ def _sorted(codes: np.ndarray, boxes: list[Band], bits: int) -> PackedArray | No
     cuts = cheapest_cuts(np.stack([histograms.count(part) for part in parts]))
     if len(cuts) < 2:
         return None
-    return _join([Bits.pack(np.concatenate(parts[a:b]), bits) for a, b in cuts])
+    return Joined.of([Bits.pack(np.concatenate(parts[a:b]), bits) for a, b in cuts])

@@ -40,7 +40,7 @@ def read(path):
     data = path.read_bytes()
     magic, version, meta_size, table_size = struct.unpack_from("<8sIII", data)
     assert magic == b"\x89MZ\r\n\x1a\n\x00"
-    assert version in (1, 2, 3, 4)
+    assert version in (1, 2, 3, 4, 5)
     end = 20 + meta_size + table_size
     assert hashlib.blake2b(data[:end], digest_size=8).digest() == data[end : end + 8]
     meta = zlib.decompressobj(-15, zdict=DICTIONARY).decompress(data[20 : 20 + meta_size])
@@ -200,8 +200,49 @@ def array(item, source):
 def codes(item, source):
     if item[0] == "joint":
         return array(item[1], source)
+    if item[0] == "joined":
+        return np.concatenate([codes(item[1], source), codes(item[2], source)])
+    if item[0] == "classed":
+        return classed(item, source)
+    if item[0] == "integers":
+        return integers(item, source)
     stream = next(source)
     return stream if item[1] > 1 else np.unpackbits(stream, count=item[2], bitorder="little")
+
+
+def integers(spec, source):
+    _, item, wide, low = spec
+    found = codes(item, source)
+    wide, largest = array(wide, source), (1 << bits_of(item)) - 1
+    whole = found.astype(np.int32) + low
+    if wide.size:
+        assert np.count_nonzero(found == largest) == wide.size
+        whole[found == largest] = wide
+    return whole
+
+
+def bits_of(item):
+    return item[1] if item[0] == "bits" else bits_of(item[1])
+
+
+def classed(spec, source):
+    _, chain, row_class, column_class, parts = spec
+    lengths = stream_lengths(chain)
+    streams = np.split(codes(chain, source), np.cumsum(lengths)[:-1])
+    row_class = None if row_class is None else array(row_class, source)
+    column_class = None if column_class is None else array(column_class, source)
+    if row_class is None:
+        row_class = np.zeros(sum(lengths) // len(column_class), int)
+    if column_class is None:
+        column_class = np.zeros(sum(lengths) // len(row_class), int)
+    found = np.empty((len(row_class), len(column_class)), np.uint8)
+    for index, part in enumerate(parts):
+        r, c = divmod(index, int(column_class.max()) + 1)
+        at = np.ix_(row_class == r, column_class == c)
+        here, streams[part] = np.split(streams[part], [found[at].size])
+        found[at] = here.reshape(found[at].shape)
+    assert not any(len(rest) for rest in streams)
+    return found.reshape(-1)
 
 
 def value(spec, source):
@@ -249,6 +290,12 @@ def finish(spec, elements, source):
             return flat.reshape(shape)
         rest = [n for a, n in enumerate(shape) if a != axis % len(shape)]
         return np.moveaxis(flat.reshape(*rest, shape[axis]), -1, axis)
+    if spec[0] == "scaled":
+        _, _, rows, columns, shape, dtype = spec
+        wide = np.float64 if dtype == "float64" else np.float32
+        found = elements.reshape(shape).astype(wide) * array(rows, source).astype(wide)
+        found = found if columns is None else found * array(columns, source).astype(wide)
+        return found.astype(jnp.dtype(dtype))
     if spec[0] == "levels":
         _, _, levels, scale, gain, zero, shape, dtype, granularity, axis, group_size = spec
         levels, scale = array(levels, source), array(scale, source)

@@ -29,11 +29,15 @@ def model(kind):
         "gaps": mz.chain(mz.prune(sparsity=0.97), mz.quantize(8, granularity="group", symmetric=False)),
         "joint": mz.chain(mz.prune(sparsity=0.7), mz.quantize(3)),
         "lossless": mz.identity(),
+        "classed": mz.quantize(6, granularity="tensor"),
     }[kind]
+    if kind == "classed":  # rows and columns of two scales
+        scale = np.resize([1, 7], 90)[:, None] * np.resize([1, 4], 50)
+        params["a"]["kernel"] = (RNG.normal(size=(90, 50)) * scale).astype(np.float32)
     return mz.compress(params, mz.only("a/kernel", transform))
 
 
-KINDS = ["int4", "gaps", "joint", "lossless"]
+KINDS = ["int4", "gaps", "joint", "lossless", "classed"]
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +47,7 @@ def files(tmp_path_factory):
     for kind in KINDS:
         mz.save(folder / f"{kind}.mz", model(kind))
         found[kind] = folder / f"{kind}.mz", (folder / f"{kind}.mz").read_bytes()
+    assert "classed" in repr(parse(found["classed"][1])[0])
     return found
 
 
@@ -106,7 +111,8 @@ def parse(data):
 def forge(meta, table=b"", rest=b"", raw=None):
     """A file whose checksums are right, whatever it says."""
     stored = headers._deflate(msgpack.packb(meta) if raw is None else raw)
-    head = headers.PRELUDE.pack(headers.MAGIC, 1, len(stored), len(table)) + stored + table
+    version = 1 if meta is None or len(meta) < 9 else headers.VERSIONS[-1]
+    head = headers.PRELUDE.pack(headers.MAGIC, version, len(stored), len(table)) + stored + table
     return head + headers.checksum(head) + rest
 
 
@@ -143,6 +149,7 @@ def test_headers_that_lie(files, tmp_path, kind):
     _, data = files[kind]
     meta, table, rest = parse(data)
     rng = np.random.default_rng(50 + KINDS.index(kind))
+    assert attempt(tmp_path / "x.mz", forge(meta, table, rest)) is not None
     tracemalloc.start()
     try:
         for step in range(200):
@@ -207,6 +214,10 @@ def claims():
         "joint bits",
         lie(["masked", None, joint, [1], "float32"], [0] * 5, rest=chunk(b"\x05\x00\x00\x80\x3f")),
     )
+    side = [0, "uint8", 2**15]
+    square = ["quantized", ["classed", ["bits", 4, 4], side, side, [0]], *quantized(4)[2:]]
+    data = chunk(states(1)) * 3 + chunk(bytes(4))
+    yield "classes", lie(square, [1, 1, 1, 0, 0, 0, 0], [4, 4, *[2**15, 4] * 2], 0, ONE_SYMBOL * 3, data)
     rows = ("group", -1, 2**40)
     yield "group", lie(quantized(4, step=(2, 1), grid=rows), [0] * 5, rest=chunk(bytes(12)))
     yield "axis", lie(quantized(4, grid=("group", 2**40, 1)), [0] * 5, rest=chunk(bytes(8)))

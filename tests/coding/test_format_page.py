@@ -9,7 +9,7 @@ import pytest
 from page_reader import PAGE, read, read_metadata
 
 import modelzip_jax as mz
-from modelzip_jax.coding import sparse
+from modelzip_jax.coding import sparse, symbols
 from modelzip_jax.metadata import Metadata
 
 RNG = np.random.default_rng(7)
@@ -53,6 +53,9 @@ def test_lossless_leaves_of_every_dtype(tmp_path):
         mz.quantize(4, granularity="channel", axis=0),
         mz.quantize(3, granularity="group", group_size=20, symmetric=False),
         mz.quantize(8, granularity="tensor"),
+        mz.entropy_constrained(0.1),
+        mz.entropy_constrained(0.003, spread=mz.spreads.even()),
+        mz.chain(mz.prune(sparsity=0.7), mz.entropy_constrained(0.05, spread=mz.spreads.even())),
         mz.chain(mz.prune(sparsity=0.7), mz.quantize(3, granularity="group", group_size=64, symmetric=False)),
         pytest.param(mz.prune(sparsity=0.9), marks=pytest.mark.slow),
         pytest.param(mz.cluster(11), marks=pytest.mark.slow),
@@ -71,6 +74,21 @@ def test_lossless_leaves_of_every_dtype(tmp_path):
 def test_transforms(tmp_path, transform):
     params = {"a": KERNEL[0], "b": KERNEL.reshape(4, 12, 36).astype(jnp.bfloat16)}
     both(tmp_path / "m.mz", mz.compress(params, transform))
+
+
+@pytest.mark.parametrize("step", [0.02, 60.0])
+def test_steps_of_rows_and_columns_in_classes(tmp_path, step):
+    """With integers apart, and of classes of rows and columns."""
+    w = RNG.standard_t(3, size=(300, 200)).astype(np.float32)
+    w[:150] *= 30.0
+    importance = np.outer(np.where(np.arange(300) < 100, 1.0, 9.0), np.linspace(1.0, 5.0, 200)).astype("f4")
+    t = mz.entropy_constrained(step, spread=mz.spreads.by_importance())
+    packed = mz.compress({"w": w}, t, importance={"w": importance})
+    leaf = packed.params["w"]
+    assert leaf.columns is not None
+    assert (leaf.codes.wide.size > 0) == (step < 0.1)
+    assert "classed" in repr(symbols.packed_spec(sparse.stored(leaf)))
+    both(tmp_path / "m.mz", packed)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ def coefficients(shape, inner):
     return outer.with_inner(inner(outer.corner))
 
 
+OF_COLUMNS = mz.spreads.root_deviation(axis=-1)
 LEAVES = {
     "lossless": lambda shape: packed(shape, mz.identity()),
     "int4 channel": lambda shape: packed(shape, mz.quantize(4)),
@@ -53,6 +54,7 @@ LEAVES = {
         shape, mz.quantize(3, granularity="group", group_size=16, symmetric=False)
     ),
     "16 levels channel": lambda shape: packed(shape, mz.quantize(grid=mz.grids.nf4())),
+    "integers, steps of rows": lambda shape: packed(shape, mz.entropy_constrained(0.2, spread=OF_COLUMNS)),
     "11 values": lambda shape: packed(shape, mz.cluster(11)),
     "8 vectors of 4": lambda shape: packed(shape, mz.cluster(8, block=4)),
 }
@@ -97,7 +99,7 @@ def test_every_form_in_every_other(tmp_path, nest):
 
 def test_every_kind_that_is_registered_here_is_in_these_tests():
     ours = {tag for tag, kind in kinds.items() if kind.__module__.startswith("modelzip_jax.")}
-    parts = {"bits", "joined", "gaps", "joint"}  # of other kinds
+    parts = {"bits", "joined", "gaps", "joint", "classed", "integers"}  # of other kinds
     nests = [build((holder,), leaf, SHAPE) for holder in HOLDERS for leaf in LEAVES]
     made = {x.tag for nest in nests for x in (nest, nest.inner)}
     # Of stacked leaves, and of users' linear transforms: told by what they have in common with the others.

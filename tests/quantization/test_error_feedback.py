@@ -197,6 +197,20 @@ def test_tied_weights_have_the_inputs_of_both_uses():
         mz.decoded(params, t, stats=both_ways)
 
 
+def test_a_depthwise_channel_that_has_died_is_no_lack_of_data():
+    model = nn.Conv(6, (3, 3), feature_group_count=3, use_bias=False)
+    x = jnp.cumsum(normal(8, 6, 6, 3), axis=2).at[..., 1].set(0.0)
+    params = model.init(jax.random.key(0), x)["params"]
+    stats = grams(lambda p, x: model.apply({"params": p}, x), params, x)
+    t = mz.quantize(3, rounding=mz.rounding.error_feedback())
+    found = mz.decoded(params, t, stats=stats)["kernel"]
+    nearest = mz.decoded(params, mz.quantize(3))["kernel"]
+    np.testing.assert_array_equal(found[..., 2:4], nearest[..., 2:4])
+    assert np.any(np.asarray(found) != np.asarray(nearest))
+    with pytest.raises(LeafError, match="statistics of leaf 'kernel' are all zero: no input"):
+        mz.decoded(params, t, stats=jax.tree.map(jnp.zeros_like, stats))
+
+
 def test_what_it_refuses():
     params, x = {"kernel": normal(10, 8), "bias": jnp.ones(8)}, correlated(16)
     model = lambda p, x: x @ p["kernel"] + p["bias"]  # noqa: E731

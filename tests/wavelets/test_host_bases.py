@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from modelzip_jax.coding import histograms
+from modelzip_jax.coding.entropy import _PART_BITS, coded_bits
 from modelzip_jax.coding.tables import encode_table
 from modelzip_jax.wavelets.bases import Basis
 from modelzip_jax.wavelets.basis_choice import candidates
-from modelzip_jax.wavelets.entropy import _PART_BITS, coded_bits
 from modelzip_jax.wavelets.host_bases import analysed, synthesized
 
 RNG = np.random.default_rng(0)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from modelzip_jax.factoring import damped, inverse_factor
 from modelzip_jax.quantization.fits import LevelLeaf, UniformLeaf
 from modelzip_jax.quantization.rounding.strategy import Problem
+from modelzip_jax.quantization.scaled_leaf import ScaledLeaf
 from modelzip_jax.trace.measures.layer_matrices import Layout
 
 __all__ = ["fed_back"]
@@ -30,7 +31,7 @@ class _Columns(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("layout", "block", "order"))
 def fed_back(
-    leaf: UniformLeaf | LevelLeaf, w: jax.Array, support: jax.Array | None, gram: jax.Array,
+    leaf: UniformLeaf | LevelLeaf | ScaledLeaf, w: jax.Array, support: jax.Array | None, gram: jax.Array,
     damping: jax.Array, layout: Layout, block: int, order: bool,
 ) -> jax.Array:  # fmt: skip
     """The rounded weights of a leaf, in its shape; one program for all leaves of a shape, whatever their values.

@@ -32,7 +32,7 @@ class Stochastic(Rounding):
         leaf, w, (step, zero) = problem.leaf, problem.weights, problem.steps()
         codes = leaf.codes(w, step, zero)
         here = leaf.values(codes, step, zero)
-        others = jnp.clip(codes + jnp.where(w > here, 1, -1), 0, leaf.last)
+        others = jnp.clip(codes + jnp.where(w > here, 1, -1), leaf.first, leaf.last)
         there = leaf.values(others, step, zero)
         # Beyond the outer codes, and on a code, there is no other side.
         between = (w - here) * (there - w) > 0

@@ -14,6 +14,7 @@ from modelzip_jax.given_values import as_whole
 from modelzip_jax.quantization.fits import LevelLeaf, UniformLeaf
 from modelzip_jax.quantization.rounding.feedback import check_positive
 from modelzip_jax.quantization.rounding.strategy import Problem, Rounded, Rounding
+from modelzip_jax.quantization.scaled_leaf import ScaledLeaf
 from modelzip_jax.recipe import recordable
 from modelzip_jax.trace.measures.layer_matrices import Layout, products
 
@@ -53,7 +54,7 @@ def _stretched(v: jax.Array) -> jax.Array:
 @functools.partial(jax.jit, static_argnums=(0, 5))
 def _learned(
     how: AdaRound,
-    leaf: UniformLeaf | LevelLeaf,
+    leaf: UniformLeaf | LevelLeaf | ScaledLeaf,
     w: jax.Array,
     support: jax.Array | None,
     gram: jax.Array,
@@ -97,12 +98,12 @@ def _learned(
     return jnp.where(_stretched(v) >= 0.5, above, below)
 
 
-def _neighbours(leaf: UniformLeaf | LevelLeaf, w: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _neighbours(leaf: UniformLeaf | LevelLeaf | ScaledLeaf, w: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The values of the grid on both sides of each weight; beyond the outer ones twice the same."""
     step, zero = Problem("", w, leaf).steps()
     codes = leaf.codes(w, step, zero)
     low = jnp.where(leaf.values(codes, step, zero) > w, codes - 1, codes)
-    values = [leaf.values(jnp.clip(c, 0, leaf.last), step, zero) for c in (low, low + 1)]
+    values = [leaf.values(jnp.clip(c, leaf.first, leaf.last), step, zero) for c in (low, low + 1)]
     return values[0], values[1]
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax.quantization.fits import LevelLeaf, UniformLeaf
+from modelzip_jax.quantization.scaled_leaf import ScaledLeaf
 
 __all__ = ["Problem", "Rounded", "Rounding"]
 
@@ -36,7 +37,7 @@ class Problem:
 
     name: str
     weights: jax.Array
-    leaf: UniformLeaf | LevelLeaf
+    leaf: UniformLeaf | LevelLeaf | ScaledLeaf
     layers: tuple[int, ...] = ()
     measured: Any = None
     importance: jax.Array | None = None
@@ -44,8 +45,11 @@ class Problem:
     key: jax.Array | None = None
 
     def steps(self) -> tuple[jax.Array, jax.Array]:
-        """The step size and the zero point of each weight: two arrays of the leaf's shape."""
-        shape, groups = self.weights.shape, self.leaf.groups
+        """The step size of each weight, and its zero point or what else `leaf.codes` takes: two arrays of its shape."""
+        shape = self.weights.shape
+        if isinstance(self.leaf, ScaledLeaf):
+            return self.leaf.steps(shape)
+        groups = self.leaf.groups
         step = jnp.broadcast_to(groups.expand(self.leaf.step, shape), shape)
         if self.leaf.zero is None:
             return step, jnp.zeros(shape, step.dtype)

@@ -53,6 +53,7 @@ def fisher_information(
     key: jax.Array | None = None,
     only: str | Sequence[str] = "**",
     examples_at_once: int = 1,
+    gradients: Literal["examples", "batches"] = "examples",
 ) -> PyTree:
     """The Fisher information of the parameters, averaged over examples.
 
@@ -77,6 +78,10 @@ def fisher_information(
       only: path patterns of the leaves to look at. G of a vocabulary is as large as its square.
       examples_at_once: how many gradients the diagonal holds in memory at a time, rounded down to a
         divisor of the batch; more is faster.
+      gradients: "examples" squares each example's gradient. "batches" squares the sum of a batch's gradients and
+        divides by its examples, for the diagonal: one gradient a batch. Where labels are sampled, gradients of
+        different examples are independent and zero on average, so that both have the same mean; this one has more
+        noise, which sums over rows and columns take away.
 
     Returns:
       The structure of `params` with a `FisherInformation` for each leaf.
@@ -98,6 +103,8 @@ def fisher_information(
         raise TraceError(f"kinds must be a sequence of 'diagonal' and 'kronecker', not {kinds!r}")
     if callable(likelihood) and labels != "given":
         raise TraceError("a function as likelihood needs labels='given' and batches of (inputs, labels)")
+    if gradients not in ("examples", "batches") or (gradients == "batches" and labels != "sampled"):
+        raise TraceError(f"gradients={gradients!r}: of 'examples', or of 'batches' where labels are sampled")
     check_float_params(params, "fisher_information()")
     check_arrays(params)
     loss, key = losses(likelihood), jax.random.key(0) if key is None else key
@@ -107,7 +114,9 @@ def fisher_information(
     chosen = _Chosen.of(params, patterns)
     diagonal = _Mean() if "diagonal" in kinds else None
     kronecker = KroneckerPass(apply_fn, params, loss, patterns) if "kronecker" in kinds else None
-    step = jax.jit(_diagonal_step(apply_fn, chosen, loss, examples_at_once))
+    by_example = gradients == "examples"
+    squares = _diagonal_step(apply_fn, chosen, loss, examples_at_once) if by_example else None
+    step = jax.jit(squares or _batch_step(apply_fn, chosen, loss))
     count = 0
     for number, batch in enumerate(iterated(batches)):
         if labels == "given" and not (isinstance(batch, tuple | list) and len(batch) == 2):
@@ -185,6 +194,17 @@ class _Chosen:
         for i, leaf in zip(self.positions, leaves, strict=True):
             every[i] = leaf
         return jax.tree.unflatten(self.structure, every)
+
+
+def _batch_step(apply_fn: Callable[..., Any], chosen: _Chosen, loss: Loss) -> Callable[..., list[jax.Array]]:
+    """From leaves, inputs, no labels and key to (Σ g)² over the number of examples."""
+
+    def step(leaves: list[Any], inputs: Any, labels: None, key: jax.Array) -> list[jax.Array]:
+        examples = jax.tree.leaves(inputs)[0].shape[0]
+        summed = jax.grad(lambda leaves: jnp.sum(loss(apply_fn(chosen.params(leaves), *inputs), key, labels)))
+        return [jnp.square(g.astype(jnp.float32)) / examples for g in summed(leaves)]
+
+    return step
 
 
 def _diagonal_step(

@@ -45,6 +45,43 @@ class Layout:
         back = tuple(map(int, np.argsort(self.order)))
         return jnp.transpose(x.reshape([self.split[a] for a in self.order]), back).reshape(shape)
 
+    def of_outputs(self, x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """`(layers, outputs)` in a shape that broadcasts against the leaf: 1 along the axes of inputs."""
+        return self._spread(x, shape, self.places(0, 2))
+
+    def of_inputs(self, x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """`(layers, inputs)` likewise; 1 along those of outputs. Of groups, whose inputs differ, the geometric mean."""
+        if len(self.split) == len(shape):
+            own = (*self.places(0, 1), *self.places(2, 3))
+        else:
+            x, own = jnp.exp(jnp.mean(jnp.log(x), axis=0)), self.places(2, 3)
+        return self._spread(x, shape, own)
+
+    def places(self, first: int, end: int) -> tuple[int, ...]:
+        """The split axes of these of `sizes`."""
+        bounds, at = [0], 0
+        for size in self.sizes[:2]:
+            held = 1
+            while held < size:
+                held, at = held * self.split[self.order[at]], at + 1
+            bounds.append(at)
+        bounds.append(len(self.order))
+        return self.order[bounds[first] : bounds[end]]
+
+    def _spread(self, x: jax.Array, shape: tuple[int, ...], own: tuple[int, ...]) -> jax.Array:
+        lengths = [n if a in own else 1 for a, n in enumerate(self.split)]
+        back = tuple(map(int, np.argsort(self.order)))
+        x = jnp.transpose(x.reshape([lengths[a] for a in self.order]), back)
+        merged, at = [], 0
+        for n in shape:
+            width = 1
+            held = self.split[at]
+            while held < n:
+                held, width = held * self.split[at + width], width + 1
+            merged.append(math.prod(lengths[at : at + width]))
+            at += width
+        return x.reshape(merged)
+
 
 class Products(NamedTuple):
     """What a leaf multiplies. layout: the leaf as matrices. gram: float32 `(layers, inputs, inputs)`, E[x xᵀ].
@@ -93,7 +130,7 @@ def products(name: str, shape: tuple[int, ...], measured: Any, asks: str) -> Pro
             f"{asks} what an error costs: leave the leaf out with mz.only or mz.partition"
         )
     gram = found[0].gram if len(found) == 1 else _pooled_grams(found, [m.inputs.count for m in measured])
-    _check_seen(name, gram, asks)
+    _check_seen(name, gram, _groups(found[0].layout, shape), asks)
     return Products(found[0].layout, gram, len(found), found[0].batched)
 
 
@@ -149,8 +186,17 @@ def _pooled_grams(found: list[Products], counts: list[jax.Array]) -> jax.Array:
     return sum(p.gram * (c / total)[:, None, None] for p, c in zip(found, each, strict=True))  # type: ignore[return-value]
 
 
-def _check_seen(name: str, gram: jax.Array, asks: str) -> None:
-    """Raises where the inputs of a layer were all zero, or no numbers; under `jit` nobody can look."""
+def _groups(layout: Layout, shape: tuple[int, ...]) -> int:
+    """Groups of a convolution that the layers count, the fastest of them."""
+    counted = layout.places(0, 1) if len(layout.split) > len(shape) else ()
+    return layout.split[counted[-1]] if counted else 1
+
+
+def _check_seen(name: str, gram: jax.Array, groups: int, asks: str) -> None:
+    """Raises where the inputs of a layer were all zero, or no numbers; under `jit` nobody can look.
+
+    A group of a convolution may have none: channels that a network has let die are no lack of data.
+    """
     seen = host_view(gram)
     if seen is None and not isinstance(gram, jax.core.Tracer):
         seen = np.asarray(gram)
@@ -162,9 +208,10 @@ def _check_seen(name: str, gram: jax.Array, asks: str) -> None:
             f"the Gram matrix of the inputs of leaf {name!r} has NaN, infinite or negative values, so that {asks} "
             "cannot go by it: look for a batch that overflows (half precision does beyond 65504), or leave the leaf out"
         )
-    empty = np.flatnonzero(np.max(power, axis=1) == 0)
+    each = np.max(power.reshape(len(power) // groups, -1), axis=1)
+    empty = np.flatnonzero(each == 0)
     if empty.size:
-        which = f", layer or expert {empty[0]} of {len(seen)}" if len(seen) > 1 else ""
+        which = f", layer or expert {empty[0]} of {len(each)}" if len(each) > 1 else ""
         raise LeafError(
             f"the statistics of leaf {name!r} are all zero{which}: no input has reached it, so that {asks} knows "
             "nothing of it; gather them from more batches, or leave the leaf out with mz.only or mz.partition"

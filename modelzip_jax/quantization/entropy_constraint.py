@@ -1,0 +1,221 @@
+"""Entropy-constrained quantization: the step is chosen and not the bits; what counts is code length."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from modelzip_jax import tree as trees
+from modelzip_jax.concrete import host_view
+from modelzip_jax.errors import LeafError, TransformError
+from modelzip_jax.given_values import as_positive
+from modelzip_jax.host_unpacking import unpacked
+from modelzip_jax.latents import latent
+from modelzip_jax.leaf_checks import check_floating
+from modelzip_jax.packed import Dense, is_packed
+from modelzip_jax.quantization.integers import LARGEST
+from modelzip_jax.quantization.rounding.strategy import Problem, Rounding
+from modelzip_jax.quantization.scaled import ScaledCodes, computed_in
+from modelzip_jax.quantization.scaled_leaf import ScaledLeaf
+from modelzip_jax.quantization.spreads.by_weights import root_deviation
+from modelzip_jax.quantization.spreads.spread import RelativeSteps, Spread
+from modelzip_jax.quantization.strategy_names import strategy_meant
+from modelzip_jax.recipe import recordable
+from modelzip_jax.stacking import LayerAxes, as_layers, check_layers, stacked_axes
+from modelzip_jax.transform import Context, Encoded, Rate, Transform
+from modelzip_jax.tree import PyTree, Static
+
+__all__ = ["EntropyConstrained", "entropy_constrained"]
+
+_ROWS, _COLUMNS = 2.0**110, 2.0**15
+"""Bounds of step sizes, and the inverse ones: their products, and the reciprocals of these, are normal numbers."""
+_SLOPE = math.log(2.0) / 12.0
+"""Squared error, in steps, that a bit is worth at high rates: of D = 1/12 · 2^(-2 R) the slope is -2 ln 2 D."""
+
+
+class ScaledState(NamedTuple):
+    """A leaf's step sizes, as of `ScaledLeaf`, and its dtype before encoding (static)."""
+
+    rows: jax.Array
+    columns: jax.Array | None
+    shift: jax.Array
+    dtype: Static
+
+
+@recordable
+@dataclasses.dataclass(frozen=True)
+class EntropyConstrained(Transform):
+    """See `entropy_constrained`."""
+
+    step: float
+    spread: Spread
+    rounding: Rounding | None
+    rate_weight: float
+    layers: LayerAxes = ()
+
+    terminal: ClassVar[bool] = True
+
+    def init(self, weights: PyTree, context: Context) -> Encoded:
+        check_floating(weights, "entropy_constrained")
+        check_layers(self.layers, weights)
+        treedef = jax.tree.structure(weights)
+        told = {name: treedef.flatten_up_to(tree) for name, tree in context.trees().items()}
+        latents, states = [], []
+        for place, (name, w) in enumerate(trees.named_leaves(weights)):
+            own = context.replace(**{field: each[place] for field, each in told.items()})
+            value, state = self._begun(name, w, own)
+            latents.append(value)
+            states.append(state)
+        return Encoded(treedef.unflatten(latents), (), treedef.unflatten(states))
+
+    def _begun(self, name: str, w: Any, context: Context) -> tuple[jax.Array, ScaledState]:
+        layers = stacked_axes(self.layers, name, jnp.shape(w))
+        missing = context.lacks(self.spread.needs + getattr(self.rounding, "needs", ()))
+        if missing:
+            raise TransformError(
+                f"entropy_constrained() with {type(self.spread).__name__} and {type(self.rounding).__name__} needs "
+                f"{', '.join(missing)}: pass {', '.join(f'{each}=' for each in missing)} to mz.compress"
+                + (", or calibrate=" if "stats" in missing else "")
+            )
+        value = latent(w)
+        rows, columns = _stored_steps(name, value, self.step, self.spread(name, value, layers, context))
+        leaf = ScaledLeaf(rows, columns, jnp.zeros((), value.dtype))
+        leaf = dataclasses.replace(leaf, shift=self._shift(value / leaf.steps(value.shape)[0]))
+        if self.rounding is not None:
+            problem = Problem(
+                name, value, leaf, layers, context.stats, context.importance, context.support, context.key
+            )
+            value = self.rounding(problem).weights
+        return value, ScaledState(leaf.rows, leaf.columns, leaf.shift, Static(str(jnp.result_type(w))))
+
+    def _shift(self, u: jax.Array) -> jax.Array:
+        """δ for a geometric distribution of magnitudes with this mean, by what one less saves."""
+        if self.rate_weight == 0.0 or not u.size:
+            return jnp.zeros((), u.dtype)
+        mean = jnp.maximum(jnp.mean(jnp.abs(u)), 1e-3)
+        bits = -jnp.log2((jnp.sqrt(1.0 + jnp.square(mean)) - 1.0) / mean)
+        return jnp.minimum(0.5 * self.rate_weight * _SLOPE * 2.0 * bits, 0.45).astype(u.dtype)
+
+    def _map(self, function: Any, encoded: Encoded) -> PyTree:
+        """Maps over leaves: `function(w, state, leaf)`."""
+        return jax.tree.map(
+            lambda w, s: function(w, s, ScaledLeaf(s.rows, s.columns, s.shift)),
+            encoded.latents,
+            encoded.state,
+        )
+
+    def decode(self, encoded: Encoded) -> PyTree:
+        return self._map(lambda w, s, leaf: leaf.fake(w).astype(s.dtype.value), encoded)
+
+    def pack(self, encoded: Encoded, inner: PyTree) -> PyTree:
+        return self._map(lambda w, s, leaf: leaf.packed(w, s.dtype.value), encoded)
+
+    def resume(self, packed: PyTree) -> tuple[PyTree, PyTree, PyTree]:
+        def state(p: ScaledCodes) -> ScaledState:
+            dtype = computed_in(p.dtype)
+            columns = None if p.columns is None else jnp.asarray(p.columns).astype(dtype)
+            codes = jnp.asarray(
+                p.codes.unpack_host() if host_view(p.codes.codes.words) is not None else p.elements()
+            )
+            return ScaledState(
+                jnp.asarray(p.rows).astype(dtype), columns, self._shift(codes.astype(dtype)), Static(p.dtype)
+            )
+
+        def over(function: Any) -> PyTree:
+            return jax.tree.map(function, packed, is_leaf=is_packed)
+
+        return (), over(state), over(lambda p: Dense(latent(unpacked(p)), p.shape))
+
+    def rate(self, encoded: Encoded, inner: PyTree) -> PyTree:
+        return self._map(lambda w, s, leaf: Rate(leaf.code_bits(w), jnp.float32(leaf.side_bits())), encoded)
+
+
+def _stored_steps(
+    name: str, w: jax.Array, step: float, found: RelativeSteps
+) -> tuple[jax.Array, jax.Array | None]:
+    """Step sizes as a file holds them, within bounds.
+
+    Relative ones have three bits behind the first: what a step is, to 6 %, does not matter; its bits in a file do. Rows
+    are times one number, and so no more in kind.
+    """
+    for x in found:
+        if x is not None and (
+            x.ndim != w.ndim or any(n not in (1, m) for n, m in zip(x.shape, w.shape, strict=True))
+        ):
+            raise LeafError(f"a spread gave leaf {name!r} of shape {w.shape} step sizes of shape {x.shape}")
+    columns = None
+    if found.columns is not None:
+        columns = _short(jnp.clip(found.columns.astype(w.dtype), 1.0 / _COLUMNS, _COLUMNS))
+    size = jnp.abs(w) if columns is None else jnp.abs(w) / columns
+    rows = jnp.clip(_short(found.rows.astype(jnp.float32)) * jnp.float32(step), 1.0 / _ROWS, _ROWS)
+    summed = tuple(a for a, n in enumerate(rows.shape) if n == 1)
+    # Codes that are too large for exact products get a coarser step.
+    reach = jnp.max(size, axis=summed, keepdims=True, initial=0.0) * (2.0 / LARGEST)
+    return jnp.maximum(rows, reach).astype(jnp.bfloat16).astype(w.dtype), columns
+
+
+def _short(x: jax.Array) -> jax.Array:
+    """Rounded to three bits behind the first one."""
+    fraction, exponent = jnp.frexp(x)
+    return jnp.ldexp(jnp.round(fraction * 16.0), exponent - 4).astype(x.dtype)
+
+
+def entropy_constrained(
+    step: float,
+    *,
+    spread: Spread | None = None,
+    rounding: Rounding | None = None,
+    rate_weight: float = 0.0,
+    layers: int | tuple[int, ...] | Mapping[str, Any] | None = None,
+) -> EntropyConstrained:
+    """Rounds to multiples of a step, with no largest code: an entropy coder tells how many bits that takes.
+
+    Where `mz.quantize` is told bits and fits steps to the range of the weights, so that a few large ones make steps
+    coarse for all, this is told a step: at one squared error the code length is least if all weights have the same
+    step, and at one loss if each has the step that its errors are worth, which is what `spread` chooses. In memory
+    codes take as many bits as their range needs, at most 8, and what is beyond 32 bits each.
+
+    Args:
+      step: what the spread's relative step sizes are times; positive. With spreads by curvature an error of this
+        quantizer costs about step² / 24 nats a weight.
+      spread: of `mz.spreads`; `root_deviation()`, which needs no data, if None.
+      rounding: of `mz.rounding`; to nearest if None. It chooses once, at `init`.
+      rate_weight: magnitudes are made smaller by δ before they are rounded, by as much as the bits that this saves are
+        worth, times this factor: 0 for none, 1 for what is worth a bit at high rates. It is for large steps.
+      layers: axes that count layers, as of `mz.quantize`.
+
+    Raises:
+      TransformError: a step that is not positive, or what is no strategy; or the call lacks what the spread needs.
+      LeafError (at `init`): a selected leaf is not floating-point, or no product has it, where a spread needs that.
+
+    Step sizes stay as they are while latents train. Sullivan 1996, doi:10.1109/18.532878 (dead zones); Gish & Pierce
+    1968, doi:10.1109/TIT.1968.1054193.
+
+    >>> import modelzip_jax as mz
+    >>> params = {"w": jnp.array([[0.1, -0.22, 40.0]])}
+    >>> t = entropy_constrained(0.1, spread=mz.spreads.even())
+    >>> packed = mz.compress(params, t)
+    >>> mz.unpack(packed)["w"], packed.params["w"].codes.wide
+    (Array([[ 0.10009766, -0.20019531, 40.039062  ]], dtype=float32), array([400], dtype=int32))
+    """
+    for name, value, kind in (("spread", spread, Spread), ("rounding", rounding, Rounding)):
+        if value is not None and not isinstance(value, kind):
+            meant = strategy_meant(name, value, ())
+            raise TransformError(f"entropy_constrained() takes a {name}{meant}, not {value!r:.100}")
+    if rounding is not None and rounding.moves_zero:
+        raise TransformError(f"{rounding} finds zero points, of mz.quantize(offset=True)")
+    if (
+        isinstance(rate_weight, bool)
+        or not isinstance(rate_weight, int | float)
+        or not 0 <= rate_weight < math.inf
+    ):
+        raise TransformError(f"rate_weight must be a number of at least 0, not {rate_weight!r:.100}")
+    return EntropyConstrained(
+        as_positive(step, "step"), root_deviation() if spread is None else spread, rounding, float(rate_weight),
+        as_layers(layers),
+    )  # fmt: skip

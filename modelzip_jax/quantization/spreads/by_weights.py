@@ -1,0 +1,95 @@
+"""Spreads that need no data: one step for all, or steps by how far the weights of a channel spread."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from modelzip_jax.errors import TransformError
+from modelzip_jax.given_values import as_positive
+from modelzip_jax.patterns import matches
+from modelzip_jax.quantization.channel_axis import check_axis, find_axis
+from modelzip_jax.quantization.spreads.spread import RelativeSteps, Spread, over_all_but
+from modelzip_jax.recipe import recordable
+from modelzip_jax.transform import Context
+
+__all__ = ["Even", "RootDeviation", "even", "root_deviation"]
+
+SELDOM = ("**/*embed*", "**/*embed*/**", "**/wte*", "**/wte*/**")
+_TABLE = 1024
+"""Rows from which on a table of embeddings is one of words: of positions, which every text meets, there are fewer."""
+
+
+@recordable
+@dataclasses.dataclass(frozen=True)
+class Even(Spread):
+    """See `even`."""
+
+    def __call__(self, name: str, w: jax.Array, layers: tuple[int, ...], context: Context) -> RelativeSteps:
+        return RelativeSteps(jnp.ones((1,) * w.ndim, w.dtype))
+
+
+def even() -> Even:
+    """One step for all weights of all leaves: the least squared error at a given code length, at high rates.
+
+    Gish & Pierce 1968, doi:10.1109/TIT.1968.1054193.
+
+    >>> even()
+    Even()
+    """
+    return Even()
+
+
+@recordable
+@dataclasses.dataclass(frozen=True)
+class RootDeviation(Spread):
+    """See `root_deviation`."""
+
+    axis: int | tuple[int, ...] | str
+    seldom: tuple[str, ...]
+    factor: float
+
+    def __call__(self, name: str, w: jax.Array, layers: tuple[int, ...], context: Context) -> RelativeSteps:
+        axis = find_axis(name, w, self.axis, "channel", layers)
+        own = (axis,) if isinstance(axis, int) else axis
+        own = own if w.ndim > 1 else layers
+        if not w.size:
+            return RelativeSteps(jnp.ones((1,) * w.ndim, w.dtype))
+        largest = jnp.maximum(jnp.max(jnp.abs(w)), jnp.finfo(w.dtype).tiny)
+        squares = jnp.mean(jnp.square(w / largest), axis=over_all_but(w, own), keepdims=True)
+        whole = jnp.mean(squares)
+        # A channel of zeros, or nearly so, shares the step of the least that is taken for a channel.
+        roots = jnp.sqrt(jnp.sqrt(jnp.maximum(squares, 1e-4 * whole)) * largest)
+        table = w.ndim - len(layers) == 2 and max(w.shape) >= _TABLE
+        seldom = table and any(matches(pattern, name) for pattern in self.seldom)
+        return RelativeSteps(roots * (self.factor if seldom else 1.0))
+
+
+def root_deviation(
+    axis: int | tuple[int, ...] | str = "auto",
+    *,
+    seldom: tuple[str, ...] = SELDOM,
+    factor: float = 4.0,
+) -> RootDeviation:
+    """Steps by the root of each channel's standard deviation, coarser for tables of which an input reads few rows.
+
+    Between one step for all, which takes weights to matter alike, and steps in proportion to the deviation, which
+    takes their relative errors to. An embedding of a word is read where the word occurs, a kernel always.
+
+    Args:
+      axis: of the channels, as of `mz.quantize`.
+      seldom: path patterns of tables of embeddings; matrices of less than 1,024 rows and columns, such as those of
+        positions, are none.
+      factor: by how much their steps are larger.
+
+    >>> import modelzip_jax as mz
+    >>> w = {"w": jnp.array([[0.01, 1.0], [-0.01, -1.0]])}
+    >>> mz.compress(w, mz.entropy_constrained(0.1, spread=root_deviation())).params["w"].rows
+    Array([[0.0101318, 0.100098]], dtype=bfloat16)
+    """
+    axis = check_axis(axis)
+    if isinstance(seldom, str) or not all(isinstance(pattern, str) for pattern in seldom):
+        raise TransformError(f"seldom= takes path patterns such as ('**/embedding',), not {seldom!r}")
+    return RootDeviation(axis, tuple(seldom), as_positive(factor, "factor"))
