@@ -48,11 +48,12 @@ def encode_table(frequencies: np.ndarray) -> bytes:
     if shift * (np.count_nonzero(used) - 1) <= 4:  # It would not earn the bits that state it.
         shift = 0
     out = [f"{first:08b}{size - 1:08b}", f"1{shift:04b}" if shift else "0"]
+    lower, changes = _written()
     previous = None
     for value in (used[:-1] >> shift).tolist():
         length = value.bit_length()
-        out.append(f"{length:04b}" if previous is None else _exp_golomb(length - previous))
-        out.append(f"{value:b}"[1:])
+        out.append(f"{length:04b}" if previous is None else changes[length - previous])
+        out.append(lower[value])
         previous = length
     bits = "".join(out)
     size_bytes = -(-len(bits) // 8)
@@ -66,6 +67,13 @@ def _cyclic_range(values: np.ndarray) -> tuple[int, int]:
     widest = int(gaps.argmax())
     first = int(used[(widest + 1) % used.size])
     return first, 257 - int(gaps[widest])
+
+
+@functools.cache
+def _written() -> tuple[list[str], dict[int, str]]:
+    """The lower bits of each frequency, and each change of a bit length."""
+    lower = [f"{value:b}"[1:] for value in range(2**BITS + 1)]
+    return lower, {change: _exp_golomb(change) for change in range(-_MOST, _MOST + 1)}
 
 
 def _exp_golomb(change: int) -> str:
