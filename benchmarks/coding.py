@@ -318,6 +318,7 @@ def _coder_bars(report: harness.Report, found: dict[tuple[str, int], dict[str, A
         )  # fmt: skip
     speeds = [
         ("decode ÷ constriction", 4, lambda f: f["decode / constriction"]),
+        ("encode ÷ constriction", 1, lambda f: f["encode / constriction"]),
         ("decode ÷ NNCodec", 8, lambda f: (f["nncodec"] or {}).get("decode ratio")),
         ("encode ÷ NNCodec", 25, lambda f: (f["nncodec"] or {}).get("encode ratio")),
     ]
