@@ -11,7 +11,7 @@ from benchmarks.rates.goals import Goals
 
 __all__ = ["Line", "Made", "sweep"]
 
-_ROUNDS, _FARTHEST, _MORE = 2, 60, 1.01
+_ROUNDS, _FARTHEST, _MORE = 3, 60, 1.01
 
 
 class Made(NamedTuple):
@@ -73,7 +73,7 @@ def sweep(
         stride = 2 if _broken(point, goals) or point.drop > goals.drops[0] else 4  # type: ignore[union-attr]
         ask([min(known) - stride * (i + 1) for i in range(line.chunk)])
         finer = known[min(known)]
-        if point is not None and finer is not None and finer.bytes < _MORE * point.bytes:
+        if not _broken(point, goals) and finer is not None and finer.bytes < _MORE * point.bytes:
             break  # Its codes have a largest one.
     for _ in range(_ROUNDS):
         ask(_between(known, goals, near))
