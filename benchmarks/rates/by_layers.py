@@ -9,6 +9,7 @@ many nats a weight as in the layers of the peer, by the same Fisher information.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -55,9 +56,7 @@ def cerwu(case: Case, told: Callable[[], Told]) -> list[Line]:
         typical = float(np.exp(np.average(np.log(list(unit.values())), weights=sizes)))
         return code_by_cerwu(case.matrices, case.grams, steps, price * typical)
 
-    return [
-        _by_inputs(case, told, lambda k, price=price: coded(price, k), f"price {price}") for price in _PRICES
-    ]
+    return [_by_inputs(case, told, functools.partial(coded, price), f"price {price}") for price in _PRICES]
 
 
 def watersic(case: Case, told: Callable[[], Told]) -> list[Line]:

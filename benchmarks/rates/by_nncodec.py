@@ -16,7 +16,7 @@ from benchmarks.rates.sweep import Line, Made
 
 __all__ = ["BEST", "best_options", "fisher", "one_qp"]
 
-BEST = (
+BEST: tuple[dict[str, Any], ...] = (
     {"opt_qp": True},
     {"opt_qp": True, "lambda_scale": 1.0},
     {"opt_qp": True, "lambda_scale": 4.0},

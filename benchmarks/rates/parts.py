@@ -14,6 +14,7 @@ import numpy as np
 import modelzip_jax as mz
 from benchmarks import harness
 from benchmarks.rates import ours
+from benchmarks.rates.case import Case
 from benchmarks.rates.curves import met
 from benchmarks.rates.records import Record, curve
 from modelzip_jax.coding.writer import encoded, file_sizes
@@ -96,31 +97,34 @@ def seconds(record: Record) -> None:
             continue
         record.check_time()
         step = first * 2 ** (entries[found.finer][0]["k"] / 4)
-        told, statistics = _timed(
-            lambda method=method: (
-                ours.data_free(case) if method == "data_free" else ours.calibrated(case, case.batches)
-            )
-        )
-        recipe, given = told
-        make = lambda recipe=recipe, given=given, step=step: mz.compress(  # noqa: E731
-            case.task.params, recipe(step), **given
-        )
-        make()  # Compiles.
-        packed, each = _timed(make)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "network.mz"
-            mz.save(path, packed)
-            cases: dict[str, Callable[[], Any]] = {
-                "encode": lambda packed=packed: encoded(packed),
-                "decode": lambda path=path: jax.block_until_ready(mz.unpack(mz.load(path))),
-            }
-            times = harness.interleave(cases, 5)
-        held[method] = {
-            "statistics": statistics, "compress": each, "bytes": len(encoded(packed)),
-            **{what: harness.median(t) for what, t in times.items()},
-        }  # fmt: skip
+        held[method] = _seconds_of(case, method, step)
         print(f"  {held[method]}", flush=True)
         record.save()
+
+
+def _seconds_of(case: Case, method: str, step: float) -> dict[str, Any]:
+    def tell() -> ours.Told:
+        return ours.data_free(case) if method == "data_free" else ours.calibrated(case, case.batches)
+
+    (recipe, given), statistics = _timed(tell)
+
+    def make() -> mz.Packed:
+        return mz.compress(case.task.params, recipe(step), **given)
+
+    make()  # Compiles.
+    packed, each = _timed(make)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.mz"
+        mz.save(path, packed)
+        cases: dict[str, Callable[[], Any]] = {
+            "encode": lambda: encoded(packed),
+            "decode": lambda: jax.block_until_ready(mz.unpack(mz.load(path))),
+        }
+        times = harness.interleave(cases, 5)
+    return {
+        "statistics": statistics, "compress": each, "bytes": len(encoded(packed)),
+        **{what: harness.median(t) for what, t in times.items()},
+    }  # fmt: skip
 
 
 def _timed(call: Callable[[], Any]) -> tuple[Any, float]:

@@ -131,7 +131,7 @@ class Record:
             self.check_time()
         return line.make(ks) if ks else []
 
-    def _drops(self, file: Made, part: str) -> dict[str, list[float]]:
+    def _drops(self, file: Made, part: str) -> dict[str, list[float | None]]:
         return self.case.drops(self.case.params(file.leaves), part)
 
     def _report(self, method: str, lines: dict[str, Line], made: dict[tuple[str, int], Made | None]) -> None:

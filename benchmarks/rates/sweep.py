@@ -73,7 +73,7 @@ def sweep(
         stride = 2 if _broken(point, goals) or point.drop > goals.drops[0] else 4  # type: ignore[union-attr]
         ask([min(known) - stride * (i + 1) for i in range(line.chunk)])
         finer = known[min(known)]
-        if not _broken(point, goals) and finer is not None and finer.bytes < _MORE * point.bytes:
+        if point and finer and not _broken(point, goals) and finer.bytes < _MORE * point.bytes:
             break  # Its codes have a largest one.
     for _ in range(_ROUNDS):
         ask(_between(known, goals, near))
