@@ -15,6 +15,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator
 
 from benchmarks.harness import RESULTS
 from benchmarks.rates.curves import front
@@ -64,6 +65,9 @@ def _panel(axes: Axes, data: dict[str, Any]) -> None:
     for drop in goals.drops:
         axes.axhline(drop, color="0.85", linewidth=0.8, zorder=0)
     axes.set(xscale="log", yscale="log", xlabel="kB", ylabel=f"drop of {goals.measure}", title=data["task"])
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.set_xticks([], minor=True)
     axes.set_ylim(goals.drops[0] / 5, 2.5 * goals.drops[-1])
 
 

@@ -49,7 +49,7 @@ def _sections(records: list[dict[str, Any]]) -> list[str]:
     networks = [record for record in records if record not in single]
     found = list(map(_section, single))
     if networks:
-        parts = [f"## {rates.TITLE}\n"]
+        parts = [f"## {rates.TITLE}\n", "![Bytes against the drop of quality](rate_distortion.svg)\n"]
         parts += [
             f"### {title}\n\n{_table(columns, rows)}"
             for title, columns, rows in rates.tables([record["data"] for record in networks])
