@@ -18,10 +18,11 @@ __all__ = ["BEST", "best_options", "fisher", "one_qp"]
 
 BEST: tuple[dict[str, Any], ...] = (
     {"opt_qp": True},
+    {"opt_qp": True, "lambda_scale": 0.25},
     {"opt_qp": True, "lambda_scale": 1.0},
     {"opt_qp": True, "lambda_scale": 4.0},
+    {"lambda_scale": 0.25},
     {"lambda_scale": 1.0},
-    {"lambda_scale": 4.0},
 )
 """Beside one qp without them. More than 4 is worse than 4 on LeNets."""
 _GRID = (-16, -12, -8, -6, -4, -2, 0, 2)

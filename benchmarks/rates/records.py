@@ -87,11 +87,12 @@ class Record:
 
     def run(self, method: str) -> None:
         """All lines of a method, and what its best points come to on the parts that are reported."""
-        held = self.data["methods"].setdefault(method, {"points": [], "done": False})
-        if held["done"]:
+        held = self.data["methods"].setdefault(method, {"points": [], "done": []})
+        lines = {line.label: line for line in lines_of(method, self.case)}
+        if held["done"] == list(lines):
             return
         made: dict[tuple[str, int], Made | None] = {}
-        lines = {line.label: line for line in lines_of(method, self.case)}
+        held["points"] = [entry for entry in held["points"] if entry["line"] in lines]
         first = self.case.plan.goals[0]
         for line in lines.values():
 
@@ -102,7 +103,7 @@ class Record:
             whole = line if line is next(iter(lines.values())) else dataclasses.replace(line, finest=_FINEST)
             sweep(whole, measured, first, self.case.task.weights, self.case.plan.near)
         self._report(method, lines, made)
-        held["done"] = True
+        held["done"] = list(lines)
         self.save()
 
     def _measured(
