@@ -26,6 +26,7 @@ BEST: tuple[dict[str, Any], ...] = (
 )
 """Beside one qp without them. More than 4 is worse than 4 on LeNets."""
 _GRID = (-16, -12, -8, -6, -4, -2, 0, 2)
+_FEWER = (-8, -4, -2, 0, 2)
 _CHUNK = 3
 
 
@@ -68,7 +69,7 @@ def _line(case: Case, label: str, options: dict[str, Any]) -> Line:
     # With dependent quantization rounding is to every second multiple.
     start = nearest_qp(deviation / 4)
     settings = lambda ks: [{"qp": start + k, **options} for k in ks]  # noqa: E731
-    return Line(label, lambda ks: _asked(case, settings(ks)), _GRID, _CHUNK)
+    return Line(label, lambda ks: _asked(case, settings(ks)), _FEWER if options else _GRID, _CHUNK)
 
 
 def _asked(case: Case, settings: Sequence[dict[str, Any]]) -> list[Made | None]:

@@ -23,10 +23,6 @@ Entry = dict[str, Any]
 """A point: line, k, bytes, seconds, and drops by part and measure; no bytes where a line ends."""
 
 
-_FINEST = 4.0
-"""Bits a weight."""
-
-
 class OutOfTimeError(Exception):
     """The time for this run is over; the next one goes on from here."""
 
@@ -100,7 +96,7 @@ class Record:
                 return self._measured(held["points"], made, line, ks)
 
             # One line to the finest steps is enough.
-            whole = line if line is next(iter(lines.values())) else dataclasses.replace(line, finest=_FINEST)
+            whole = line if line is next(iter(lines.values())) else dataclasses.replace(line, whole=False)
             sweep(whole, measured, first, self.case.task.weights, self.case.plan.near)
         self._report(method, lines, made)
         held["done"] = list(lines)

@@ -11,6 +11,8 @@ from benchmarks.rates.goals import Goals
 
 __all__ = ["Line", "Made", "sweep"]
 
+_FINEST = 7.5
+"""Bits a weight."""
 _ROUNDS, _FARTHEST, _MORE = 3, 60, 1.01
 
 
@@ -30,8 +32,8 @@ class Line:
     """Files of one setting but for one number, the coarseness k, in quarters of an octave of the step.
 
     label: the setting, for the record. make: from several k to files, None for one that is too coarse to be any.
-    first: the k to begin with, rising. chunk: how many are best made at once. only: no others. finest: bits a weight
-    that are enough.
+    first: the k to begin with, rising. chunk: how many are best made at once. only: no others. whole: up to eight
+    bits a weight, not just to where the least drop is reached.
     """
 
     label: str
@@ -39,7 +41,7 @@ class Line:
     first: tuple[int, ...] = (0,)
     chunk: int = 1
     only: bool = False
-    finest: float = 7.5
+    whole: bool = True
 
 
 def sweep(
@@ -67,8 +69,10 @@ def sweep(
         return
     while not _broken(known[max(known)], goals) and max(known) < max(line.first) + _FARTHEST:
         ask([max(known) + 2 * (i + 1) for i in range(line.chunk)])
-    while _coarse(known[min(known)], line.finest * weights / 8) and min(known) > min(line.first) - _FARTHEST:
+    while _coarse(known[min(known)], _FINEST * weights / 8) and min(known) > min(line.first) - _FARTHEST:
         point = known[min(known)]
+        if not line.whole and point and point.drop <= goals.drops[0]:
+            break
         # Between the goals steps are half octaves; where quality is kept anyway, whole bits and two of them.
         stride = 2 if _broken(point, goals) or point.drop > goals.drops[0] else 4  # type: ignore[union-attr]
         ask([min(known) - stride * (i + 1) for i in range(line.chunk)])
