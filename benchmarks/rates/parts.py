@@ -16,6 +16,7 @@ from benchmarks import harness
 from benchmarks.rates import ours
 from benchmarks.rates.case import Case
 from benchmarks.rates.curves import met
+from benchmarks.rates.methods import METHODS
 from benchmarks.rates.records import Record, curve
 from modelzip_jax.coding.writer import encoded, file_sizes
 from modelzip_jax.smallest import recipes
@@ -28,31 +29,40 @@ _FEW = 32
 
 
 def calibration_sizes(record: Record) -> None:
-    """Drops at one number of bytes, that of ours calibrated at the middle goal, by how many inputs calibrate."""
-    case = record.case
-    goals = case.plan.goals[0]
-    found = met(
-        [p for _, p in curve(record.data, "calibrated", goals.measure)], goals.drops[1], goals.logarithmic
-    )
-    if found is None:
-        print("  left out: the calibrated curve does not reach the middle goal", flush=True)
-        return
-    held = record.data.setdefault("sizes", {"bytes": round(found.bytes), "rows": []})
-    asked = [(0, 0), *((n, seed) for n in case.plan.sizes for seed in range(_SEEDS if n <= _FEW else 1))]
-    for count, seed in asked:
-        if any(row["count"] == count and row["seed"] == seed for row in held["rows"]):
+    """Drops by how many inputs calibrate, at the bytes of ours calibrated at the middle goal.
+
+    And for few inputs at those of ours without data, where both still work.
+    """
+    goals = record.case.plan.goals[0]
+    for method, most in (("calibrated", math.inf), ("data_free", _FEW)):
+        points = [point for _, point in curve(record.data, method, goals.measure)]
+        found = met(points, goals.drops[1], goals.logarithmic)
+        if found is None:
+            print(f"  left out: the curve of {METHODS[method].title} does not reach the middle goal")
             continue
-        record.check_time()
-        batches = case.task.calibration(count, seed) if count else []
-        given: dict[str, Any] = {"calibrate": (case.task.apply, batches)} if count else {}
-        search = mz.smallest(bytes=held["bytes"], likelihood=case.task.likelihood)  # type: ignore[arg-type]
-        params = mz.unpack(mz.compress(case.task.params, search, **given))
-        drops = {part: case.drops(params, part) for part in case.task.parts}
-        held["rows"].append({"count": count, "seed": seed, "drops": drops})
-        print(
-            f"  {count} inputs, seed {seed}: drop {drops['test'][goals.measure][0]:.5f} of test", flush=True
+        held = record.data.setdefault("sizes", {}).setdefault(
+            method, {"bytes": round(found.bytes), "rows": []}
         )
-        record.save()
+        asked = [(n, seed) for n in record.case.plan.sizes for seed in range(_SEEDS if n <= _FEW else 1)]
+        for count, seed in ((0, 0), *((n, seed) for n, seed in asked if n <= most)):
+            _with_inputs(record, held, count, seed)
+
+
+def _with_inputs(record: Record, held: dict[str, Any], count: int, seed: int) -> None:
+    """A row, if it is missing."""
+    if any(row["count"] == count and row["seed"] == seed for row in held["rows"]):
+        return
+    record.check_time()
+    task = record.case.task
+    batches = task.calibration(count, seed) if count else []
+    given: dict[str, Any] = {"calibrate": (task.apply, batches)} if count else {}
+    search = mz.smallest(bytes=held["bytes"], likelihood=task.likelihood)  # type: ignore[arg-type]
+    params = mz.unpack(mz.compress(task.params, search, **given))
+    drops = {part: record.case.drops(params, part) for part in task.parts}
+    held["rows"].append({"count": count, "seed": seed, "drops": drops})
+    measure = task.measures[0].name
+    print(f"  {count} inputs, seed {seed}: drop {drops['test'][measure][0]} of test", flush=True)
+    record.save()
 
 
 def targets(record: Record) -> None:

@@ -101,28 +101,27 @@ def _of(entry: Entry, part: str, measure: str) -> float | None:
 
 
 def _sizes(report: harness.Report, data: dict[str, Any]) -> None:
-    held = data.get("sizes")
-    if not held or not held["rows"]:
-        return
     measure = data["goals"][0]["measure"]
     parts = [part for part in data["float"] if measure in data["float"][part]]
-    rows = []
-    for row in held["rows"]:
-        said = [_said(row["drops"][part][measure]) for part in parts]
-        rows.append([row["count"] or "none: data-free", row["seed"], *said])
-    title = f"Inputs that calibrate, at {held['bytes']:,} bytes: drop of {measure}"
-    report.table(title, ["inputs", "draw", *parts], rows)
-    by_count: dict[int, list[float]] = {}
-    for row in held["rows"]:
-        mean = row["drops"]["test"][measure][0]
-        by_count.setdefault(row["count"], []).append(math.inf if mean is None else mean)
-    least = min((count for count in by_count if count), default=0)
-    if 0 in by_count and least:
-        worst = max(by_count[least]) - by_count[0][0]
-        report.bar(
-            f"{least} inputs, worst draw: drop of {measure} beyond data-free",
-            0.0, worst, remark=f"test, at {held['bytes']:,} bytes",
-        )  # fmt: skip
+    for method, held in data.get("sizes", {}).items():
+        rows = [
+            [
+                row["count"] or "none: data-free",
+                row["seed"],
+                *(_said(row["drops"][p][measure]) for p in parts),
+            ]
+            for row in held["rows"]
+        ]
+        at = f"at {held['bytes']:,} bytes, those of {METHODS[method].title}"
+        report.table(f"Inputs that calibrate, {at}: drop of {measure}", ["inputs", "draw", *parts], rows)
+        by_count: dict[int, list[float]] = {}
+        for row in held["rows"]:
+            mean = row["drops"]["test"][measure][0]
+            by_count.setdefault(row["count"], []).append(math.inf if mean is None else mean)
+        least = min((count for count in by_count if count), default=0)
+        if 0 in by_count and least:
+            worst = max(by_count[least]) - by_count[0][0]
+            report.bar(f"{least} inputs, worst draw: drop beyond data-free", 0.0, worst, remark=f"test, {at}")
 
 
 def _said(drop: list[float | None]) -> str:
