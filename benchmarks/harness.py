@@ -175,13 +175,18 @@ class Bar:
 
 
 class Report:
-    """Collects the tables, bars and notes of one benchmark."""
+    """Collects the tables, bars and notes of one benchmark.
+
+    command: that made it. data: what else is to be recorded, for other scripts to read.
+    """
 
     def __init__(self, name: str, title: str, chosen: argparse.Namespace):
         self.name, self.title, self.chosen = name, title, chosen
         self.tables: list[dict[str, Any]] = []
         self.bars: list[Bar] = []
         self.notes: list[str] = []
+        self.command = " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+        self.data: Any = None
         self.load_before = os.getloadavg()
 
     def table(self, title: str, columns: list[str], rows: list[list[Any]]) -> None:
@@ -213,13 +218,15 @@ class Report:
         record = {
             "name": self.name,
             "title": self.title,
-            "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+            "command": self.command,
             "machine": _machine(self.load_before),
             "options": vars(self.chosen),
             "tables": self.tables,
             "bars": [{**dataclasses.asdict(bar), "hit": bool(bar.hit)} for bar in self.bars],
             "notes": self.notes,
         }
+        if self.data is not None:
+            record["data"] = self.data
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"{self.name}.json"
         path.write_text(json.dumps(record, indent=1) + "\n")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import RESULTS
+from benchmarks.rates import summary as rates
 
 TARGET = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 INTRODUCTION = """# Benchmarks
@@ -24,8 +25,10 @@ the rounds' ratios. A bar is what the project promised; a miss is marked as one.
 def main() -> None:
     """Writes the document."""
     records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    # What was stopped before it came to its tables goes on by the next run.
+    records = [record for record in records if "title" in record]
     TARGET.parent.mkdir(exist_ok=True)
-    TARGET.write_text("\n".join([INTRODUCTION, _summary(records), *map(_section, records)]))
+    TARGET.write_text("\n".join([INTRODUCTION, _summary(records), *_sections(records)]))
     print(f"wrote docs/{TARGET.name} from {len(records)} results")
 
 
@@ -38,6 +41,21 @@ def _summary(records: list[dict[str, Any]]) -> str:
         f"{len(bars) - len(missed)} of {len(bars)} bars are hit. Missed:" if missed else "All bars are hit."
     ]
     return "\n".join([*lines, "", *missed, ""])
+
+
+def _sections(records: list[dict[str, Any]]) -> list[str]:
+    """Those of rate and distortion, a network each, behind one that sums them up."""
+    single = [record for record in records if "goals" not in record.get("data", {})]
+    networks = [record for record in records if record not in single]
+    found = list(map(_section, single))
+    if networks:
+        parts = [f"## {rates.TITLE}\n", "![Bytes against the drop of quality](rate_distortion.svg)\n"]
+        parts += [
+            f"### {title}\n\n{_table(columns, rows)}"
+            for title, columns, rows in rates.tables([record["data"] for record in networks])
+        ]
+        found += ["\n".join(parts), *map(_section, networks)]
+    return found
 
 
 def _section(record: dict[str, Any]) -> str:
