@@ -19,14 +19,14 @@ from modelzip_jax.tree import PyTree
 
 __all__ = ["Information", "information"]
 
-_OUTPUTS = 4096
+_OUTPUTS = 2048
 """The most outputs of a layer of which the curvature, as large as their square, is gathered."""
 
 
 class Information(NamedTuple):
     """importance: the Fisher information of each weight, in units of the outputs' power where they are no classes.
 
-    curvature: `FisherInformation` of each leaf: of products with Kronecker factors, of tables with that of columns.
+    curvature: `FisherInformation` of each leaf: of products with the Kronecker factors of outputs, of tables with that of columns.
     products: names of leaves that error feedback can round. tables: names of tables.
     """
 
@@ -66,7 +66,7 @@ def information(
     both = [name for name in products if _can_have_factors(met[name], np.shape(sizes[name]))]
     if both:
         factors = fisher_information(
-            apply_fn, params, batches, kinds=("kronecker",), likelihood=likelihood, only=both
+            apply_fn, params, batches, kinds=("outputs",), likelihood=likelihood, only=both
         )
         fisher = jax.tree.map(
             lambda f, k: dataclasses.replace(f, factors=k.factors), fisher, factors, is_leaf=_is_information

@@ -65,7 +65,7 @@ def error_feedback(
     scan, experts and groups have an H each; tied weights one of all their inputs. Under a mask, errors end only in
     weights that are kept.
 
-    With `curvature=`, what `trace.fisher_information(..., kinds=("kronecker",))` gives, errors of one output make up
+    With `curvature=`, what `trace.fisher_information(..., kinds=("outputs",))` gives, errors of one output make up
     for those of others, too: the error of all is tr(G (W - Ŵ) H (W - Ŵ)ᵀ), G being what errors of the outputs cost,
     and each weight takes those of the rows and columns before it into account.
 

@@ -22,7 +22,7 @@ from modelzip_jax.tree import PyTree
 
 __all__ = ["FisherInformation", "fisher_information"]
 
-_KINDS = ("diagonal", "kronecker")
+_KINDS = ("diagonal", "kronecker", "outputs")
 
 
 @jax.tree_util.register_dataclass
@@ -49,7 +49,7 @@ def fisher_information(
     apply_fn: Callable[..., Any],
     params: PyTree,
     batches: Iterable[Any],
-    kinds: Sequence[Literal["diagonal", "kronecker"]] = ("diagonal",),
+    kinds: Sequence[Literal["diagonal", "kronecker", "outputs"]] = ("diagonal",),
     likelihood: Likelihood = "categorical",
     labels: Literal["sampled", "given"] = "sampled",
     key: jax.Array | None = None,
@@ -73,7 +73,7 @@ def fisher_information(
       apply_fn, params: as for `uses`.
       batches: each a tuple of what `apply_fn` takes after `params`, or that one array; where labels are
         given, a pair of that and the labels.
-      kinds: of "diagonal", "kronecker".
+      kinds: of "diagonal", "kronecker", and "outputs" for the factors G without A.
       likelihood: "categorical" (logits), "gaussian" (outputs that are no classes: a pseudo-loss of unit
         variance, see `likelihood.losses`) or a function from outputs and labels to losses `(batch,)`.
       labels: "sampled" or "given".
@@ -105,7 +105,7 @@ def fisher_information(
     """
     unknown = [k for k in kinds if k not in _KINDS]
     if unknown or isinstance(kinds, str):
-        raise TraceError(f"kinds must be a sequence of 'diagonal' and 'kronecker', not {kinds!r}")
+        raise TraceError(f"kinds must be a sequence of 'diagonal', 'kronecker' and 'outputs', not {kinds!r}")
     if callable(likelihood) and labels != "given":
         raise TraceError("a function as likelihood needs labels='given' and batches of (inputs, labels)")
     if gradients not in ("examples", "batches") or (gradients == "batches" and labels != "sampled"):
@@ -125,7 +125,8 @@ def fisher_information(
         for name, x in zip(chosen.names, chosen.leaves, strict=True)
     ]
     diagonal = _Mean() if "diagonal" in kinds else None
-    kronecker = KroneckerPass(apply_fn, params, loss, patterns) if "kronecker" in kinds else None
+    both = "kronecker" in kinds
+    kronecker = KroneckerPass(apply_fn, params, loss, patterns, both) if both or "outputs" in kinds else None
     by_example = gradients == "examples"
     squares = _diagonal_step(apply_fn, chosen, loss, examples_at_once) if by_example else None
     step = jax.jit(squares or _batch_step(apply_fn, chosen, loss, sides))

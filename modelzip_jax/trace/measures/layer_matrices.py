@@ -195,7 +195,7 @@ def _by_layer(name: str, factors: Any, layers: int, outputs: int) -> jax.Array:
     if groups * outputs != g.shape[-1] or math.prod(g.shape[:-2]) * groups != layers:
         raise LeafError(
             f"the Kronecker factors of leaf {name!r} are of {g.shape} outputs, its products of {layers} layers and "
-            f"{outputs} outputs: curvature= takes trace.fisher_information(..., kinds=('kronecker',)) of these params"
+            f"{outputs} outputs: curvature= takes trace.fisher_information(..., kinds=('outputs',)) of these params"
         )
     # The outputs of a grouped convolution run group by group.
     blocks = _forwards(factors.use, g).reshape(-1, groups, outputs, groups, outputs)
