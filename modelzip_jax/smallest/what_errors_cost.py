@@ -26,7 +26,7 @@ _OUTPUTS = 2048
 class Information(NamedTuple):
     """importance: the Fisher information of each weight, in units of the outputs' power where they are no classes.
 
-    curvature: `FisherInformation` of each leaf: of products with the factors of outputs, of tables with that of columns.
+    curvature: `FisherInformation` of each leaf: of products with factors of outputs, of tables with that of columns.
     products: names of leaves that error feedback can round. tables: names of tables.
     """
 
