@@ -77,7 +77,8 @@ def sweep(
         stride = 2 if _broken(point, goals) or point.drop > goals.drops[0] else 4  # type: ignore[union-attr]
         ask([min(known) - stride * (i + 1) for i in range(line.chunk)])
         finer = known[min(known)]
-        if point and finer and not _broken(point, goals) and finer.bytes < _MORE * point.bytes:
+        works = not all(_broken(other, goals) for other in known.values())
+        if works and point and finer and (_broken(finer, goals) or finer.bytes < _MORE * point.bytes):
             break  # Its codes have a largest one.
     for _ in range(_ROUNDS):
         ask(_between(known, goals, near))
