@@ -92,13 +92,10 @@ class Ours:
         self.decode_cold = _seconds(self.decode)
 
     def encode(self) -> None:
-        plans = [streams.plan(code) for code in self.codes]
+        plans = streams.plan_all([functools.partial(iter, (code,)) for code in self.codes])
         lanes, target = writer._layout(plans)
         segments = (
-            segment
-            for code, plan in zip(self.codes, plans, strict=True)
-            if plan.coding != streams.RAW
-            for segment in zip(plan.segments(code), plan.tables, strict=True)
+            segment for code, plan in zip(self.codes, plans, strict=True) for segment in plan.segments(code)
         )
         cut = writer._cut((n for plan in plans for n in plan.lengths), target)
         for _, data in writer._code(segments, cut, lanes):
@@ -321,6 +318,7 @@ def _coder_bars(report: harness.Report, found: dict[tuple[str, int], dict[str, A
         )  # fmt: skip
     speeds = [
         ("decode ÷ constriction", 4, lambda f: f["decode / constriction"]),
+        ("encode ÷ constriction", 1, lambda f: f["encode / constriction"]),
         ("decode ÷ NNCodec", 8, lambda f: (f["nncodec"] or {}).get("decode ratio")),
         ("encode ÷ NNCodec", 25, lambda f: (f["nncodec"] or {}).get("encode ratio")),
     ]

@@ -44,6 +44,7 @@ from modelzip_jax.quantization.entropy_constraint import entropy_constrained
 from modelzip_jax.quantization.factorization import low_rank
 from modelzip_jax.quantization.narrowing import narrow
 from modelzip_jax.quantization.quantizing import quantize
+from modelzip_jax.quantization.table_basis import karhunen_loeve
 from modelzip_jax.quantization.tanh_weights import dorefa
 from modelzip_jax.recipe import recordable
 from modelzip_jax.residual_sums import residual
@@ -98,6 +99,7 @@ __all__ = [
     "inspect",
     "int4_matrix",
     "is_packed",
+    "karhunen_loeve",
     "layered",
     "like_weights",
     "load",

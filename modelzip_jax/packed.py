@@ -37,6 +37,8 @@ Kind = TypeVar("Kind", bound=type)
 
 kinds: dict[str, type[PackedArray]] = {}
 
+_BLOCK = 1 << 14
+
 
 def static(**options: Any) -> Any:
     """A dataclass field that belongs to a packed array's structure, not to its arrays.
@@ -227,11 +229,22 @@ class Bits(PackedArray):
         return _unpack_planes(jnp.asarray(self.words), self.bits, self.count)
 
     def unpack_host(self) -> np.ndarray:
-        planes = np.ascontiguousarray(np.asarray(self.words)).view(np.uint8).reshape(self.bits, -1)
-        codes = np.zeros(self.count, np.uint8)
-        for b in range(self.bits):
-            codes |= np.unpackbits(planes[b], count=self.count, bitorder="little") << b
-        return codes
+        size = -(-self.count // 8)
+        planes = np.ascontiguousarray(np.asarray(self.words)).view(np.uint8).reshape(self.bits, -1)[:, :size]
+        # Eight bits of a plane become the same bit of eight codes at once; blocks stay in the cache.
+        codes = np.zeros(size, np.uint64)
+        for start in range(0, size, _BLOCK):
+            part = slice(start, start + _BLOCK)
+            for b, plane in enumerate(planes):
+                codes[part] |= _spread_bits()[b].take(plane[part])
+        return codes.view(np.uint8)[: self.count]
+
+
+@functools.cache
+def _spread_bits() -> np.ndarray:
+    """For each bit b of a code, the eight codes whose bits b a byte holds: uint64 `(8, 256)`."""
+    ones = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+    return np.stack([(ones << b).view(np.uint64)[:, 0] for b in range(8)])
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

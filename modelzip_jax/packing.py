@@ -119,8 +119,10 @@ def compress(
     (16384, 1280)
     """
     if isinstance(transform, Search):
+        held = [params]
+        del params
         return transform.compressed(
-            params, variables=variables, calibrate=calibrate, progress=progress, given=given
+            held.pop(), variables=variables, calibrate=calibrate, progress=progress, given=given
         )
     check_transform(transform, "compress()")
     trees.check_not_module(params)

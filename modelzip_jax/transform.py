@@ -78,7 +78,8 @@ class Context:
     step: int32 scalar: the number of this optimizer step, from 1; 0 at `init`.
     grads: gradients of the loss with respect to the decoded weights, dense: also where a mask hides a weight.
     stats: of `trace.statistics`: `Measured` in the place of each weight. importance: a weight of each squared
-      error, at least 0. scores: of `mz.scores.given`. support: booleans: which latents reach the weights.
+      error, at least 0. curvature: of `trace.fisher_information`: `FisherInformation` in the place of each weight.
+    scores: of `mz.scores.given`. support: booleans: which latents reach the weights.
     key: of random choices. frozen: how many parameters there are beside these weights.
     user: whatever else the caller passed, by name; handed on whole.
 
@@ -91,6 +92,7 @@ class Context:
     grads: PyTree = like_weights()
     stats: PyTree = like_weights()
     importance: PyTree = like_weights()
+    curvature: PyTree = like_weights()
     scores: PyTree = like_weights()
     support: PyTree = like_weights()
     key: jax.Array | None = None
@@ -296,7 +298,9 @@ class Reparametrization(Transform):
         if context.grads is not None:
             weights, pull = jax.vjp(lambda z: self.relaxed(encoded._replace(latents=z)), encoded.latents)
             grads = pull(jax.tree.map(lambda g, w: g.astype(w.dtype), context.grads, weights))[0]
-        return context.replace(grads=grads, stats=None, importance=None, scores=None, support=None)
+        return context.replace(
+            grads=grads, stats=None, importance=None, curvature=None, scores=None, support=None
+        )
 
     def rate(self, encoded: Encoded, inner: PyTree) -> PyTree:
         """The bits of a leaf's latents, spread evenly over its weights."""

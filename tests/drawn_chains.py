@@ -287,7 +287,9 @@ def _chain(r: random.Random, ends: list[Link] = ENDS) -> mz.Transform:
 
 def _later(r: random.Random, seed: int) -> mz.Transform:
     if seed >= LATEST:
-        return mz.chain(*(r.choice(LINKS)(r) for _ in range(r.choice([0, 0, 1]))), _entropy(r))
+        before = [r.choice(LINKS)(r) for _ in range(r.choice([0, 0, 1]))]
+        basis = [mz.karhunen_loeve(layers=_layers(r))] if seed % 4 == 3 else []
+        return mz.chain(*before, *basis, _entropy(r))
     if seed % 4 > 1:
         return _chain(r, LATER_ENDS)
     before = [r.choice(LINKS)(r) for _ in range(r.choice([0, 0, 1]))]
@@ -296,13 +298,14 @@ def _later(r: random.Random, seed: int) -> mz.Transform:
 
 
 CHAIN, RESIDUAL, LOW_RANK = type(mz.chain()), type(mz.residual(mz.identity())), type(mz.low_rank(1))
+BASIS = type(mz.karhunen_loeve())
 
 
 def _has_sums(transform: mz.Transform) -> bool:
     """Whether it decodes by sums of many, which programs round differently."""
     if isinstance(transform, CHAIN | RESIDUAL):
         return any(map(_has_sums, transform.parts))
-    return isinstance(transform, mz.Linear | LOW_RANK)
+    return isinstance(transform, mz.Linear | LOW_RANK | BASIS)
 
 
 HOW = ("alone", "only", "matrices", "partition")

@@ -63,6 +63,7 @@ TRANSFORMS = {
     "averaged": mz.quantize(4, discretization="dynamic", range=mz.ranges.moving_average(0.9)),
     "stepped": mz.entropy_constrained(0.1, rate_weight=1.0),
     "odd-stepped": mz.entropy_constrained(0.1, spread=mz.spreads.even(), rounding=mz.rounding.stochastic()),
+    "components": mz.chain(mz.karhunen_loeve(), mz.entropy_constrained(0.1)),
     "sum": mz.residual(mz.quantize(2), mz.quantize(4)),
     "dorefa": mz.dorefa(3),
     "rigl": mz.rigl(sparsity=0.8, every=1, end=3),

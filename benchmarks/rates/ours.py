@@ -31,7 +31,7 @@ def calibrated(case: Case, batches: Sequence[Batch]) -> Told:
     """As with `calibrate=(task.apply, batches)`: the Fisher information is gathered once for all steps."""
     search = mz.smallest(likelihood=case.task.likelihood)  # type: ignore[arg-type]
     # The search for a target would gather it anew for each target: these are its own two halves.
-    return search._calibrated(case.task.params, case.task.apply, list(batches))
+    return search._calibrated(case.task.params, case.task.apply, list(batches), ())
 
 
 def unit_step(case: Case) -> float:

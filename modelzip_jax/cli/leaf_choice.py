@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from modelzip_jax.tree import is_array, named_leaves, outlines
 
 __all__ = [
     "check_only_arrays",
-    "encoded_leaves",
+    "encoded_names",
     "nothing_encoded",
     "refuse_what_needs_data",
     "remarks",
@@ -38,13 +39,23 @@ def encoded_leaves(transform: Any, tree: Any) -> list[tuple[str, Any]]:
     return [named for named, chosen in zip(named_leaves(tree), keep, strict=True) if chosen]
 
 
-def nothing_encoded(transform: Any, tree: Any) -> list[str]:
-    """A warning if a transform leaves every tensor as it is, although the user asked for something."""
-    if encoded_leaves(transform, tree):
+def encoded_names(transform: Any, tree: Any) -> list[str]:
+    """The names of leaves that a transform changes, or might."""
+    return [name for name, _ in encoded_leaves(transform, tree)] if _changes(transform) else []
+
+
+def nothing_encoded(names: Collection[str], least: int | None) -> list[str]:
+    """A warning if no tensor is encoded, although the user asked for something.
+
+    least: axes that a tensor must have; None where also biases and scales may be encoded.
+    """
+    if names:
         return []
-    least = getattr(transform, "min_ndim", 0)
-    why = f"no tensor of floating-point numbers that was chosen has {least} axes or more (see --min-ndim)"
-    return [f"nothing is compressed but by the entropy coder: {why if least else 'no tensor was chosen'}"]
+    chosen = "no tensor of floating-point numbers that was chosen"
+    why = f"{chosen} has {least} axes or more (see --min-ndim)" if least else "no tensor was chosen"
+    if least is None:
+        why = f"{chosen} is a matrix, or larger, or may be rounded as a bias or scale (see --only and --min-ndim)"
+    return [f"nothing is compressed but by the entropy coder: {why}"]
 
 
 def refuse_what_needs_data(transform: Any, tree: Any) -> None:
@@ -86,16 +97,16 @@ def without_nonfinite(transform: Any, tree: Any) -> tuple[Any, list[str]]:
     return spared, [f"{_some(bad)} of NaN, infinite or largest values kept lossless"]
 
 
-def remarks(transform: Any, tree: Any) -> list[str]:
-    """What happens to 64-bit leaves, which JAX computes in 32 bits."""
-    wide = {name for name, leaf in named_leaves(tree) if getattr(leaf, "dtype", None) == np.float64}
+def remarks(encoded: Collection[str], tree: Any) -> list[str]:
+    """What happens to 64-bit leaves, which JAX computes in 32 bits. encoded: the names of leaves that are."""
+    wide = [name for name, leaf in named_leaves(tree) if getattr(leaf, "dtype", None) == np.float64]
     if not wide or jax.config.jax_enable_x64:
         return []
-    encoded = [name for name, _ in encoded_leaves(transform, tree) if name in wide and _changes(transform)]
+    changed = [name for name in wide if name in encoded]
     kept = [name for name in wide if name not in encoded]
     said = []
-    if encoded:
-        said.append(f"{_some(encoded)} of float64 computed in float32, which they come back as")
+    if changed:
+        said.append(f"{_some(changed)} of float64 computed in float32, which they come back as")
     if kept:
         said.append(f"{_some(sorted(kept))} of float64 stored as they are; JAX computes with them in float32")
     return said

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -17,17 +17,36 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-__all__ = ["err", "human_bytes", "out", "phase", "print_notes"]
+__all__ = ["Meter", "err", "human_bytes", "out", "phase", "print_notes"]
 
 # A table that is not read on a terminal need not fit one.
 out = Console(width=None if sys.stdout.isatty() else 160)
 err = Console(stderr=True)
 
-Tell = Callable[[str, int], None]
+
+class Meter:
+    """How far a phase is: called with the name and the bytes of each tensor that is done."""
+
+    def __init__(self, bar: Progress, text: str, total_bytes: int, tensors: int):
+        self._bar, self._text, self._total, self._tensors = bar, text, total_bytes, tensors
+        self._task = bar.add_task(text, total=total_bytes or None, seen="")
+        self._done, self._names = 0, set[str]()
+
+    def __call__(self, name: str, size: int) -> None:
+        self._done += size
+        self._names.add(name)
+        of = f" of {self._tensors:,}" if self._tensors else ""
+        sizes = f"{human_bytes(self._done)} of {human_bytes(max(self._total, self._done))}"
+        self._bar.update(self._task, completed=self._done, seen=f"{len(self._names):,}{of} tensors, {sizes}")
+
+    def restart(self, last: str) -> None:
+        """Begins from nothing, as all tensors are done once more. last: what came out of the last time."""
+        self._done, self._names = 0, set()
+        self._bar.update(self._task, completed=0, description=f"{self._text} ({last})")
 
 
 @contextmanager
-def phase(text: str, quiet: bool, total_bytes: int = 0, tensors: int = 0) -> Iterator[Tell]:
+def phase(text: str, quiet: bool, total_bytes: int = 0, tensors: int = 0) -> Iterator[Meter]:
     """Shows on a terminal that a long phase is under way: since when, and with a total how much and how long still.
 
     Args:
@@ -36,7 +55,7 @@ def phase(text: str, quiet: bool, total_bytes: int = 0, tensors: int = 0) -> Ite
       tensors: how many names will be told; 0 if nobody knows.
 
     Yields:
-      A function to tell of each tensor that is done: its name and its bytes.
+      What to tell of each tensor that is done: its name and its bytes.
     """
     known = (BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[seen]}"), TimeRemainingColumn())
     columns = (
@@ -47,18 +66,7 @@ def phase(text: str, quiet: bool, total_bytes: int = 0, tensors: int = 0) -> Ite
     )
     shown = err.is_terminal and not quiet
     with Progress(*columns, console=err, transient=True, disable=not shown) as bar:
-        task = bar.add_task(text, total=total_bytes or None, seen="")
-        done, names = 0, set()
-
-        def tell(name: str, size: int) -> None:
-            nonlocal done
-            done += size
-            names.add(name)
-            of = f" of {tensors:,}" if tensors else ""
-            seen = f"{len(names):,}{of} tensors, {human_bytes(done)} of {human_bytes(max(total_bytes, done))}"
-            bar.update(task, completed=done, seen=seen)
-
-        yield tell
+        yield Meter(bar, text, total_bytes, tensors)
 
 
 def print_notes(notes: Iterable[str]) -> None:

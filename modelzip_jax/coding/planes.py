@@ -13,10 +13,9 @@ from collections.abc import Sequence
 import ml_dtypes
 import numpy as np
 
-from modelzip_jax.coding import histograms
 from modelzip_jax.errors import FormatError, LeafError
 
-__all__ = ["check_dtype", "gains", "join_planes", "split_planes"]
+__all__ = ["check_dtype", "join_planes", "split_planes"]
 
 _BLOCK = 1 << 16
 
@@ -127,25 +126,3 @@ def join_planes(
             flat[part] = (block >> one) | (block << top)
     little = dtype.newbyteorder("<") if dtype.byteorder == ">" else dtype
     return flat.view(little).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
-
-
-def gains(plane_counts: np.ndarray, least: float = 1 / 64) -> bool:
-    """Whether coding a plane is worth it: it must save `least` of its bytes, table included.
-
-    Mantissa planes often save about a percent, a quarter of that in the file, and would take most
-    of the decoding time.
-
-    Args:
-        plane_counts: int[256], what `histograms.count` gives for the plane.
-        least: the fraction of the raw size that must be saved.
-
-    >>> gains(histograms.count(np.zeros(1000, np.uint8)))
-    True
-    >>> gains(histograms.count(np.arange(256, dtype=np.uint8)))
-    False
-    """
-    raw = int(np.sum(plane_counts))
-    if histograms.entropy(plane_counts) / 8 >= raw * (1 - least):
-        return False  # Without the search for a table.
-    table, code = histograms.fitted_bits(plane_counts)
-    return table // 8 + code / 8 < raw * (1 - least)

@@ -21,11 +21,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int64, UInt8, UInt16
 
 from modelzip_jax.coding import rans_kernels as kernels
+from modelzip_jax.coding.rans_rows import by_group, emitted_words, row_layout
 from modelzip_jax.coding.tables import BITS
 from modelzip_jax.errors import FormatError
 
@@ -118,26 +117,6 @@ def choose_lanes(coded_bytes: int, symbols: int = 0) -> int:
     return int(min(1 << power, MAX_LANES))
 
 
-def _layout(
-    lengths: Sequence[int], ids: np.ndarray, lanes: int, capacity: Capacity
-) -> tuple[np.ndarray, kernels.Rows]:
-    """First row of each segment, and the row descriptions padded to capacity."""
-    sizes = np.asarray(lengths, np.int64).reshape(-1)
-    heights = -(-sizes // lanes)
-    ends = np.cumsum(heights)
-    rows = int(ends[-1]) if sizes.size else 0
-    table = np.zeros(capacity.rows, np.int32)
-    table[:rows] = np.repeat(ids, heights)
-    active = np.zeros(capacity.rows, np.int32)
-    active[:rows] = lanes
-    filled = heights > 0
-    active[ends[filled] - 1] = (sizes - (heights - 1) * lanes)[filled]
-    # Rows before a segment's last one are full, so that only the last looks at `active`.
-    run = np.zeros(capacity.rows, np.int32)
-    run[:rows] = np.repeat(ends - 1, heights) - np.arange(rows)
-    return ends - heights, kernels.Rows(table, active, run)
-
-
 def _check(
     lengths: Sequence[int],
     table_ids: Sequence[int],
@@ -146,7 +125,7 @@ def _check(
     words: int,
     capacity: Capacity | None,
 ) -> tuple[np.ndarray, np.ndarray, Capacity]:
-    """Validates a chunk's sizes; keeps the tables in use, and renumbers. Raises ValueError."""
+    """Validates a chunk's sizes: the tables in use, and which of them each segment has. Raises ValueError."""
     if lanes < 1 or lanes > MAX_LANES or lanes & (lanes - 1):
         raise ValueError(f"lanes must be a power of two from 1 to {MAX_LANES}, got {lanes}")
     tables = np.asarray(tables)
@@ -158,19 +137,18 @@ def _check(
         if length < 0 or not 0 <= index < len(tables):
             raise ValueError(f"segment of length {length} with table {index} of {len(tables)}")
     used, ids = np.unique(np.asarray(table_ids, np.int64), return_inverse=True)
-    tables = tables[used].astype(np.int64)
-    if (tables < 0).any() or (tables.sum(axis=1) != 2**BITS).any():
+    if (tables[used] < 0).any() or (tables[used].sum(axis=1) != 2**BITS).any():
         raise ValueError(f"the frequencies of each table must be >= 0 and sum to {2**BITS}")
     if words > sum(int(length) for length in lengths):
         raise ValueError(f"{words} words, more than there are symbols")
     # Kernels cannot be compiled for empty arrays.
-    needed = (max(rows_needed(lengths, lanes), 1), max(words, 1), max(len(tables), 1))
+    needed = (max(rows_needed(lengths, lanes), 1), max(words, 1), max(used.size, 1))
     if needed[0] * lanes > MAX_CELLS:
         raise ValueError(f"a chunk of {needed[0]} rows of {lanes} lanes is too large")
     capacity = round_capacity(*needed) if capacity is None else capacity
     if any(need > have for need, have in zip(needed, capacity, strict=True)):
         raise ValueError(f"the chunk needs {Capacity(*needed)}, beyond its {capacity}")
-    return tables, ids, capacity
+    return used, ids, capacity
 
 
 def encode(
@@ -179,6 +157,7 @@ def encode(
     tables: np.ndarray,
     lanes: int,
     capacity: Capacity | None = None,
+    rare: Sequence[np.ndarray | None] | None = None,
 ) -> bytes:
     """Codes the segments of a chunk.
 
@@ -188,6 +167,8 @@ def encode(
         tables: int[K, 256], each row from `histograms.normalize_counts`.
         lanes: power of two from 1 to 4,096, see `choose_lanes`.
         capacity: static sizes; chosen for this chunk alone if absent.
+        rare: for each table the symbols, uint8[k], that are coded as the first of them, or None
+            (see `escapes`).
 
     Returns:
         The chunk: `4 * lanes` bytes of states, `4 * (lanes // 32 - 1)` of group lengths, words.
@@ -207,67 +188,31 @@ def encode(
         raise ValueError("segments must be one-dimensional uint8 arrays")
     lengths = [len(segment) for segment in segments]
     used, ids, capacity = _check(lengths, table_ids, tables, lanes, 0, capacity)
+    tables = np.asarray(tables, np.int64)[used]
     size, groups = kernels.grid(lanes)
     # Blocks of rows, the last one first: their words stay in the cache until they are picked out.
     height = max(min(capacity.rows, _BLOCK // lanes), 1)
     total = rows_needed(lengths, lanes)
     blocks = -(-total // height)
-    firsts, rows = _layout(lengths, ids, lanes, capacity._replace(rows=blocks * height))
-    entries = kernels.encode_entries(used, capacity.tables)
-    if blocks > 1:
-        entries = jnp.asarray(entries)
+    firsts, rows = row_layout(lengths, ids, lanes, blocks * height)
+    entries = kernels.encode_entries(tables, capacity.tables, rare and [rare[index] for index in used])
     state: np.ndarray | jax.Array = np.full((groups, size), kernels.START, np.uint32)
     found = []
     for first in range((blocks - 1) * height, -1, -height):
         part, count = slice(first, first + height), min(height, total - first)
-        symbols = _by_group(segments, firsts, lanes, part)
+        symbols = by_group(segments, firsts, lanes, part)
         state, words, flags = kernels.encode_rows(
             symbols, entries, rows.table[part], rows.active[part], np.int32(count), state
         )
         emitted = np.asarray(flags)[:count]
         if emitted.max() > 1:
             raise ValueError("a segment holds a symbol to which its table gives no frequency")
-        found.append(_emitted(np.asarray(words)[:count], emitted))
+        found.append(emitted_words(np.asarray(words)[:count], emitted))
     sizes = sum((np.diff(ends) for _, ends in found), np.zeros(groups, np.int64))
     head = np.asarray(state).T.reshape(-1).astype("<u4"), sizes[:-1].astype("<u4")
     cuts = [(stream.astype("<u2", copy=False), ends.tolist()) for stream, ends in reversed(found)]
     words_of = (stream[ends[g] : ends[g + 1]] for g in range(groups) for stream, ends in cuts)
     return b"".join([*(part.tobytes() for part in head), *words_of])
-
-
-def _by_group(
-    segments: Sequence[np.ndarray], firsts: np.ndarray, lanes: int, part: slice
-) -> UInt8[np.ndarray, "rows groups lanes"]:
-    """The symbols of some rows, those of a group side by side, as its words will be."""
-    size, groups = kernels.grid(lanes)
-    symbols = np.zeros((part.stop - part.start, groups, size), np.uint8)
-    at = max(int(np.searchsorted(firsts, part.start, side="right")) - 1, 0)
-    for segment, first in zip(segments[at:], firsts[at:].tolist(), strict=True):
-        if first >= part.stop:
-            break
-        # Rows of this segment that the block has, and where they are in it.
-        low, high = max(part.start - first, 0), part.stop - first
-        to, piece = max(first - part.start, 0), segment[low * lanes : high * lanes]
-        full, rest = divmod(len(piece), lanes)
-        symbols[to : to + full] = piece[: full * lanes].reshape(full, size, groups).transpose(0, 2, 1)
-        if rest:
-            last = np.zeros(lanes, np.uint8)
-            last[:rest] = piece[full * lanes :]
-            symbols[to + full] = last.reshape(size, groups).T
-    return symbols
-
-
-def _emitted(
-    words: UInt16[np.ndarray, "rows groups lanes"], flags: UInt8[np.ndarray, "rows groups lanes"]
-) -> tuple[UInt16[np.ndarray, " n"], Int64[np.ndarray, " groups + 1"]]:
-    """The words that each group emits, those of all groups in turn, and where each one's begin and end."""
-    rows, groups, size = words.shape
-    # A group's words of a row in one go: as many bytes as a cache line.
-    lines, marks = words.view(f"V{2 * size}")[..., 0], flags.view(f"V{size}")[..., 0]
-    flat = np.ascontiguousarray(lines.T).view(np.uint16).reshape(-1)
-    # Indices take a fifth of the time that indexing with flags does.
-    (at,) = np.nonzero(np.ascontiguousarray(marks.T).view(np.bool_).reshape(-1))
-    return flat.take(at), np.searchsorted(at, np.arange(groups + 1) * (rows * size))
 
 
 def decode(
@@ -302,7 +247,7 @@ def decode(
         size = len(data) - header
         if size < 0 or size % 2:
             raise ValueError(f"{len(data)} bytes cannot hold {header} bytes of header and words")
-        tables, ids, capacity = _check(lengths, table_ids, tables, lanes, size // 2, capacity)
+        used, ids, capacity = _check(lengths, table_ids, tables, lanes, size // 2, capacity)
     except ValueError as error:
         raise FormatError(f"coded chunk: {error}") from error
     groups = header // 4 - lanes + 1
@@ -313,12 +258,12 @@ def decode(
         raise FormatError(f"coded chunk: groups of {ends[-2]} words in data of {ends[-1]}")
     words = np.zeros(capacity.words, np.uint16)
     words[: size // 2] = np.frombuffer(data, "<u2", size // 2, header)
-    firsts, rows = _layout(lengths, ids, lanes, capacity)
+    firsts, rows = row_layout(lengths, ids, lanes, capacity.rows)
     states, stops, symbols = kernels.decode_rows(
         states,
         (ends - np.diff(ends, prepend=0)).astype(np.int32),
         words,
-        kernels.decode_entries(tables, capacity.tables),
+        kernels.decode_entries(np.asarray(tables, np.int64)[used], capacity.tables),
         rows,
         np.int32(rows_needed(lengths, lanes)),
     )

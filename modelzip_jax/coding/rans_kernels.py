@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -30,8 +31,8 @@ _MISSING = np.uint32(1 << 31)
 _IDLE = np.uint32(0xFFF)
 # What 2**23 is as a float.
 _TWO_TO_23 = np.uint32(0x4B000000)
-_UNROLL = 4
-"""Full rows that one turn of the decoder's loop has: fewer turns, but longer to compile."""
+_TURN = 4
+"""Full rows in a turn of the decoder's loop, twice as many short ones: fewer turns, but longer to compile."""
 _LONG = 1024
 """Rows from which on that is worth it."""
 _GATHER = lax.GatherDimensionNumbers(offset_dims=(), collapsed_slice_dims=(0,), start_index_map=(0,))
@@ -90,14 +91,17 @@ def encode_rows(
     uint32[groups, lanes of each] -> states, words uint16 and their flags uint8 of the shape of `symbols`.
     A flag is 1 where the word is emitted, and more where the symbol has no code.
     """
-    _, groups, size = symbols.shape
+    shape = symbols.shape
+    _, groups, size = shape
     lane = jnp.arange(groups, dtype=jnp.int32)[:, None] + groups * jnp.arange(size, dtype=jnp.int32)
+    # Lanes in one axis: XLA:CPU makes longer vectors of it, which takes a quarter less time.
+    lane, state, symbols = lane.reshape(-1), state.reshape(-1), symbols.reshape(len(symbols), -1)
 
     def step(k: jax.Array, carry: Encoding) -> Encoding:
         state, words, flags = carry
         r = (count - 1 - k).astype(jnp.uint32)
-        at = (r, jnp.uint32(0), jnp.uint32(0))
-        row = lax.dynamic_slice(symbols, at, (1, groups, size))[0]
+        at = (r, jnp.uint32(0))
+        row = lax.dynamic_slice(symbols, at, (1, state.size))[0]
         entries = lax.dynamic_slice(table, (ids[r] * 256,), (256,))
         entry = jnp.where(lane < active[r], _take(entries, row), _IDLE)
         frequency, start = (entry & 0xFFF) + 1, (entry >> 12) & 0xFFF
@@ -110,7 +114,8 @@ def encode_rows(
         return low + _quotient(low, frequency) * (2**BITS - frequency) + start, words, flags
 
     words, flags = jnp.zeros(symbols.shape, jnp.uint16), jnp.zeros(symbols.shape, jnp.uint8)
-    return lax.fori_loop(0, count, step, (state, words, flags))
+    state, words, flags = lax.fori_loop(0, count, step, (state, words, flags))
+    return state.reshape(groups, size), words.reshape(shape), flags.reshape(shape)
 
 
 @jax.jit
@@ -130,12 +135,13 @@ def decode_rows(
     lane = jnp.arange(lanes, dtype=jnp.int32).reshape(shape)
     bit = jnp.arange(size, dtype=jnp.uint32).reshape(size, *(1 for _ in shape[1:]))
     below = (jnp.uint32(1) << bit) - 1
-    unroll = _UNROLL if rows.table.size >= _LONG else 1
+    turn = (_TURN if groups > 8 else 2 * _TURN) if rows.table.size >= _LONG else 1
 
     def step(r: jax.Array, carry: Decoding, *, entries: jax.Array, active: jax.Array | None) -> Decoding:
+        """The states behind a row, where the words go on, and the row's symbols."""
         # Two states take turns. Writing one of them in place keeps XLA:CPU from splitting each
         # row's refill between threads, which on busy cores costs more than the row itself.
-        states, position, out = carry
+        states, position, _ = carry
         now, then = r & 1, (r + 1) & 1
         state = lax.dynamic_index_in_dim(states, now, keepdims=False)
         entry = _take(entries, (state & (2**BITS - 1)).astype(jnp.int32))
@@ -149,8 +155,7 @@ def decode_rows(
         state = jnp.where(flag, (state << 16) | word, state)
         states = lax.dynamic_update_index_in_dim(states, state, then, 0)
         position = position + lax.population_count(packed).astype(jnp.int32)
-        symbols = entry.astype(jnp.uint8).reshape(1, lanes)
-        return states, position, lax.dynamic_update_slice(out, symbols, (r, jnp.uint32(0)))
+        return states, position, entry.astype(jnp.uint8).reshape(1, lanes)
 
     def run(carry: tuple[jax.Array, Decoding]) -> tuple[jax.Array, Decoding]:
         # One table at a time: small enough for the innermost cache, and see above.
@@ -160,14 +165,18 @@ def decode_rows(
 
         def full(carry: tuple[jax.Array, Decoding]) -> tuple[jax.Array, Decoding]:
             r, inner = carry
-            for _ in range(unroll):
-                r, inner = r + 1, step(r, inner, entries=entries, active=None)
-            return r, inner
+            out, symbols = inner[2], []
+            for k in range(turn):
+                inner = step(r + k, inner, entries=entries, active=None)
+                symbols.append(inner[2])
+            out = lax.dynamic_update_slice(out, jnp.concatenate(symbols), (r, jnp.uint32(0)))
+            return r + turn, (*inner[:2], out)
 
         def any_row(r: jax.Array, inner: Decoding) -> Decoding:
-            return step(r, inner, entries=entries, active=rows.active[r])
+            states, position, symbols = step(r, inner, entries=entries, active=rows.active[r])
+            return states, position, lax.dynamic_update_slice(inner[2], symbols, (r, jnp.uint32(0)))
 
-        r, inner = lax.while_loop(lambda carry: carry[0] + unroll < stop, full, (r, inner))
+        r, inner = lax.while_loop(lambda carry: carry[0] + turn < stop, full, (r, inner))
         return stop, lax.fori_loop(r, stop, any_row, inner)
 
     out = jnp.zeros((rows.table.size, lanes), jnp.uint8)
@@ -184,22 +193,28 @@ def _starts(tables: np.ndarray) -> np.ndarray:
     return (np.cumsum(tables, axis=1) - tables).astype(np.uint32)
 
 
-def encode_entries(tables: np.ndarray, capacity: int) -> np.ndarray:
-    """uint32 entry a symbol: frequency - 1 (12 bits), start (12 bits), or `_MISSING`."""
+def encode_entries(
+    tables: np.ndarray, capacity: int, rare: Sequence[np.ndarray | None] | None = None
+) -> np.ndarray:
+    """uint32 entry a symbol: frequency - 1 (12 bits), start (12 bits), or `_MISSING`.
+
+    The rare symbols of a table have the entry of the first of them.
+    """
     entries = ((tables - 1).astype(np.uint32) & 0xFFF) | (_starts(tables) & 0xFFF) << 12
     packed = np.zeros((capacity, 256), np.uint32)
     packed[: len(tables)] = np.where(tables > 0, entries, _MISSING)
+    for row, symbols in zip(packed, rare or (), strict=False):
+        if symbols is not None:
+            row[symbols] = row[symbols[0]]
     return packed.reshape(-1)
 
 
 def decode_entries(tables: np.ndarray, capacity: int) -> np.ndarray:
     """uint32 entry a slot: symbol (8 bits), frequency - 1 (12), slot - start (12)."""
-    symbol = np.tile(np.arange(256, dtype=np.uint32), len(tables))
-    slot = np.tile(np.arange(2**BITS, dtype=np.uint32), len(tables))
-    frequency = tables.reshape(-1)
-    head = symbol | ((frequency - 1).astype(np.uint32) & 0xFFF) << 8
+    starts = _starts(tables)
+    head = np.arange(256, dtype=np.uint32) | ((tables - 1).astype(np.uint32) & 0xFFF) << 8
     # Modulo 2**32, which leaves slot - start in the upper bits.
-    base = head - (_starts(tables).reshape(-1) << 20)
-    packed = np.zeros((capacity << BITS), np.uint32)
-    packed[: slot.size] = np.repeat(base, frequency) + (slot << 20)
-    return packed
+    base = np.repeat((head - (starts << 20)).reshape(-1), tables.reshape(-1)).reshape(-1, 2**BITS)
+    packed = np.zeros((capacity, 2**BITS), np.uint32)
+    packed[: len(tables)] = base + (np.arange(2**BITS, dtype=np.uint32) << 20)
+    return packed.reshape(-1)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
+from jaxtyping import Int64
 
 from modelzip_jax.errors import FormatError
 
-__all__ = ["BITS", "decode_table", "encode_table", "table_sizes"]
+__all__ = ["BITS", "decode_table", "encode_table", "stored_bits"]
 
 BITS = 12
 """Frequencies of a table sum to `2**BITS`; the rANS kernels pack entries around this number."""
 
+# Largest change of a bit length.
+_MOST = BITS + 1
 # Longest table: 21 header bits, then at most 9 + 11 bits a symbol.
 _LONGEST = 672
 
@@ -43,42 +48,16 @@ def encode_table(frequencies: np.ndarray) -> bytes:
     if shift * (np.count_nonzero(used) - 1) <= 4:  # It would not earn the bits that state it.
         shift = 0
     out = [f"{first:08b}{size - 1:08b}", f"1{shift:04b}" if shift else "0"]
+    lower, changes = _written()
     previous = None
     for value in (used[:-1] >> shift).tolist():
         length = value.bit_length()
-        out.append(f"{length:04b}" if previous is None else _exp_golomb(length - previous))
-        out.append(f"{value:b}"[1:])
+        out.append(f"{length:04b}" if previous is None else changes[length - previous])
+        out.append(lower[value])
         previous = length
     bits = "".join(out)
     size_bytes = -(-len(bits) // 8)
     return int(bits.ljust(8 * size_bytes, "0"), 2).to_bytes(size_bytes, "big")
-
-
-def table_sizes(tables: np.ndarray) -> np.ndarray:
-    """The bytes that `encode_table` takes for each of several tables with the same symbols.
-
-    Args:
-        tables: int[k, 256], each summing to `2**BITS`, and 0 in the same places.
-
-    Returns:
-        int64[k].
-
-    >>> tables = np.array([[4000, 96] + [0] * 254, [2048, 2048] + [0] * 254])
-    >>> table_sizes(tables).tolist(), [len(encode_table(t)) for t in tables]
-    ([4, 4], [4, 4])
-    """
-    tables = np.asarray(tables, np.int64)
-    first, size = _cyclic_range(tables[0])
-    used = tables[:, (first + np.arange(size)) % 256]
-    divisor = np.bitwise_or.reduce(used, axis=1)
-    shift = np.frexp(divisor & -divisor)[1] - 1
-    shift[shift * (np.count_nonzero(tables[0]) - 1) <= 4] = 0
-    length = np.frexp(used[:, :-1] >> shift[:, None])[1].astype(np.int64)
-    change = np.diff(length, axis=1)
-    code = np.where(change >= 0, 2 * change, -2 * change - 1) + 1
-    bits = 16 + np.where(shift, 5, 1) + np.maximum(length - 1, 0).sum(1)
-    bits += 4 * (size > 1) + (2 * np.frexp(code)[1] - 1).sum(1)
-    return -(-bits // 8)
 
 
 def _cyclic_range(values: np.ndarray) -> tuple[int, int]:
@@ -90,9 +69,82 @@ def _cyclic_range(values: np.ndarray) -> tuple[int, int]:
     return first, 257 - int(gaps[widest])
 
 
+@functools.cache
+def _written() -> tuple[list[str], dict[int, str]]:
+    """The lower bits of each frequency, and each change of a bit length."""
+    lower = [f"{value:b}"[1:] for value in range(2**BITS + 1)]
+    return lower, {change: _exp_golomb(change) for change in range(-_MOST, _MOST + 1)}
+
+
 def _exp_golomb(change: int) -> str:
     code = f"{(2 * change if change >= 0 else -2 * change - 1) + 1:b}"
     return "0" * (len(code) - 1) + code
+
+
+@functools.cache
+def _lengths() -> tuple[np.ndarray, np.ndarray]:
+    """Bit lengths of all frequencies, and what a change of bit length by -13 .. 13 takes: int16."""
+    frequencies = np.array([n.bit_length() for n in range(2**BITS + 1)], np.int16)
+    changes = np.array([len(_exp_golomb(n)) for n in range(-_MOST, _MOST + 1)], np.int16)
+    return frequencies, changes
+
+
+def stored_bits(
+    units: Int64[np.ndarray, " symbols"],
+    gaps: Int64[np.ndarray, " symbols"],
+    first: Int64[np.ndarray, " tables"],
+    sizes: Int64[np.ndarray, " tables"],
+    shifts: Int64[np.ndarray, " tables"],
+) -> Int64[np.ndarray, " tables"]:
+    """Bits that `encode_table` needs for each of many tables, before it fills the last byte.
+
+    Args:
+        units: the frequencies that are not 0, divided by `2**shifts`: those of one table behind those of
+            another, in the cyclic order in which they are stored.
+        gaps: how far the next symbol is; what a table's last has is not read.
+        first: where the frequencies of each table begin.
+        sizes: how many they are.
+        shifts: a power of two that divides the frequencies.
+
+    >>> bits = stored_bits(*map(np.array, ([4000, 96], [2, 254], [0], [2], [0])))
+    >>> bits.tolist(), 8 * len(encode_table(np.array([4000, 0, 96] + [0] * 253)))
+    ([38], 40)
+    """
+    of_frequency, of_change = _lengths()
+    lengths = of_frequency.take(units)
+    divisors = np.bitwise_or.reduceat(units, first)
+    stated = shifts + np.bitwise_count((divisors & -divisors) - 1)
+    stated[stated * (sizes - 1) <= 4] = 0
+    # By how much the stored lengths differ from those of the units.
+    more = (shifts - stated).astype(np.int16)
+    last = first + sizes - 1
+    changes = np.zeros_like(lengths)
+    changes[:-1] = of_change.take(lengths[1:] - lengths[:-1] + _MOST)
+    # The last frequency is what is left.
+    changes[last] = 0
+    changes[last[sizes > 1] - 1] = 0
+    _fill_holes(changes, lengths, gaps, first, last, more)
+    spent = np.add.reduceat(lengths + changes, first, dtype=np.int16) - lengths[last]
+    return 17 + 4 * (stated > 0) + np.where(sizes > 1, 4 + spent + (sizes - 1) * (more - 1), 0)
+
+
+def _fill_holes(
+    changes: np.ndarray,
+    lengths: np.ndarray,
+    gaps: np.ndarray,
+    first: np.ndarray,
+    last: np.ndarray,
+    more: np.ndarray,
+) -> None:
+    """Where symbols between two do not occur, their bit lengths are 0, and both changes are stored."""
+    holes = np.flatnonzero(gaps > 1)
+    table = np.searchsorted(first, holes, side="right") - 1
+    inside = holes < last[table]
+    holes, table = holes[inside], table[inside]
+    of_change = _lengths()[1]
+    down = of_change[_MOST - lengths[holes] - more[table]]
+    up = np.where(holes + 1 < last[table], of_change[lengths[holes + 1] + more[table] + _MOST], 0)
+    changes[holes] = down + up + gaps[holes] - 2
 
 
 class _Bits:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -15,7 +16,7 @@ from modelzip_jax.coding import rans, sparse, symbols
 from modelzip_jax.coding.header import CHECKSUM, Header, checksum
 from modelzip_jax.coding.planes import check_dtype
 from modelzip_jax.coding.skeleton import outline, outline_names
-from modelzip_jax.coding.streams import RAW, Plan, plan_all
+from modelzip_jax.coding.streams import RAW, Plan, Segment, plan_all
 from modelzip_jax.errors import FormatError, LeafError, TransformError
 from modelzip_jax.leaf_checks import check_arrays
 from modelzip_jax.metadata import Metadata
@@ -164,7 +165,7 @@ class _File:
         halves = [_halves(leaf.nbytes) for leaf in leaves]
         tell = [_telling(progress, outline_names(structure), [half[i] for half in halves]) for i in (0, 1)]
         stored = [sparse.stored(leaf) for leaf in leaves]
-        plans = plan_all(_streams(stored, tell[0]))
+        plans = plan_all([functools.partial(symbols.streams, leaf) for leaf in stored], tell[0])
         lanes, target = _layout(plans)
         cut = _cut((n for p in plans for n in p.lengths), target)
         chunks = _code(_segments(stored, plans, tell[1]), cut, lanes)
@@ -213,22 +214,12 @@ def _telling(progress: Progress | None, paths: list[str], sizes: list[int]) -> C
     return lambda index: progress(paths[index], sizes[index]) if progress else None
 
 
-def _streams(stored: list[PackedArray], done: Callable[[int], None]) -> Iterator[np.ndarray]:
-    for index, leaf in enumerate(stored):
-        yield from symbols.streams(leaf)
-        done(index)
-
-
-def _segments(
-    stored: list[PackedArray], plans: list[Plan], done: Callable[[int], None]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """`(symbols, table)` of everything coded, in order."""
+def _segments(stored: list[PackedArray], plans: list[Plan], done: Callable[[int], None]) -> Iterator[Segment]:
+    """Everything coded, in order."""
     todo = iter(plans)
     for index, leaf in enumerate(stored):
         for stream in symbols.streams(leaf):
-            p = next(todo)
-            if p.coding != RAW:
-                yield from zip(p.segments(stream), p.tables, strict=True)
+            yield from next(todo).segments(stream)
         done(index)
 
 
@@ -265,41 +256,42 @@ def _cut(lengths: Iterable[int], target: int) -> list[list[int]]:
     return chunks
 
 
-def _code(
-    segments: Iterator[tuple[np.ndarray, np.ndarray]], chunks: list[list[int]], lanes: int
-) -> list[tuple[int, bytes]]:
+def _code(segments: Iterator[Segment], chunks: list[list[int]], lanes: int) -> list[tuple[int, bytes]]:
     """`(symbols, coded bytes)` of each chunk, all by one compiled kernel."""
     rows = max((rans.rows_needed(chunk, lanes) for chunk in chunks), default=1)
     capacity = rans.round_capacity(rows, 1, max(map(len, chunks), default=1))
     coded: list[tuple[int, bytes]] = []
-    stream, table = np.empty(0, np.uint8), np.empty(0)
+    rest = Segment(np.empty(0, np.uint8), np.empty(0))
     for chunk in chunks:
         pieces = []
         for length in chunk:
-            while stream.size == 0:
-                stream, table = next(segments)
-            pieces.append((stream[:length], table))
-            stream = stream[length:]
+            while rest.symbols.size == 0:
+                rest = next(segments)
+            pieces.append(rest._replace(symbols=rest.symbols[:length]))
+            rest = rest._replace(symbols=rest.symbols[length:])
         coded += _encode(pieces, lanes, capacity)
     for _ in segments:  # None has symbols; leaves at the end that are raw or empty are told of.
         pass
     return coded
 
 
-def _encode(
-    pieces: list[tuple[np.ndarray, np.ndarray]], lanes: int, capacity: rans.Capacity
-) -> list[tuple[int, bytes]]:
+def _encode(pieces: list[Segment], lanes: int, capacity: rans.Capacity) -> list[tuple[int, bytes]]:
     """One chunk, or several if it turns out larger than a chunk may be."""
-    tables = np.stack([table for _, table in pieces])
-    ids = list(range(len(pieces)))
-    data = rans.encode([piece for piece, _ in pieces], ids, tables, lanes, capacity)
-    count = sum(piece.size for piece, _ in pieces)
+    data = rans.encode(
+        [piece.symbols for piece in pieces],
+        range(len(pieces)),
+        np.stack([piece.table for piece in pieces]),
+        lanes,
+        capacity,
+        [piece.rare for piece in pieces],
+    )
+    count = sum(piece.symbols.size for piece in pieces)
     if len(data) <= MAX_CHUNK or count < 2:
         return [(count, data)]
     first, second, room = [], [], count // 2
-    for piece, table in pieces:
-        first.append((piece[:room], table))
-        second.append((piece[room:], table))
-        room = max(room - piece.size, 0)
-    halves = [[(p, t) for p, t in half if p.size] for half in (first, second)]
+    for piece in pieces:
+        first.append(piece._replace(symbols=piece.symbols[:room]))
+        second.append(piece._replace(symbols=piece.symbols[room:]))
+        room = max(room - piece.symbols.size, 0)
+    halves = [[piece for piece in half if piece.symbols.size] for half in (first, second)]
     return _encode(halves[0], lanes, capacity) + _encode(halves[1], lanes, capacity)

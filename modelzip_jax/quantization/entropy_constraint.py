@@ -82,8 +82,9 @@ class EntropyConstrained(Transform):
             leaf = dataclasses.replace(leaf, shift=self._shift(value / leaf.steps(value.shape)[0]))
         if self.rounding is not None:
             problem = Problem(
-                name, value, leaf, layers, context.stats, context.importance, context.support, context.key
-            )
+                name, value, leaf, layers, context.stats, context.importance, context.curvature,
+                context.support, context.key,
+            )  # fmt: skip
             value = self.rounding(problem).weights
         return value, ScaledState(leaf.rows, leaf.columns, leaf.shift, Static(str(jnp.result_type(w))))
 

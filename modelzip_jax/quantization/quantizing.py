@@ -117,7 +117,7 @@ class Quantize(Quantizer):
         found = rounding(
             Problem(
                 name, w, self.leaf_of(s, s.step, s.zero), layers, context.stats, context.importance,
-                context.support, context.key,
+                context.curvature, context.support, context.key,
             )
         )  # fmt: skip
         new = {"step": found.step, "zero": found.zero}

@@ -217,7 +217,9 @@ class Cluster(Transform):
     def follow(self, encoded: Encoded, context: Context) -> Context:
         if not self.fixed:
             return context
-        return context.replace(grads=None, stats=None, importance=None, scores=None, support=None)
+        return context.replace(
+            grads=None, stats=None, importance=None, curvature=None, scores=None, support=None
+        )
 
     def decode(self, encoded: Encoded) -> PyTree:
         decoded = self._decoded(encoded)

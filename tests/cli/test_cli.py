@@ -35,11 +35,57 @@ def test_compress_and_decompress_into_every_format(monkeypatch, capsys, tmp_path
     code, _, err = run(monkeypatch, capsys, "decompress", tmp_path / "m.mz", tmp_path / f"back{suffix}")
     assert code == 0, err
     back = checkpoints.read(tmp_path / f"back{suffix}")
-    expected = mz.decoded({"k": params["dense"]["kernel"]}, mz.quantize(6))["k"]
-    np.testing.assert_array_equal(back["dense"]["kernel"], expected)
+    expected = mz.unpack(mz.compress(params, mz.smallest()))
+    np.testing.assert_array_equal(back["dense"]["kernel"], expected["dense"]["kernel"])
     np.testing.assert_array_equal(back["dense"]["bias"], params["dense"]["bias"])
     assert back["steps"].dtype == np.int64
     np.testing.assert_array_equal(back["steps"], params["steps"])
+
+
+@pytest.mark.parametrize(
+    "ranged", [("--granularity", "tensor"), ("--axis", 0), ("--range", "mse"), ("--bits", 6)]
+)
+def test_what_speaks_of_ranges_rounds_within_them(monkeypatch, capsys, tmp_path, checkpoint, ranged):
+    source, _ = checkpoint
+    assert run(monkeypatch, capsys, "compress", source, tmp_path / "m.mz", *ranged)[0] == 0
+    (kernel,) = (t for t in mz.inspect(tmp_path / "m.mz").tensors if t.name == "dense/kernel")
+    assert "int6" in kernel.form
+    assert isinstance(mz.load(tmp_path / "m.mz").transform, type(mz.only("**", mz.identity())))
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_without_a_range_weights_are_pruned_and_chosen_all_the_same(
+    monkeypatch, capsys, tmp_path, allocation
+):
+    rng = np.random.default_rng(3)
+    params = {
+        name: rng.normal(size=(64, 64)).astype("f4") * s for name, s in (("a", 1.0), ("b", 0.1), ("c", 1.0))
+    }
+    params["embed"] = {"embedding": rng.normal(size=(64, 64)).astype("f4")}
+    params["bias"] = rng.normal(size=64).astype("f4")
+    checkpoints.write(tmp_path / "m.npz", params)
+    only = ("a", "b", "bias", "embed/*")
+    named = [word for name in only for word in ("--only", name)]
+    options = ("--sparsity", 0.6, "--allocation", allocation, *named)
+    assert run(monkeypatch, capsys, "compress", tmp_path / "m.npz", tmp_path / "m.mz", *options)[0] == 0
+    packed = mz.load(tmp_path / "m.mz")
+    found = mz.unpack(packed)
+    zeros = {name: np.mean(np.asarray(found[name]) == 0) for name in "abc"}
+    shares = [zeros["a"], zeros["b"], np.mean(np.asarray(found["embed"]["embedding"]) == 0)]
+    assert (
+        all(share >= 0.599 for share in shares)
+        if allocation == "uniform"
+        else shares[1] > 0.95 > 0.6 > shares[0]
+    )
+    np.testing.assert_array_equal(found["c"], params["c"])
+    assert 0 < np.abs(found["bias"] - params["bias"]).max() < 0.01
+    before = mz.prune(sparsity=0.6, allocation=allocation)
+    same = mz.compress(params, mz.smallest(only=only, before=before))
+    mz.save(tmp_path / "n.mz", same)
+    assert (tmp_path / "m.mz").read_bytes() == (tmp_path / "n.mz").read_bytes()
+    options = (*options, "--min-ndim", 2)
+    assert run(monkeypatch, capsys, "compress", tmp_path / "m.npz", tmp_path / "m.mz", "-f", *options)[0] == 0
+    np.testing.assert_array_equal(mz.unpack(mz.load(tmp_path / "m.mz"))["bias"], params["bias"])
 
 
 def test_json_reports_every_size(monkeypatch, capsys, tmp_path, checkpoint):
@@ -122,7 +168,7 @@ WRONG = {
     "sparsity below zero": ("compress", "{model}", "{folder}/x.mz", "--sparsity", "-0.1"),
     "sparsity of one": ("compress", "{model}", "{folder}/x.mz", "--sparsity", "1.0"),
     "pattern of nothing": ("compress", "{model}", "{folder}/x.mz", "--only", "**/weights"),
-    "integer leaf": ("compress", "{model}", "{folder}/x.mz", "--only", "steps"),
+    "integer leaf": ("compress", "{model}", "{folder}/x.mz", "--bits", "6", "--only", "steps"),
     "no such folder": ("compress", "{model}", "{folder}/no/x.mz"),
     "output exists": ("compress", "{model}", "{model}"),
     "unknown key": ("compress", "{model}", "{folder}/x.mz", "--key", "weights"),

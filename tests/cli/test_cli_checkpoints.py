@@ -57,6 +57,9 @@ def test_a_checkpoint_in_the_usual_order_gives_the_file_it_always_gave(monkeypat
     params = {"b": weights(8, 8), "a": np.ones(3, np.float16)}
     checkpoints.write(tmp_path / "a.safetensors", params)
     there_and_back(monkeypatch, capsys, tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    mz.save(tmp_path / "n.mz", mz.compress(params, mz.smallest()))
+    assert (tmp_path / "m.mz").read_bytes() == (tmp_path / "n.mz").read_bytes()
+    there_and_back(monkeypatch, capsys, tmp_path / "a.safetensors", tmp_path / "b.npz", "--bits", 6)
     assert (tmp_path / "m.mz").read_bytes()[8] == 1
     zipper = mz.only(("**",), mz.chain(mz.quantize(6)), min_ndim=2, floating=True)
     mz.save(tmp_path / "n.mz", mz.compress(params, zipper))
@@ -74,9 +77,9 @@ def test_metadata_that_somebody_else_wrote_are_passed_over(monkeypatch, capsys, 
         assert set(header(tmp_path / "b.safetensors")) == {"a", "b"}
 
 
-@pytest.mark.parametrize("bits", [0, 6])
+@pytest.mark.parametrize("options", [("--bits", 0), ("--bits", 6), ()])
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".msgpack", ""])
-def test_buffers_that_are_not_finite_are_kept(monkeypatch, capsys, tmp_path, bits, suffix):
+def test_buffers_that_are_not_finite_are_kept(monkeypatch, capsys, tmp_path, options, suffix):
     mask = np.triu(np.full((8, 8), -np.inf, np.float32), 1)
     lowest = np.tril(np.full((4, 4), np.finfo(np.float32).min, np.float32))
     params = {
@@ -86,9 +89,8 @@ def test_buffers_that_are_not_finite_are_kept(monkeypatch, capsys, tmp_path, bit
         "low": lowest,
     }
     checkpoints.write(tmp_path / f"a{suffix}", params)
-    report = there_and_back(
-        monkeypatch, capsys, tmp_path / f"a{suffix}", tmp_path / f"b{suffix}", "--bits", bits
-    )
+    bits = not options or options[1]
+    report = there_and_back(monkeypatch, capsys, tmp_path / f"a{suffix}", tmp_path / f"b{suffix}", *options)
     kept = ["3 tensors (low, mask, nan) of NaN, infinite or largest values kept lossless"]
     assert report["notes"] == (kept if bits else [])
     back = checkpoints.read(tmp_path / f"b{suffix}")
@@ -109,19 +111,19 @@ def test_what_the_user_names_must_be_finite(monkeypatch, capsys, tmp_path):
 
 
 def test_it_says_what_becomes_of_float64(monkeypatch, capsys, tmp_path):
-    params = {"w": RNG.normal(size=(8, 8)), "b": RNG.normal(size=8), "f": weights(4, 4)}
+    params = {"w": RNG.normal(size=(8, 8)), "steps": RNG.normal(size=8), "f": weights(4, 4)}
     np.savez(tmp_path / "a.npz", **params)
     report = there_and_back(monkeypatch, capsys, tmp_path / "a.npz", tmp_path / "b.npz")
     assert report["notes"] == [
         "1 tensor (w) of float64 computed in float32, which they come back as",
-        "1 tensor (b) of float64 stored as they are; JAX computes with them in float32",
+        "1 tensor (steps) of float64 stored as they are; JAX computes with them in float32",
     ]
     back = checkpoints.read(tmp_path / "b.npz")
     assert back["w"].dtype == np.float32
-    np.testing.assert_array_equal(back["b"], params["b"])
+    np.testing.assert_array_equal(back["steps"], params["steps"])
     report = there_and_back(monkeypatch, capsys, tmp_path / "a.npz", tmp_path / "c.npz", "--bits", 0)
     assert report["notes"] == [
-        "2 tensors (b, w) of float64 stored as they are; JAX computes with them in float32"
+        "2 tensors (steps, w) of float64 stored as they are; JAX computes with them in float32"
     ]
     np.testing.assert_array_equal(checkpoints.read(tmp_path / "c.npz")["w"], params["w"])
 

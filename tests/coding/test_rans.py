@@ -90,6 +90,41 @@ def test_size_is_the_code_length():
     assert len(data) * 8 <= 1.005 * bits
 
 
+def test_blocks_of_rows_give_the_same_bytes(monkeypatch):
+    parts = [
+        segment(0, 9000, "bell"),
+        segment(1, 0, "bell"),
+        segment(2, 6401, "binary"),
+        segment(3, 70, "uniform"),
+    ]
+    tables = tables_for(parts, [0, 1, 2, 3])
+    whole = rans.encode(parts, [0, 1, 2, 3], tables, 64, CAPACITY)
+    for rows in (1, 7, 64, 200):
+        monkeypatch.setattr(rans, "_BLOCK", 64 * rows)
+        assert rans.encode(parts, [0, 1, 2, 3], tables, 64, CAPACITY) == whole
+
+
+def test_rare_symbols_are_coded_as_the_first_of_them():
+    parts = [segment(0, 5000, "bell"), segment(1, 300, "uniform")]
+    rare = np.array([130, 120, 128, 3], np.uint8)
+    replaced = np.where(np.isin(parts[0], rare), rare[0], parts[0])
+    tables = tables_for([replaced, parts[1]], [2, 0])
+    data = rans.encode(parts, [2, 0], tables, 64, CAPACITY, [None, None, rare, None])
+    assert data == rans.encode([replaced, parts[1]], [2, 0], tables, 64, CAPACITY)
+    with pytest.raises(ValueError, match="no frequency"):
+        rans.encode(parts, [2, 0], tables, 64, CAPACITY)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.tuples(st.integers(1, 4096), st.integers(0, 2**32), st.integers(-1, 1)), min_size=1))
+def test_floats_divide_exactly(cases):
+    frequencies = np.array([frequency for frequency, _, _ in cases], np.uint32)
+    # Near multiples, where a quotient that is rounded would be wrong.
+    low = [min(max(n % (f << 20) // f * f + step, 0), (f << 20) - 1) for f, n, step in cases]
+    found = rans.kernels._quotient(np.array(low, np.uint32), frequencies)
+    np.testing.assert_array_equal(found, np.array(low, np.uint32) // frequencies)
+
+
 def test_a_single_symbol_costs_nothing():
     parts = [np.full(5000, 7, np.uint8)]
     tables = histograms.normalize_counts(histograms.count(parts[0]))[None]

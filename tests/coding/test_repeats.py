@@ -1,5 +1,6 @@
 """Tensors, and parts of them, that are alike are stored once."""
 
+import functools
 import struct
 
 import numpy as np
@@ -65,6 +66,26 @@ def test_no_stream_is_repeated_beyond_the_limit(tmp_path):
     mz.save(path, mz.compress(params, mz.identity()))
     loaded = mz.unpack(mz.load(path))
     assert all(np.array_equal(w, KERNEL[:1]) for w in loaded.values())
+
+
+def test_streams_of_one_histogram_are_repeated_only_if_they_are_the_same():
+    first = RNG.binomial(20, 0.5, 2000).astype(np.uint8)
+    other, last = first[::-1].copy(), np.array([3] * 2000, np.uint8)
+    empty = np.empty(0, np.uint8)
+    leaves = [[first, other], [empty, first.copy()], [last, last], [other, empty]]
+    asked = []
+
+    def streams_of(index):
+        asked.append(index)
+        return iter(leaves[index])
+
+    told = []
+    plans = streams.plan_all([functools.partial(streams_of, i) for i in range(4)], told.append)
+    assert [plan.back for plan in plans] == [0, 0, 0, 3, 0, 0, 5, 0]
+    # A table of three bytes and nothing under it is less than to tell of a repetition.
+    assert [plan.coding == streams.REPEATED for plan in plans] == [bool(plan.back) for plan in plans]
+    assert told == [0, 1, 2, 3]
+    assert asked == [0, 1, 2, 3, 0, 1, 3]
 
 
 @pytest.mark.parametrize("details", [[[3]], [[0]], [[]], [[1, 2]], []], ids=str)

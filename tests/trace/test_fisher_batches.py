@@ -24,6 +24,22 @@ def test_both_have_the_same_mean(likelihood):
     np.testing.assert_allclose(sums.mean(), examples.mean(), rtol=0.04)
 
 
+def test_factors_of_outputs_alone():
+    params, x = {"w": jnp.ones((3, 2)), "v": jnp.ones((2, 4))}, jax.random.normal(jax.random.key(0), (5, 3))
+
+    def model(p, x):
+        return jnp.tanh(x @ p["w"]) @ p["v"]
+
+    both, outputs = (
+        mz.trace.fisher_information(model, params, [x], kinds=(kind,)) for kind in ("kronecker", "outputs")
+    )
+    for name in params:
+        assert outputs[name].factors[0].inputs is None
+        np.testing.assert_array_equal(outputs[name].factors[0].outputs, both[name].factors[0].outputs)
+    with pytest.raises(mz.errors.LeafError, match="no Fisher information of its shape"):
+        mz.sensitivity.loss_increase(outputs).prepare(params)("w", np.ones((3, 2)), np.zeros((3, 2)))
+
+
 def test_of_given_labels_they_differ_and_are_refused():
     batch = (jnp.ones((2, 3)), jnp.zeros((2, 1)))
     for how in ({"gradients": "batches"}, {"gradients": "all"}):

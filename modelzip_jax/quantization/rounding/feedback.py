@@ -9,10 +9,10 @@ import jax.numpy as jnp
 
 from modelzip_jax.errors import NonFiniteError
 from modelzip_jax.given_values import as_flag, as_positive, as_whole
-from modelzip_jax.quantization.rounding.feedback_steps import fed_back
+from modelzip_jax.quantization.rounding.feedback_steps import Matrices, fed_back
 from modelzip_jax.quantization.rounding.strategy import Problem, Rounded, Rounding
 from modelzip_jax.recipe import recordable
-from modelzip_jax.trace.measures.layer_matrices import products
+from modelzip_jax.trace.measures.layer_matrices import output_curvature, products
 
 __all__ = ["ErrorFeedback", "error_feedback"]
 
@@ -25,6 +25,7 @@ class ErrorFeedback(Rounding):
     damping: float
     order: bool
     block: int
+    outputs_damping: float = 0.3
 
     needs = ("stats",)
 
@@ -33,10 +34,13 @@ class ErrorFeedback(Rounding):
         if w.size == 0:
             return Rounded(w)
         found = products(problem.name, w.shape, problem.measured, "error_feedback()")
-        damping = jnp.float32(self.damping)
-        new = fed_back(
-            problem.leaf, w, problem.support, found.gram, damping, found.layout, self.block, self.order
+        matrices = Matrices(
+            found.gram,
+            output_curvature(problem.name, found, problem.curvature),
+            jnp.float32(self.damping),
+            jnp.float32(self.outputs_damping),
         )
+        new = fed_back(problem.leaf, w, problem.support, matrices, found.layout, self.block, self.order)
         if not isinstance(new, jax.core.Tracer) and not bool(jnp.all(jnp.isfinite(new))):
             raise NonFiniteError(
                 f"error feedback of leaf {problem.name!r} is not finite: the Gram matrix is too near to singular for a "
@@ -45,7 +49,9 @@ class ErrorFeedback(Rounding):
         return Rounded(problem.kept(new))
 
 
-def error_feedback(damping: float = 0.01, order: bool = True, block: int = 128) -> ErrorFeedback:
+def error_feedback(
+    damping: float = 0.01, order: bool = True, block: int = 128, outputs_damping: float = 0.3
+) -> ErrorFeedback:
     """To the values that change a layer's outputs least, each error being made up for by what is still to be rounded.
 
     For each output the error is (w - ŵ)ᵀ H (w - ŵ), H = E[x xᵀ] + λI of the layer's inputs. Inputs are taken in turn;
@@ -59,16 +65,23 @@ def error_feedback(damping: float = 0.01, order: bool = True, block: int = 128) 
     scan, experts and groups have an H each; tied weights one of all their inputs. Under a mask, errors end only in
     weights that are kept.
 
+    With `curvature=`, what `trace.fisher_information(..., kinds=("outputs",))` gives, errors of one output make up
+    for those of others, too: the error of all is tr(G (W - Ŵ) H (W - Ŵ)ᵀ), G being what errors of the outputs cost,
+    and each weight takes those of the rows and columns before it into account.
+
     Args:
       damping: λ, as a share of the mean of H's diagonal; positive.
       order: inputs of the largest mean square first (GPTQ's `act_order`), or as they come.
       block: inputs whose errors are passed on to all later ones in one product; of no effect but on time and memory.
+      outputs_damping: of G, as a share of the mean of its diagonal; positive. G is known less well than H.
 
     Raises:
-      LeafError (at `init`): a leaf without a Gram matrix of its own, such as a bias or an embedding; or of zeros.
+      LeafError (at `init`): a leaf without a Gram matrix of its own, such as a bias or an embedding; or of zeros; or
+        curvature of another leaf.
       NonFiniteError (at `init`, not under `jit`): H is too near to singular, or has NaN or infinite values.
 
-    Frantar et al. 2022 (GPTQ), arXiv:2210.17323, algorithm 1; Frantar & Alistarh 2022 (OBQ), arXiv:2208.11580, eq. 7.
+    Frantar et al. 2022 (GPTQ), arXiv:2210.17323, algorithm 1; Frantar & Alistarh 2022 (OBQ), arXiv:2208.11580, eq. 7;
+    Tseng et al. 2025 (YAQA), arXiv:2505.22988, for both sides.
 
     >>> import modelzip_jax as mz
     >>> x = jnp.array([[1.0, 1.0, 0.0], [1.0, 0.9, 0.0], [0.0, 0.0, 1.0]])
@@ -80,4 +93,5 @@ def error_feedback(damping: float = 0.01, order: bool = True, block: int = 128) 
     """
     damping = as_positive(damping, "damping of error_feedback()")
     order = as_flag(order, "order of error_feedback()")
-    return ErrorFeedback(damping, order, as_whole(block, "block of error_feedback()", 1))
+    outputs_damping = as_positive(outputs_damping, "outputs_damping of error_feedback()")
+    return ErrorFeedback(damping, order, as_whole(block, "block of error_feedback()", 1), outputs_damping)

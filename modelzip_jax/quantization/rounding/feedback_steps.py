@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from modelzip_jax.factoring import damped, inverse_factor
 from modelzip_jax.quantization.fits import LevelLeaf, UniformLeaf
 from modelzip_jax.quantization.rounding.strategy import Problem
+from modelzip_jax.quantization.rounding.two_sided_steps import rounded_two_sided
 from modelzip_jax.quantization.scaled_leaf import ScaledLeaf
 from modelzip_jax.trace.measures.layer_matrices import Layout
 
-__all__ = ["fed_back"]
+__all__ = ["Matrices", "fed_back"]
 
 _TOGETHER = 1 << 22
 """Numbers in the Gram matrices of layers that are taken at once; of larger ones one factor is in memory at a time."""
@@ -29,30 +30,48 @@ class _Columns(NamedTuple):
     kept: jax.Array
 
 
+class Matrices(NamedTuple):
+    """What errors cost. gram: H, `(layers, inputs, inputs)`. outputs: G, `(layers, outputs, outputs)`, or None.
+
+    damping, outputs_damping: of each, as shares of the means of their diagonals.
+    """
+
+    gram: jax.Array
+    outputs: jax.Array | None
+    damping: jax.Array
+    outputs_damping: jax.Array
+
+
 @functools.partial(jax.jit, static_argnames=("layout", "block", "order"))
 def fed_back(
-    leaf: UniformLeaf | LevelLeaf | ScaledLeaf, w: jax.Array, support: jax.Array | None, gram: jax.Array,
-    damping: jax.Array, layout: Layout, block: int, order: bool,
+    leaf: UniformLeaf | LevelLeaf | ScaledLeaf, w: jax.Array, support: jax.Array | None, matrices: Matrices,
+    layout: Layout, block: int, order: bool,
 ) -> jax.Array:  # fmt: skip
     """The rounded weights of a leaf, in its shape; one program for all leaves of a shape, whatever their values.
 
     Args:
-      leaf, w, support: as of `Problem`. gram: `(layers, inputs, inputs)`. layout: of the leaf. Others as there.
+      leaf, w, support: as of `Problem`. layout: of the leaf. block, order: as of `error_feedback`.
     """
     step, zero = Problem("", w, leaf).steps()
     kept = jnp.ones(w.shape, bool) if support is None else support
     parts = (jnp.where(kept, w, 0.0), step, zero, kept)
     columns = _Columns(*(jnp.swapaxes(layout.stack(x), 1, 2) for x in parts))
-    gram = gram.astype(jnp.promote_types(w.dtype, jnp.float32))
+    dtype = jnp.promote_types(w.dtype, jnp.float32)
+    gram, outputs, damping, outputs_damping = jax.tree.map(lambda x: x.astype(dtype), matrices)
 
-    def one(layer: tuple[_Columns, jax.Array]) -> jax.Array:
-        return _rounded_matrix(leaf, *layer, damping.astype(gram.dtype), block, order)
+    def one(layer: tuple[_Columns, jax.Array, jax.Array | None]) -> jax.Array:
+        columns, gram, outputs = layer
+        if outputs is None or len(outputs) == 1:
+            return _rounded_matrix(leaf, columns, gram, damping, block, order)
+        entries = tuple(x.T for x in columns)
+        both = damped(outputs, outputs_damping), damped(gram, damping)
+        return rounded_two_sided(leaf, entries, *both, order).T
 
-    both = columns, gram
+    layers = columns, gram, outputs
     if len(gram) == 1:
-        new = one(jax.tree.map(lambda x: x[0], both))[None]
+        new = one(jax.tree.map(lambda x: x[0], layers))[None]
     else:
-        new = jax.vmap(lambda *x: one(x))(*both) if gram.size <= _TOGETHER else jax.lax.map(one, both)
+        new = jax.vmap(lambda *x: one(x))(*layers) if gram.size <= _TOGETHER else jax.lax.map(one, layers)
     return layout.leaf(jnp.swapaxes(new, 1, 2), w.shape).astype(w.dtype)
 
 

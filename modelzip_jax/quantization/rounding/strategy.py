@@ -32,6 +32,7 @@ class Problem:
 
     name: of the leaf. weights: its latents. leaf: its grid, steps and zero points. layers: axes that count layers.
     measured: the leaf's `trace.Measured`, if the context has statistics. importance: of each squared error, or None.
+    curvature: the leaf's `FisherInformation`, if the context has any.
     support: booleans: which weights count, others being hidden by a mask; None: all. key: of random choices, or None.
     """
 
@@ -41,6 +42,7 @@ class Problem:
     layers: tuple[int, ...] = ()
     measured: Any = None
     importance: jax.Array | None = None
+    curvature: Any = None
     support: jax.Array | None = None
     key: jax.Array | None = None
 

@@ -49,6 +49,7 @@ class LossSensitivity(Sensitivity):
         def measure(name: str, w: np.ndarray, changed: np.ndarray) -> float:
             information, change = found[name], _change(w, changed)
             diagonal, factors = (getattr(information, field, None) for field in ("diagonal", "factors"))
+            factors = [f for f in factors or () if f.inputs is not None]
             if factors and (diagonal is None or all(_fits(name, f, change) for f in factors)):
                 return sum(_kronecker(name, f, change) for f in factors)
             if diagonal is None or np.shape(diagonal) != change.shape:

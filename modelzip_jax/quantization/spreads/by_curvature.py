@@ -122,7 +122,7 @@ def _importance(name: str, context: Context) -> jax.Array:
     return jnp.asarray(importance)
 
 
-def by_importance(*, soften: float = 0.1) -> ByImportance:
+def by_importance(*, soften: float = 0.5) -> ByImportance:
     """Steps in inverse proportion to the root of the Fisher information: each costs the same where it rounds.
 
     A leaf of two axes and more has a factor for each index of its first and of its last axis, from the mean over the
@@ -143,7 +143,7 @@ def by_importance(*, soften: float = 0.1) -> ByImportance:
     return ByImportance(_as_share(soften))
 
 
-def water_filling(*, damping: float = 0.01, soften: float = 0.1) -> WaterFilling:
+def water_filling(*, damping: float = 0.01, soften: float = 0.5) -> WaterFilling:
     """A step for each output and each input of a layer, such that every rounding costs the same in the loss.
 
     With H = E[x xᵀ] + λI = LLᵀ of a layer's inputs, in the order in which `mz.rounding.error_feedback` takes them, an

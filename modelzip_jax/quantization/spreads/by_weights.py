@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +16,11 @@ from modelzip_jax.quantization.spreads.spread import RelativeSteps, Spread, over
 from modelzip_jax.recipe import recordable
 from modelzip_jax.transform import Context
 
-__all__ = ["Even", "RootDeviation", "even", "root_deviation"]
+__all__ = ["TABLES", "WORDS", "Even", "RootDeviation", "even", "root_deviation"]
 
-SELDOM = ("**/*embed*", "**/*embed*/**", "**/wte*", "**/wte*/**")
-_TABLE = 1024
+TABLES = ("**/*embed*", "**/*embed*/**", "**/wte*", "**/wte*/**")
+"""Names of tables of embeddings."""
+WORDS = 1024
 """Rows from which on a table of embeddings is one of words: of positions, which every text meets, there are fewer."""
 
 
@@ -50,6 +52,7 @@ class RootDeviation(Spread):
     axis: int | tuple[int, ...] | str
     seldom: tuple[str, ...]
     factor: float
+    size_power: float = 0.0
 
     def __call__(self, name: str, w: jax.Array, layers: tuple[int, ...], context: Context) -> RelativeSteps:
         axis = find_axis(name, w, self.axis, "channel", layers)
@@ -62,16 +65,18 @@ class RootDeviation(Spread):
         whole = jnp.mean(squares)
         # A channel of zeros, or nearly so, shares the step of the least that is taken for a channel.
         roots = jnp.sqrt(jnp.sqrt(jnp.maximum(squares, 1e-4 * whole)) * largest)
-        table = w.ndim - len(layers) == 2 and max(w.shape) >= _TABLE
+        table = w.ndim - len(layers) == 2 and max(w.shape) >= WORDS
         seldom = table and any(matches(pattern, name) for pattern in self.seldom)
-        return RelativeSteps(roots * (self.factor if seldom else 1.0))
+        count = w.size / math.prod(w.shape[axis] for axis in layers)
+        return RelativeSteps(roots * (count**self.size_power * (self.factor if seldom else 1.0)))
 
 
 def root_deviation(
     axis: int | tuple[int, ...] | str = "auto",
     *,
-    seldom: tuple[str, ...] = SELDOM,
+    seldom: tuple[str, ...] = TABLES,
     factor: float = 4.0,
+    size_power: float = 0.0,
 ) -> RootDeviation:
     """Steps by the root of each channel's standard deviation, coarser for tables of which an input reads few rows.
 
@@ -83,6 +88,10 @@ def root_deviation(
       seldom: path patterns of tables of embeddings; matrices of less than 1,024 rows and columns, such as those of
         positions, are none.
       factor: by how much their steps are larger.
+      size_power: steps are also in proportion to this power of how many weights a leaf has, or one layer of it. What
+        all errors of a leaf do to its outputs is worth as much as those of another, however many weights that is, so
+        that few of them should be finer: by the half power if errors in proportion to outputs are what counts, not at
+        all if weights matter alike.
 
     >>> import modelzip_jax as mz
     >>> w = {"w": jnp.array([[0.01, 1.0], [-0.01, -1.0]])}
@@ -92,4 +101,7 @@ def root_deviation(
     axis = check_axis(axis)
     if isinstance(seldom, str) or not all(isinstance(pattern, str) for pattern in seldom):
         raise TransformError(f"seldom= takes path patterns such as ('**/embedding',), not {seldom!r}")
-    return RootDeviation(axis, tuple(seldom), as_positive(factor, "factor"))
+    return RootDeviation(
+        axis, tuple(seldom), as_positive(factor, "factor"),
+        as_positive(size_power, "size_power", or_zero=True),
+    )  # fmt: skip

@@ -22,7 +22,7 @@ from modelzip_jax.tree import PyTree
 
 __all__ = ["FisherInformation", "fisher_information"]
 
-_KINDS = ("diagonal", "kronecker")
+_KINDS = ("diagonal", "kronecker", "outputs")
 
 
 @jax.tree_util.register_dataclass
@@ -32,6 +32,7 @@ class FisherInformation:
 
     diagonal: E[g²], float32, the leaf's shape; None if not asked for or the leaf is not floating-point.
     factors: one for each product that the leaf takes part in, in the order of its uses.
+    columns: E[Mᵀ M], float32 `(n, n)`, M being the gradient as a matrix of the leaf's last axis; None if not asked for.
 
     >>> batch = (jnp.array([[2.0]]), jnp.array([[3.0]]))  # an input and a target
     >>> w = jnp.ones((1, 1))
@@ -41,19 +42,21 @@ class FisherInformation:
 
     diagonal: Any
     factors: tuple[Factors, ...] = ()
+    columns: Any = None
 
 
 def fisher_information(
     apply_fn: Callable[..., Any],
     params: PyTree,
     batches: Iterable[Any],
-    kinds: Sequence[Literal["diagonal", "kronecker"]] = ("diagonal",),
+    kinds: Sequence[Literal["diagonal", "kronecker", "outputs"]] = ("diagonal",),
     likelihood: Likelihood = "categorical",
     labels: Literal["sampled", "given"] = "sampled",
     key: jax.Array | None = None,
     only: str | Sequence[str] = "**",
     examples_at_once: int = 1,
     gradients: Literal["examples", "batches"] = "examples",
+    columns: str | Sequence[str] = (),
 ) -> PyTree:
     """The Fisher information of the parameters, averaged over examples.
 
@@ -70,7 +73,7 @@ def fisher_information(
       apply_fn, params: as for `uses`.
       batches: each a tuple of what `apply_fn` takes after `params`, or that one array; where labels are
         given, a pair of that and the labels.
-      kinds: of "diagonal", "kronecker".
+      kinds: of "diagonal", "kronecker", and "outputs" for the factors G without A.
       likelihood: "categorical" (logits), "gaussian" (outputs that are no classes: a pseudo-loss of unit
         variance, see `likelihood.losses`) or a function from outputs and labels to losses `(batch,)`.
       labels: "sampled" or "given".
@@ -82,6 +85,8 @@ def fisher_information(
         divides by its examples, for the diagonal: one gradient a batch. Where labels are sampled, gradients of
         different examples are independent and zero on average, so that both have the same mean; this one has more
         noise, which sums over rows and columns take away.
+      columns: path patterns of leaves of two axes and more of which `FisherInformation.columns` is wanted, too; with
+        `gradients="batches"`.
 
     Returns:
       The structure of `params` with a `FisherInformation` for each leaf.
@@ -100,23 +105,31 @@ def fisher_information(
     """
     unknown = [k for k in kinds if k not in _KINDS]
     if unknown or isinstance(kinds, str):
-        raise TraceError(f"kinds must be a sequence of 'diagonal' and 'kronecker', not {kinds!r}")
+        raise TraceError(f"kinds must be a sequence of 'diagonal', 'kronecker' and 'outputs', not {kinds!r}")
     if callable(likelihood) and labels != "given":
         raise TraceError("a function as likelihood needs labels='given' and batches of (inputs, labels)")
     if gradients not in ("examples", "batches") or (gradients == "batches" and labels != "sampled"):
         raise TraceError(f"gradients={gradients!r}: of 'examples', or of 'batches' where labels are sampled")
+    wide = (columns,) if isinstance(columns, str) else tuple(columns)
+    if wide and (gradients != "batches" or "diagonal" not in kinds):
+        raise TraceError("columns= are gathered beside the diagonal, with gradients='batches'")
     check_float_params(params, "fisher_information()")
     check_arrays(params)
     loss, key = losses(likelihood), jax.random.key(0) if key is None else key
     names = [name for name, _ in trees.named_leaves(params)]
     patterns = [only] if isinstance(only, str) else list(only)
-    require_matches(patterns, names)
+    require_matches([*patterns, *wide], names)
     chosen = _Chosen.of(params, patterns)
+    sides = [
+        jnp.ndim(x) > 1 and any(matches(p, name) for p in wide)
+        for name, x in zip(chosen.names, chosen.leaves, strict=True)
+    ]
     diagonal = _Mean() if "diagonal" in kinds else None
-    kronecker = KroneckerPass(apply_fn, params, loss, patterns) if "kronecker" in kinds else None
+    both = "kronecker" in kinds
+    kronecker = KroneckerPass(apply_fn, params, loss, patterns, both) if both or "outputs" in kinds else None
     by_example = gradients == "examples"
     squares = _diagonal_step(apply_fn, chosen, loss, examples_at_once) if by_example else None
-    step = jax.jit(squares or _batch_step(apply_fn, chosen, loss))
+    step = jax.jit(squares or _batch_step(apply_fn, chosen, loss, sides))
     count = 0
     for number, batch in enumerate(iterated(batches)):
         if labels == "given" and not (isinstance(batch, tuple | list) and len(batch) == 2):
@@ -135,10 +148,15 @@ def fisher_information(
                 kronecker.add(inputs, given, own, _examples(inputs), f"batch {number}")
     if not count:
         raise TraceError("Fisher information needs at least one batch: the iterable of batches was empty")
-    found = dict(zip(chosen.names, diagonal.value, strict=True)) if diagonal else {}
+    values = list(diagonal.value) if diagonal else []
+    found = dict(zip(chosen.names, values[: len(chosen.names)], strict=True)) if diagonal else {}
+    asked = [name for name, side in zip(chosen.names, sides, strict=True) if side]
+    across = dict(zip(asked, values[len(chosen.names) :], strict=True))
     factors = kronecker.factors() if kronecker else collections.defaultdict(tuple)
     structure = jax.tree.structure(trees.plain(params))
-    return structure.unflatten([FisherInformation(found.get(name), factors.get(name, ())) for name in names])
+    return structure.unflatten(
+        [FisherInformation(found.get(name), factors.get(name, ()), across.get(name)) for name in names]
+    )
 
 
 def _examples(inputs: tuple[Any, ...]) -> int:
@@ -196,13 +214,18 @@ class _Chosen:
         return jax.tree.unflatten(self.structure, every)
 
 
-def _batch_step(apply_fn: Callable[..., Any], chosen: _Chosen, loss: Loss) -> Callable[..., list[jax.Array]]:
-    """From leaves, inputs, no labels and key to (Σ g)² over the number of examples."""
+def _batch_step(
+    apply_fn: Callable[..., Any], chosen: _Chosen, loss: Loss, sides: Sequence[bool]
+) -> Callable[..., list[jax.Array]]:
+    """From leaves, inputs, no labels and key to (Σ g)² over the number of examples; then MᵀM of leaves of `sides`."""
 
     def step(leaves: list[Any], inputs: Any, labels: None, key: jax.Array) -> list[jax.Array]:
         examples = jax.tree.leaves(inputs)[0].shape[0]
         summed = jax.grad(lambda leaves: jnp.sum(loss(apply_fn(chosen.params(leaves), *inputs), key, labels)))
-        return [jnp.square(g.astype(jnp.float32)) / examples for g in summed(leaves)]
+        found = [g.astype(jnp.float32) for g in summed(leaves)]
+        rows = [g.reshape(-1, g.shape[-1]) for g, side in zip(found, sides, strict=True) if side]
+        products = [jnp.matmul(m.T, m, precision=jax.lax.Precision.HIGHEST) for m in rows]
+        return [*(jnp.square(g) / examples for g in found), *(m / examples for m in products)]
 
     return step
 

@@ -32,8 +32,8 @@ __all__ = ["Factors", "KroneckerPass"]
 class Factors:
     """The two factors of a weight matrix's block of the Fisher information, float32.
 
-    use: the product. inputs: A = E[a aᵀ], `(..., n, n)`, n in C order of the contracted axes. outputs:
-    G = E[Σ g gᵀ], `(..., m, m)`, m in C order of the output axes. In front stand an axis for each scan over
+    use: the product. inputs: A = E[a aᵀ], `(..., n, n)`, n in C order of the contracted axes; None if not asked for.
+    outputs: G = E[Σ g gᵀ], `(..., m, m)`, m in C order of the output axes. In front stand an axis for each scan over
     layers and one for each batched axis (experts, groups of a convolution's inputs).
 
     >>> from modelzip_jax import trace
@@ -65,9 +65,11 @@ class KroneckerPass:
     """Gathers the factors of all uses over batches."""
 
     def __init__(
-        self, apply_fn: Callable[..., Any], params: PyTree, loss: Loss, patterns: Sequence[str]
+        self, apply_fn: Callable[..., Any], params: PyTree, loss: Loss, patterns: Sequence[str], inputs: bool
     ) -> None:
+        """inputs: whether their factors are gathered, or those of outputs alone."""
         self.apply_fn, self.params, self.loss, self.patterns = apply_fn, params, loss, patterns
+        self.of_inputs = inputs
         self.steps: dict[str, tuple[list[_Site], Any]] = {}
         self.sites: list[_Site] = []
         self.inputs: list[Channels] = []
@@ -80,11 +82,11 @@ class KroneckerPass:
         if shapes not in self.steps:
             traced = program(self.apply_fn, self.params, *inputs, called=called)
             sites = _sites(traced, self.patterns)
-            self.steps[shapes] = sites, jax.jit(_step(traced, sites, self.loss, examples))
+            self.steps[shapes] = sites, jax.jit(_step(traced, sites, self.loss, examples, self.of_inputs))
         self.sites, step = self.steps[shapes]
         moments, gradients = step(jax.tree.leaves((self.params, inputs)), labels, key)
         self.count += examples
-        if self.inputs:
+        if self.outputs:
             moments = [pooled(a, b) for a, b in zip(self.inputs, moments, strict=True)]
             share = examples / self.count
             gradients = [a + (b - a) * share for a, b in zip(self.outputs, gradients, strict=True)]
@@ -93,8 +95,9 @@ class KroneckerPass:
     def factors(self) -> dict[str, tuple[Factors, ...]]:
         """The factors of each leaf."""
         found: dict[str, tuple[Factors, ...]] = collections.defaultdict(tuple)
-        for site, a, g in zip(self.sites, self.inputs, self.outputs, strict=True):
-            found[site.use.leaf] += (Factors(site.use, a.gram, g),)
+        grams = [a.gram for a in self.inputs] if self.of_inputs else [None] * len(self.sites)
+        for site, a, g in zip(self.sites, grams, self.outputs, strict=True):
+            found[site.use.leaf] += (Factors(site.use, a, g),)
         return found
 
 
@@ -116,13 +119,15 @@ def _sites(traced: Program, patterns: Sequence[str]) -> list[_Site]:
     ]
 
 
-def _step(traced: Program, sites: list[_Site], loss: Loss, examples: int) -> Callable[..., Any]:
+def _step(
+    traced: Program, sites: list[_Site], loss: Loss, examples: int, of_inputs: bool
+) -> Callable[..., Any]:
     """From arguments, labels and key to the moments of inputs and Σ g gᵀ of output gradients of a batch."""
     at: dict[str, list[int]] = collections.defaultdict(list)
     for i, site in enumerate(sites):
         at[site.use.path].append(i)
     silence = {path: _zeros(traced, path, [sites[i].outputs for i in own]) for path, own in at.items()}
-    visitors = {path: _visitor([sites[i] for i in own]) for path, own in at.items()}
+    visitors = {path: _visitor([sites[i] for i in own], of_inputs) for path, own in at.items()}
     structure = jax.tree.structure(traced.outputs)
 
     def total(
@@ -138,7 +143,8 @@ def _step(traced: Program, sites: list[_Site], loss: Loss, examples: int) -> Cal
         for i, site in enumerate(sites):
             path, layers = site.use.path, site.use.view.layers
             place = at[path].index(i)
-            moments.append(by_layer(collected[path][place], path, layers))
+            if of_inputs:
+                moments.append(by_layer(collected[path][place], path, layers))
             # As `Channels` of one value each, so that iterations that share the weight are averaged.
             square = squares[path][place] / examples
             ahead = square.shape[: len(scans_around(path))]
@@ -160,14 +166,14 @@ def _zeros(traced: Program, path: str, taps: list[Tap]) -> list[jax.Array]:
     return [jnp.zeros((*ahead, *t.kept_shape, *(math.prod(t.channel_shape),) * 2)) for t in taps]
 
 
-def _visitor(sites: list[_Site]) -> Visitor:
+def _visitor(sites: list[_Site], of_inputs: bool) -> Visitor:
     def visit(equation: Equation, operands: list[Any], feeds: Any) -> tuple[list[Any], list[Channels]]:
         results = bind(equation.eqn, operands)
         y = results[0]
         for site, feed in zip(sites, feeds, strict=True):
             y = _listen(site.outputs, y, feed)
         found = []
-        for site in sites:
+        for site in sites if of_inputs else []:
             x = lax.stop_gradient(operands[site.inputs.operand])
             rows = site.inputs.rows(x, equation)
             found.append(measure(site.inputs.arrange(x), site.inputs.ndim, frozenset(), rows, 0))

@@ -15,7 +15,7 @@ from modelzip_jax.errors import LeafError, NonFiniteError, SilentLayerError
 from modelzip_jax.trace.usage.use import Use
 from modelzip_jax.trace.usage.views import along
 
-__all__ = ["Layout", "Products", "products"]
+__all__ = ["Layout", "Products", "output_curvature", "products"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +162,45 @@ def _product(name: str, shape: tuple[int, ...], use: Use, gram: jax.Array, asks:
     gram = _forwards(use, gram).reshape(layers, count, count)
     sizes = layers, math.prod(shape) // max(layers * count, 1), count
     return Products(Layout(split, order, sizes, shape[inputs[-1]]), gram, 1, bool(batch) or groups > 1)
+
+
+def output_curvature(name: str, found: Products, curvature: Any) -> jax.Array | None:
+    """G of a leaf's products, float32 `(layers, outputs, outputs)`: what errors of its outputs cost, up to a factor.
+
+    Args:
+      name: of the leaf. found: its products. curvature: its `FisherInformation`, or None.
+
+    Returns:
+      None where nothing is known: without Kronecker factors.
+
+    Raises:
+      LeafError: factors of other products than these. NonFiniteError: factors of NaN or infinite values.
+    """
+    factors = getattr(curvature, "factors", ())
+    if not factors:
+        return None
+    layers, outputs, _ = found.layout.sizes
+    total = sum(_by_layer(name, each, layers, outputs) for each in factors)
+    seen = host_view(total)
+    if seen is not None and not np.isfinite(seen).all():
+        raise NonFiniteError(f"the Kronecker factors of leaf {name!r} have NaN or infinite values")
+    return total  # type: ignore[return-value]
+
+
+def _by_layer(name: str, factors: Any, layers: int, outputs: int) -> jax.Array:
+    g = jnp.asarray(factors.outputs, jnp.float32)
+    if math.prod(g.shape[:-1]) == layers * outputs and g.shape[-1] == outputs:
+        return _forwards(factors.use, g).reshape(layers, outputs, outputs)
+    groups = g.shape[-1] // max(outputs, 1)
+    if groups * outputs != g.shape[-1] or math.prod(g.shape[:-2]) * groups != layers:
+        raise LeafError(
+            f"the Kronecker factors of leaf {name!r} are of {g.shape} outputs, its products of {layers} layers and "
+            f"{outputs} outputs: curvature= takes trace.fisher_information(..., kinds=('outputs',)) of these params"
+        )
+    # The outputs of a grouped convolution run group by group.
+    blocks = _forwards(factors.use, g).reshape(-1, groups, outputs, groups, outputs)
+    own = jnp.arange(groups)
+    return jnp.moveaxis(blocks[:, own, :, own], 0, 1).reshape(layers, outputs, outputs)
 
 
 def _scanned(use: Use) -> tuple[int, ...] | None:

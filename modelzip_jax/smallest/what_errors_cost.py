@@ -1,0 +1,108 @@
+"""What errors of weights cost in a model's outputs: what the calibrated recipe goes by."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from modelzip_jax import tree as trees
+from modelzip_jax.smallest.drops import output_power
+from modelzip_jax.smallest.recipes import table_names
+from modelzip_jax.trace.jaxpr.model_inputs import batch_inputs
+from modelzip_jax.trace.measures.curvature import FisherInformation, fisher_information
+from modelzip_jax.trace.usage.use import Use, uses
+from modelzip_jax.tree import PyTree
+
+__all__ = ["Information", "information"]
+
+_OUTPUTS = 2048
+"""The most outputs of a layer of which the curvature, as large as their square, is gathered."""
+
+
+class Information(NamedTuple):
+    """importance: the Fisher information of each weight, in units of the outputs' power where they are no classes.
+
+    curvature: `FisherInformation` of each leaf: of products with factors of outputs, of tables with that of columns.
+    products: names of leaves that error feedback can round. tables: names of tables.
+    """
+
+    importance: PyTree
+    curvature: PyTree
+    products: list[str]
+    tables: list[str]
+
+
+def information(
+    apply_fn: Callable[..., Any],
+    params: PyTree,
+    batches: list[Any],
+    likelihood: Literal["categorical", "gaussian"],
+    keep: Sequence[str],
+) -> Information:
+    """The model runs twice over all batches, forwards and backwards, for labels sampled from its own outputs.
+
+    >>> import jax.numpy as jnp
+    >>> found = information(lambda p, x: x @ p, jnp.ones((2, 3)), [jnp.eye(2)], "categorical", ())
+    >>> found.products, len(found.curvature.factors)
+    (['params'], 1)
+    """
+    plain = trees.plain(params)
+    met = _by_leaf(apply_fn, params, batches[0])
+    products = [name for name, found in met.items() if _is_kernel(found)]
+    tables = table_names(plain, products, keep)
+    fisher = fisher_information(
+        apply_fn, params, batches, likelihood=likelihood, gradients="batches", columns=tables
+    )
+    importance = _diagonals(fisher, plain)
+    if likelihood == "gaussian":
+        # Errors in the unit of the outputs themselves, so that steps mean the same for all networks.
+        power = output_power(apply_fn, params, batches)
+        importance = jax.tree.map(lambda x: x / power, importance)
+    sizes = dict(trees.named_leaves(plain))
+    both = [name for name in products if _can_have_factors(met[name], np.shape(sizes[name]))]
+    if both:
+        factors = fisher_information(
+            apply_fn, params, batches, kinds=("outputs",), likelihood=likelihood, only=both
+        )
+        fisher = jax.tree.map(
+            lambda f, k: dataclasses.replace(f, factors=k.factors), fisher, factors, is_leaf=_is_information
+        )
+    return Information(importance, fisher, products, tables)
+
+
+def _is_information(x: Any) -> bool:
+    return isinstance(x, FisherInformation)
+
+
+def _diagonals(fisher: PyTree, params: PyTree) -> PyTree:
+    """Each in its leaf's place; zero of leaves that are not floating-point."""
+
+    def diagonal(found: FisherInformation, leaf: Any) -> Any:
+        return np.zeros(np.shape(leaf), np.float32) if found.diagonal is None else found.diagonal
+
+    return jax.tree.map(diagonal, fisher, params, is_leaf=_is_information)
+
+
+def _by_leaf(apply_fn: Callable[..., Any], params: PyTree, batch: Any) -> dict[str, list[Use]]:
+    found: dict[str, list[Use]] = {}
+    for use in uses(apply_fn, params, *batch_inputs(batch, 0)):
+        found.setdefault(use.leaf, []).append(use)
+    return found
+
+
+def _is_kernel(found: Sequence[Use]) -> bool:
+    """Whether all of the leaf is in every product of it, summed over the same axes in all of them."""
+    plain = all(use.kind in ("dot", "conv") and not use.derived and use.view.complete for use in found)
+    return plain and len({(use.contracted, use.output, use.batch) for use in found}) == 1
+
+
+def _can_have_factors(found: Sequence[Use], shape: tuple[int, ...]) -> bool:
+    """Whether gradients of what its products give can be followed, and are not too many for a matrix of them."""
+    followed = not any(
+        step.startswith("custom_") or ":custom_" in step for u in found for step in u.path.split("/")
+    )
+    return followed and all(np.prod([shape[a] for a in use.output]) <= _OUTPUTS for use in found)
