@@ -1,6 +1,6 @@
 """Bytes at equal quality: ours without data and calibrated, beside peers, on the networks of `benchmarks.tasks`.
 
-    python -m benchmarks.rate_distortion [TASK ...] [--methods NAME ...] [--seconds S] [--quick]
+    python -m benchmarks.rate_distortion [TASK ...] [--methods NAME ...] [--seconds S] [--anew] [--quick]
 
 Every method gives a curve, from about eight bits a weight to where quality breaks, of files at many steps (see
 `benchmarks.rates`). What a curve comes to at a given drop of quality is read from its points on the validation part,
@@ -9,6 +9,7 @@ inputs; leaves that a peer says nothing of are coded alike for all of these, see
 
 --methods: some of the methods, or of the parts "sizes" (fewer and more inputs that calibrate), "targets" (numbers of
 bytes that are to be met) and "seconds". --seconds: to stop after so many; the next run goes on where this one stopped.
+--anew: what is recorded of these methods and parts is thrown away first, as it must be when they have changed.
 NNCodec needs an interpreter of its own, see `benchmarks/coding.py`.
 """
 
@@ -38,6 +39,7 @@ def main() -> None:
         "--methods", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names)
     )
     parser.add_argument("--seconds", type=float, default=math.inf, help="to stop after")
+    parser.add_argument("--anew", action="store_true", help="throw away what is recorded of these methods")
     parser.add_argument("--quick", action="store_true", help="fewer of everything, written to no file")
     chosen = parser.parse_args()
     for name in chosen.tasks or tasks.NAMES:
@@ -57,6 +59,9 @@ def _run(task: tasks.Task, chosen: argparse.Namespace) -> bool:
     load_before = os.getloadavg()
     case = Case(task, plan_of(task, chosen.quick))
     record = Record(case, None if chosen.quick else path_of(task.name), chosen.seconds)
+    if chosen.anew:
+        for name in chosen.methods:
+            (record.data["methods"] if name in METHODS else record.data).pop(name, None)
     done = True
     try:
         for method in chosen.methods:
