@@ -160,6 +160,7 @@ def test_every_task_has_a_plan():
 
 def test_layouts_go_back_and_forth():
     import jax
+    import jax.numpy as jnp
     from jax import lax
 
     case, task = module("case"), importlib.import_module("benchmarks.tasks.task")
@@ -167,6 +168,7 @@ def test_layouts_go_back_and_forth():
     params = {
         "conv": rng.normal(size=(3, 3, 2, 4)), "depthwise": rng.normal(size=(3, 3, 1, 4)),
         "dense": rng.normal(size=(4, 5)), "bias": rng.normal(size=5), "torch": rng.normal(size=(6, 5)),
+        "tied": rng.normal(size=(7, 6)),
     }  # fmt: skip
     params = {name: x.astype(np.float32) for name, x in params.items()}
 
@@ -175,7 +177,8 @@ def test_layouts_go_back_and_forth():
             x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
         )
         x = jax.nn.relu(convolve(convolve(x, p["conv"]), p["depthwise"], 4)).mean((1, 2))
-        return (x @ p["dense"] + p["bias"]) @ p["torch"].T
+        x = (x @ p["dense"] + p["bias"]) @ p["torch"].T
+        return (x + p["tied"][jnp.argmax(x, 1)]) @ p["tied"].T
 
     inputs = rng.normal(size=(8, 6, 6, 2)).astype(np.float32)
     a = case.Case(
@@ -188,11 +191,11 @@ def test_layouts_go_back_and_forth():
     )  # fmt: skip
     turned = a.outputs_first
     assert {n: x.shape for n, x in turned.items()} == {
-        "conv": (4, 2, 3, 3), "depthwise": (4, 1, 3, 3), "dense": (5, 4), "bias": (5,), "torch": (6, 5),
+        "conv": (4, 2, 3, 3), "depthwise": (4, 1, 3, 3), "dense": (5, 4), "bias": (5,), "torch": (6, 5), "tied": (7, 6),
     }  # fmt: skip
     np.testing.assert_array_equal(turned["conv"], params["conv"].transpose(3, 2, 0, 1))
     back = a.from_outputs_first(turned)
-    assert set(a.matrices) == {"conv", "dense", "torch"}, "depthwise kernels are no matrix"
+    assert set(a.matrices) == {"conv", "dense", "torch"}, "neither depthwise nor embeddings"
     assert a.matrices["conv"].shape == (4, 18)
     assert a.grams["conv"].shape == (18, 18)
     assert a.matrices["torch"].shape == (6, 5)

@@ -48,12 +48,15 @@ class Case:
 
     @functools.cached_property
     def _kernels(self) -> dict[str, Use]:
-        """Of each leaf that is the kernel of a product, the first one."""
-        found: dict[str, Use] = {}
+        """Of each leaf that is used in products alone, and not, as tied weights are, as an embedding, the first one."""
+        found: dict[str, list[Use]] = {}
         for use in trace.uses(self.task.apply, self.task.params, *batch_inputs(self.batches[0], 0)):
-            if use.kind in ("dot", "conv") and not use.derived and use.view.complete and use.output:
-                found.setdefault(use.leaf, use)
-        return found
+            found.setdefault(use.leaf, []).append(use)
+        return {
+            name: uses[0]
+            for name, uses in found.items()
+            if all(u.kind in ("dot", "conv") and not u.derived and u.view.complete for u in uses)
+        }
 
     def _inputs(self, name: str) -> int:
         return math.prod(self.leaves[name].shape[axis] for axis in self._kernels[name].contracted)
