@@ -24,6 +24,7 @@ import jax
 import numpy as np
 
 from modelzip_jax.coding import rans_kernels as kernels
+from modelzip_jax.coding.rans_kernels import Rows
 from modelzip_jax.coding.rans_rows import by_group, emitted_words, row_layout
 from modelzip_jax.coding.tables import BITS
 from modelzip_jax.errors import FormatError
@@ -199,20 +200,33 @@ def encode(
     state: np.ndarray | jax.Array = np.full((groups, size), kernels.START, np.uint32)
     found = []
     for first in range((blocks - 1) * height, -1, -height):
-        part, count = slice(first, first + height), min(height, total - first)
+        part = slice(first, first + height)
         symbols = by_group(segments, firsts, lanes, part)
-        state, words, flags = kernels.encode_rows(
-            symbols, entries, rows.table[part], rows.active[part], np.int32(count), state
-        )
-        emitted = np.asarray(flags)[:count]
-        if emitted.max() > 1:
-            raise ValueError("a segment holds a symbol to which its table gives no frequency")
-        found.append(emitted_words(np.asarray(words)[:count], emitted))
+        block = Rows(*(of[part] for of in rows))
+        state, *emitted = _encode_block(symbols, entries, block, min(height, total - first), state)
+        found.append(emitted)
     sizes = sum((np.diff(ends) for _, ends in found), np.zeros(groups, np.int64))
     head = np.asarray(state).T.reshape(-1).astype("<u4"), sizes[:-1].astype("<u4")
     cuts = [(stream.astype("<u2", copy=False), ends.tolist()) for stream, ends in reversed(found)]
     words_of = (stream[ends[g] : ends[g + 1]] for g in range(groups) for stream, ends in cuts)
     return b"".join([*(part.tobytes() for part in head), *words_of])
+
+
+def _encode_block(
+    symbols: np.ndarray, entries: np.ndarray | jax.Array, rows: Rows, count: int, state: np.ndarray | jax.Array
+) -> tuple[jax.Array, np.ndarray, np.ndarray]:
+    """The state before a block's first `count` rows, and their `emitted_words`.
+
+    A function of its own, so that the next block finds this one's memory free: to be given new pages by the system
+    would take a small chunk as long as the coding.
+    """
+    state, words, flags = kernels.encode_rows(
+        symbols, entries, rows.table, rows.active, np.int32(count), state
+    )
+    emitted = np.asarray(flags)[:count]
+    if emitted.max() > 1:
+        raise ValueError("a segment holds a symbol to which its table gives no frequency")
+    return state, *emitted_words(np.asarray(words)[:count], emitted)
 
 
 def decode(

@@ -52,7 +52,7 @@ def by_group(
     [[[4, 5, 0, 0]]]
     """
     size, groups = grid(lanes)
-    symbols = np.zeros((part.stop - part.start, groups, size), np.uint8)
+    symbols = np.empty((part.stop - part.start, groups, size), np.uint8)
     at = max(int(np.searchsorted(firsts, part.start, side="right")) - 1, 0)
     for segment, first in zip(segments[at:], firsts[at:].tolist(), strict=True):
         if first >= part.stop:
