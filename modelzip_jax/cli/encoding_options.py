@@ -12,7 +12,7 @@ from modelzip_jax.cli.named_objects import recipe_of, search_of
 from modelzip_jax.cli.terminal import Meter, human_bytes
 from modelzip_jax.errors import TransformError
 
-__all__ = ["Finder", "ChosenEncoding", "finder"]
+__all__ = ["ChosenEncoding", "Finder", "finder"]
 
 _RANGED = ("bits", "granularity", "group_size", "axis", "step_range")
 """What rounds within a range, by parameter of the command."""

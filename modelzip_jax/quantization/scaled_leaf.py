@@ -50,7 +50,7 @@ class ScaledLeaf:
             return np.asarray(codes).astype(np.int32).reshape(-1)
         weights, rows, shift, *columns = seen
         one = weights.dtype.type(1)
-        u = weights * (one / rows)
+        u = np.asarray(weights * (one / rows))
         if columns:
             u *= one / columns[0]
         if shift:

@@ -12,7 +12,7 @@ from modelzip_jax.errors import TransformError
 from modelzip_jax.patterns import matches, require_matches
 from modelzip_jax.tree import PyTree
 
-__all__ = ["path_patterns", "kept_names"]
+__all__ = ["kept_names", "path_patterns"]
 
 
 def path_patterns(given: str | Sequence[str], option: str) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from modelzip_jax.packing import Packed, compress, unpack
 from modelzip_jax.search import Search
 from modelzip_jax.smallest.drops import Measure, drop_of, output_power, output_scores, scores_by
 from modelzip_jax.smallest.held_out import calibration_parts
-from modelzip_jax.smallest.leaf_selection import path_patterns, kept_names
+from modelzip_jax.smallest.leaf_selection import kept_names, path_patterns
 from modelzip_jax.smallest.recipes import (
     QUALITY,
     Recipe,
