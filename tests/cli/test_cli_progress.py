@@ -77,7 +77,7 @@ def test_a_search_tells_of_its_tries(monkeypatch, capsys, model, screen):
         "import numpy as np\n"
         "def data():\n"
         "    x = np.random.default_rng(9).normal(size=(16, 64)).astype('f4')\n"
-        "    return (lambda p, x: x @ sum(p.values())), [x[:8], x[8:]]\n"
+        "    return (lambda p, x: x @ p['layer0']), [x[:8], x[8:]]\n"
     )
     monkeypatch.chdir(folder)
     command = (*command[:3], "-f", "--max-drop", 0.01, "--calibrate", "my_model:data")
