@@ -42,7 +42,7 @@ class Meter:
     def restart(self, last: str) -> None:
         """Begins from nothing, as all tensors are done once more. last: what came out of the last time."""
         self._done, self._names = 0, set()
-        self._bar.update(self._task, completed=0, description=f"{self._text} ({last})")
+        self._bar.update(self._task, completed=0, seen="", description=f"{self._text} ({last})")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
@@ -142,12 +143,18 @@ def _stored_steps(
     columns = None
     if found.columns is not None:
         columns = _short(jnp.clip(found.columns.astype(w.dtype), 1.0 / _COLUMNS, _COLUMNS))
-    size = jnp.abs(w) if columns is None else jnp.abs(w) / columns
     rows = jnp.clip(_short(found.rows.astype(jnp.float32)) * jnp.float32(step), 1.0 / _ROWS, _ROWS)
     summed = tuple(a for a, n in enumerate(rows.shape) if n == 1)
     # Codes that are too large for exact products get a coarser step.
-    reach = jnp.max(size, axis=summed, keepdims=True, initial=0.0) * (2.0 / LARGEST)
+    reach = _reach(w, columns, summed) * (2.0 / LARGEST)
     return jnp.maximum(rows, reach).astype(jnp.bfloat16).astype(w.dtype), columns
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _reach(w: jax.Array, columns: jax.Array | None, axes: tuple[int, ...]) -> jax.Array:
+    """The largest magnitude over these axes, which are kept, in units of the columns' steps."""
+    size = jnp.abs(w) if columns is None else jnp.abs(w) / columns
+    return jnp.max(size, axis=axes, keepdims=True, initial=0.0)
 
 
 def _short(x: jax.Array) -> jax.Array:

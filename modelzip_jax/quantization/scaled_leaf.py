@@ -50,10 +50,12 @@ class ScaledLeaf:
             return np.asarray(codes).astype(np.int32).reshape(-1)
         weights, rows, shift, *columns = seen
         one = weights.dtype.type(1)
-        u = weights * (one / rows)
+        u = np.asarray(weights * (one / rows))
         if columns:
             u *= one / columns[0]
-        return np.rint(_towards_zero(u, shift, np)).astype(np.int32).reshape(-1)
+        if shift:
+            u -= np.clip(u, -shift, shift)
+        return np.rint(u, out=u).astype(np.int32).reshape(-1)
 
     def packed(self, w: Any, dtype: str) -> ScaledCodes:
         """The stored form."""
@@ -78,23 +80,23 @@ class ScaledLeaf:
     def codes(self, w: jax.Array, step: jax.Array, zero: jax.Array) -> jax.Array:
         """The codes, int32, of weights in any arrangement; the steps, and `zero`, which is δ here, broadcast."""
         u = jnp.clip(w * (1.0 / step), -self.last, self.last)
-        return jnp.round(_towards_zero(u, zero, jnp)).astype(jnp.int32)
+        return jnp.round(_towards_zero(u, zero)).astype(jnp.int32)
 
     def values(self, codes: jax.Array, step: jax.Array, zero: jax.Array) -> jax.Array:
         """What codes stand for: the inverse of `codes`."""
         return codes.astype(step.dtype) * step
 
 
-def _towards_zero(u: Any, shift: Any, numpy: Any) -> Any:
+def _towards_zero(u: jax.Array, shift: jax.Array) -> jax.Array:
     """`u`, its magnitude less by δ."""
-    return u - numpy.clip(u, -shift, shift)
+    return u - jnp.clip(u, -shift, shift)
 
 
 def _rounded(w: jax.Array, rows: jax.Array, columns: jax.Array | None, shift: jax.Array) -> jax.Array:
     u = w * (1.0 / rows)
     if columns is not None:
         u = u * (1.0 / columns)
-    q = jnp.round(_towards_zero(u, shift, jnp))
+    q = jnp.round(_towards_zero(u, shift))
     # Rounding gives -0.0 to small negative weights; packed codes know one zero only.
     return jnp.where(q == 0, jnp.zeros_like(q), q)
 

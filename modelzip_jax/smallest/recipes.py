@@ -48,6 +48,7 @@ _TALL = 8
 """Rows for each column from which on a basis can be worth its bits."""
 _BASIS_BITS = 6.0
 """About what an element of a basis takes."""
+_PIECE = 1 << 18
 
 Recipe = Callable[[float], Transform]
 """From a step size to the transform."""
@@ -79,14 +80,19 @@ def typical_size(leaves: dict[str, Any]) -> float:
     """The geometric mean of the root mean squares of leaves, by how many weights they have: the unit of steps."""
     total, count = 0.0, 0
     for leaf in leaves.values():
-        x = np.asarray(leaf, np.float32)
-        largest = float(np.abs(x).max())
-        if largest > 0:
-            root = largest * math.sqrt(
-                float(np.mean(np.square(x / largest, dtype=np.float32), dtype=np.float64))
-            )
-            total, count = total + x.size * math.log(root), count + x.size
+        root = _root_mean_square(np.asarray(leaf).reshape(-1))
+        if root > 0:
+            total, count = total + np.size(leaf) * math.log(root), count + np.size(leaf)
     return math.exp(total / count) if count else 1.0
+
+
+def _root_mean_square(x: np.ndarray) -> float:
+    """In pieces, as the checkpoint may be large; divided by the largest first, as squares may be."""
+    largest = max(float(x.max()), -float(x.min()))
+    if not largest > 0:
+        return 0.0
+    pieces = (x[i : i + _PIECE].astype(np.float32) / np.float32(largest) for i in range(0, x.size, _PIECE))
+    return largest * math.sqrt(sum(float(np.sum(np.square(p), dtype=np.float64)) for p in pieces) / x.size)
 
 
 def _typical_count(leaves: dict[str, Any]) -> float:

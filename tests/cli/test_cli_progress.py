@@ -1,6 +1,7 @@
 """Progress is shown on a terminal, and nowhere else."""
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -63,6 +64,41 @@ def test_nothing_is_shown_elsewhere(monkeypatch, capsys, model, screen):
     monkeypatch.setattr(terminal, "err", Console(file=screen, force_terminal=False))
     code, _, err = run(monkeypatch, capsys, *commands(model)[0], "-f")
     assert (code, err, screen.getvalue().strip()) == (0, "", "")
+
+
+def plain(screen):
+    """What was shown, without the terminal's commands. Of tries that are over at once only the last is shown."""
+    return re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", screen.getvalue())
+
+
+def test_a_search_tells_of_its_tries(monkeypatch, capsys, model, screen):
+    folder = model.parent
+    command = ("compress", model, folder / "m.mz", "--target-bytes", 6_000)
+    assert run(monkeypatch, capsys, *command)[0] == 0
+    said = plain(screen)
+    assert re.search(r"compressing a.npz \(try \d: [\d.]+ kB of [\d.]+ kB\)", said), said
+    assert "5 of 5 tensors" in said
+    (folder / "my_model.py").write_text(
+        "import numpy as np\n"
+        "def data():\n"
+        "    x = np.random.default_rng(9).normal(size=(16, 64)).astype('f4')\n"
+        "    return (lambda p, x: x @ p['layer0']), [x[:8], x[8:]]\n"
+    )
+    monkeypatch.chdir(folder)
+    command = (*command[:3], "-f", "--max-drop", 0.01, "--calibrate", "my_model:data")
+    code, _, err = run(monkeypatch, capsys, *command)
+    assert code == 0, err
+    assert re.search(r"try \d+: drop [\d.e-]+", plain(screen))
+
+
+def test_a_phase_starts_anew(screen):
+    with terminal.phase("working", quiet=False, total_bytes=3000, tensors=2) as tell:
+        tell("a", 1000)
+        tell("b", 2000)
+        tell.restart("first")
+        tell("a", 1000)
+    assert "working (first)" in screen.getvalue()
+    assert "1 of 2 tensors, 1.0 kB of 3.0 kB" in screen.getvalue()
 
 
 def test_a_phase_counts_tensors_and_bytes(screen):

@@ -192,3 +192,20 @@ def test_what_it_refuses():
     for soften in (-0.1, 1.5, True, "some"):
         with pytest.raises(TransformError, match="soften must be a share"):
             mz.spreads.by_importance(soften=soften)
+
+
+@pytest.mark.parametrize("layers", [None, 0])
+def test_leaves_of_few_weights_get_finer_steps_by_a_power_of_their_number(layers):
+    """A layer of a stack counts, not the stack."""
+    rng = np.random.default_rng(0)
+    params = {n: np.tile(rng.choice([-1.0, 1.0], (1, n, 4)), (3, 1, 1)).astype("f4") for n in (8, 128)}
+    steps = []
+    for power in (0.0, 0.5):
+        spread = mz.spreads.root_deviation(-1, size_power=power)
+        packed = mz.compress(params, mz.entropy_constrained(0.01, spread=spread, layers=layers))
+        steps.append([float(np.asarray(packed.params[n].rows).max()) for n in params])
+    counts = [(1 if layers == 0 else 3) * n * 4 for n in params]
+    for plain, powered, count in zip(*steps, counts, strict=True):
+        assert powered / plain == pytest.approx(count**0.5, rel=0.07)
+    with pytest.raises(TransformError, match="size_power"):
+        mz.spreads.root_deviation(size_power=-1)

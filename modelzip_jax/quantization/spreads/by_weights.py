@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -60,15 +61,20 @@ class RootDeviation(Spread):
         own = own if w.ndim > 1 else layers
         if not w.size:
             return RelativeSteps(jnp.ones((1,) * w.ndim, w.dtype))
-        largest = jnp.maximum(jnp.max(jnp.abs(w)), jnp.finfo(w.dtype).tiny)
-        squares = jnp.mean(jnp.square(w / largest), axis=over_all_but(w, own), keepdims=True)
-        whole = jnp.mean(squares)
-        # A channel of zeros, or nearly so, shares the step of the least that is taken for a channel.
-        roots = jnp.sqrt(jnp.sqrt(jnp.maximum(squares, 1e-4 * whole)) * largest)
+        roots = _root_deviations(w, over_all_but(w, own))
         table = w.ndim - len(layers) == 2 and max(w.shape) >= WORDS
         seldom = table and any(matches(pattern, name) for pattern in self.seldom)
         count = w.size / math.prod(w.shape[axis] for axis in layers)
         return RelativeSteps(roots * (count**self.size_power * (self.factor if seldom else 1.0)))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _root_deviations(w: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Over these axes, which are kept; one program, so that nothing of the leaf's size is in between."""
+    largest = jnp.maximum(jnp.max(jnp.abs(w)), jnp.finfo(w.dtype).tiny)
+    squares = jnp.mean(jnp.square(w / largest), axis=axes, keepdims=True)
+    # A channel of zeros, or nearly so, shares the step of the least that is taken for a channel.
+    return jnp.sqrt(jnp.sqrt(jnp.maximum(squares, 1e-4 * jnp.mean(squares))) * largest)
 
 
 def root_deviation(
