@@ -66,6 +66,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.share_neurons
 	$(BIN)/python -m benchmarks.wavelets
 	$(BIN)/python -m benchmarks.wavelets_study
+	$(BIN)/python -m benchmarks.default_quality
 	$(BIN)/python -m benchmarks.rate_distortion
 	$(BIN)/python -m benchmarks.report
 

@@ -223,8 +223,9 @@ def smallest(
     With `calibrate=(apply_fn, batches)`, by what errors do to the outputs: the Fisher information, for labels sampled
     from the model, sets the step of every leaf, biases and embeddings included; kernels are taken in the order in which
     the model meets them, each with the inputs that it gets from those before once they are rounded, with a step for
-    each input and output (`mz.spreads.water_filling`) and error feedback (`mz.rounding.error_feedback`). Each try of a
-    step runs the model once over all batches.
+    each input and output (`mz.spreads.water_filling`) and error feedback over inputs and outputs
+    (`mz.rounding.error_feedback`); large tables are encoded in a basis of their own (`mz.karhunen_loeve`). Each try of
+    a step runs the model once over all batches. Batches are best without padding, which counts as inputs, too.
 
     Args:
       bytes: of the file that `mz.save` writes, without metadata of your own: met within 1 % and never exceeded, by as
@@ -251,7 +252,7 @@ def smallest(
     Raises:
       TransformError: both targets, or what is no target; a drop without a measure; at `compress` also a target below
         what is possible, of which the smallest is named.
-      PatternError (at `compress`): `keep` matches nothing.
+      PatternError (at `compress`): `keep` or `only` matches nothing.
       NonFiniteError (at `compress`): a leaf that is encoded holds NaN or infinity.
 
     The packed model's metadata tell the step, and for a drop what it came to, under "smallest".

@@ -46,9 +46,10 @@ def information(
     """The model runs twice over all batches, forwards and backwards, for labels sampled from its own outputs.
 
     >>> import jax.numpy as jnp
-    >>> found = information(lambda p, x: x @ p, jnp.ones((2, 3)), [jnp.eye(2)], "categorical", ())
-    >>> found.products, len(found.curvature.factors)
-    (['params'], 1)
+    >>> params = {"w": jnp.ones((2, 3))}
+    >>> found = information(lambda p, x: x @ p["w"], params, [jnp.eye(2)], "categorical", ())
+    >>> found.products, found.curvature["w"].factors[0].outputs.shape
+    (['w'], (3, 3))
     """
     plain = trees.plain(params)
     met = _by_leaf(apply_fn, params, batches[0])
