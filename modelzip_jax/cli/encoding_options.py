@@ -8,7 +8,8 @@ from typing import Any
 
 import typer
 
-from modelzip_jax.cli.named_objects import recipe_of, search_of
+from modelzip_jax.cli.calibration import search_of
+from modelzip_jax.cli.named_objects import recipe_of
 from modelzip_jax.cli.terminal import Meter, human_bytes
 from modelzip_jax.errors import TransformError
 

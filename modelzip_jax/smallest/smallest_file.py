@@ -163,7 +163,7 @@ class Smallest(Search):
         by_name = dict(trees.named_leaves(found.importance))
         fisher = dict(trees.named_leaves(found.curvature, lambda x: isinstance(x, FisherInformation)))
         metrics = {name: fisher[name].columns for name in found.tables}
-        recipe = calibrated(plain, keep, found.products, by_name, metrics, self.rate_weight)
+        recipe = calibrated(plain, keep, found.products, by_name, metrics, self.rate_weight, found.outputs)
         told = {"importance": found.importance, "curvature": found.curvature}
         return recipe, {**told, "calibrate": (apply_fn, batches)}
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from modelzip_jax import tree as trees
@@ -21,19 +22,23 @@ __all__ = ["Information", "information"]
 
 _OUTPUTS = 2048
 """The most outputs of a layer of which the curvature, as large as their square, is gathered."""
+_LABELS = 128
+"""Labels that are sampled at least: of few outputs several each, which costs next to nothing."""
 
 
 class Information(NamedTuple):
     """importance: the Fisher information of each weight, in units of the outputs' power where they are no classes.
 
     curvature: `FisherInformation` of each leaf: of products with factors of outputs, of tables with that of columns.
-    products: names of leaves that error feedback can round. tables: names of tables.
+    products: names of leaves that error feedback can round. tables: names of tables. outputs: how many were
+    looked at, each of which had a label sampled.
     """
 
     importance: PyTree
     curvature: PyTree
     products: list[str]
     tables: list[str]
+    outputs: int
 
 
 def information(
@@ -45,6 +50,8 @@ def information(
 ) -> Information:
     """The model runs twice over all batches, forwards and backwards, for labels sampled from its own outputs.
 
+    Of few outputs several labels each are sampled, by more passes over them.
+
     >>> import jax.numpy as jnp
     >>> params = {"w": jnp.ones((2, 3))}
     >>> found = information(lambda p, x: x @ p["w"], params, [jnp.eye(2)], "categorical", ())
@@ -52,6 +59,8 @@ def information(
     (['w'], (3, 3))
     """
     plain = trees.plain(params)
+    outputs = _outputs(apply_fn, params, batches)
+    batches = batches * max(_LABELS // outputs, 1)
     met = _by_leaf(apply_fn, params, batches[0])
     products = [name for name, found in met.items() if _is_kernel(found)]
     tables = table_names(plain, products, keep)
@@ -72,7 +81,22 @@ def information(
         fisher = jax.tree.map(
             lambda f, k: dataclasses.replace(f, factors=k.factors), fisher, factors, is_leaf=_is_information
         )
-    return Information(importance, fisher, products, tables)
+    return Information(importance, fisher, products, tables, outputs)
+
+
+def _outputs(apply_fn: Callable[..., Any], params: PyTree, batches: list[Any]) -> int:
+    """How many outputs there are, each a vector along the last axis: examples, or positions of all of them."""
+    shapes: dict[Any, int] = {}
+    total = 0
+    for number, batch in enumerate(batches):
+        inputs = batch_inputs(batch, number)
+        key = str(jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), inputs))
+        if key not in shapes:
+            shapes[key] = sum(
+                int(np.prod(x.shape[:-1])) for x in jax.tree.leaves(jax.eval_shape(apply_fn, params, *inputs))
+            )
+        total += shapes[key]
+    return max(total, 1)
 
 
 def _is_information(x: Any) -> bool:

@@ -87,7 +87,7 @@ def test_masks_of_infinity_stay_lossless_and_that_is_said(tmp_path, monkeypatch,
         (("--calibrate", "searched_model:absent"), "has no 'absent'"),
         (("--calibrate", "searched_model:MODEL_OF_NONE"), "has no 'MODEL_OF_NONE'"),
         (("--calibrate", "searched_model:nothing"), "gives a int, expected"),
-        (("--calibrate", "searched_model"), "takes module:name"),
+        (("--calibrate", "searched_model"), "takes module:function, the folder of a finished"),
     ],
 )
 def test_what_it_refuses_in_one_line(folder, monkeypatch, capsys, options, message):
