@@ -51,6 +51,7 @@ from modelzip_jax.residual_sums import residual
 from modelzip_jax.search import Search
 from modelzip_jax.sharing.clustering import cluster
 from modelzip_jax.sharing.neurons import share_neurons
+from modelzip_jax.smallest.scale_tuning import tune_scales
 from modelzip_jax.smallest.smallest_file import smallest
 from modelzip_jax.transform import (
     Context,
@@ -145,6 +146,7 @@ __all__ = [
     "to_device",
     "trace",
     "tree",
+    "tune_scales",
     "unpack",
     "wavelet",
     "wavelets",

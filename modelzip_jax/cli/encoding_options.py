@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from modelzip_jax.cli.calibration import search_of
+from modelzip_jax.cli.calibration_option import search_of
 from modelzip_jax.cli.named_objects import recipe_of
 from modelzip_jax.cli.terminal import Meter, human_bytes
 from modelzip_jax.errors import TransformError

@@ -8,7 +8,7 @@ from command import run
 
 import modelzip_jax as mz
 from modelzip_jax.errors import ConfigError
-from modelzip_jax.training.run_calibration import run_calibration
+from modelzip_jax.training.calibrating_runs import run_calibration
 
 pytest.importorskip("sklearn")
 

@@ -21,11 +21,11 @@ def calibration_of(text: str) -> tuple[Any, ...]:
       RecipeError: it is none of these, or the function gives something else.
     """
     if Path(text).is_dir():
-        from modelzip_jax.training.run_calibration import run_calibration
+        from modelzip_jax.training.calibrating_runs import run_calibration
 
         return (*run_calibration(text), "categorical")
     if text == "minilm":
-        from modelzip_jax.evaluation.minilm_calibration import minilm_calibration
+        from modelzip_jax.evaluation.docstring_calibration import minilm_calibration
 
         return minilm_calibration()
     if ":" not in text:

@@ -8,7 +8,7 @@ from flax import traverse_util
 
 import modelzip_jax as mz
 from modelzip_jax.errors import CheckpointError
-from modelzip_jax.evaluation.minilm_calibration import encoder_of
+from modelzip_jax.evaluation.docstring_calibration import encoder_of
 from modelzip_jax.models import sentence_encoder as se
 
 CONFIG = se.SentenceEncoderConfig(60, 16, 2, 4, 32, 40)
