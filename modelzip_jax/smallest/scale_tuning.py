@@ -53,8 +53,8 @@ def tune_scales(
 
     Codes, masks and assignments stay as they are, and so does the size in memory. What is trained are step sizes,
     scales, codebooks and factors of encoded leaves, and lossless leaves of one axis at most: biases and norms. No
-    labels are needed: the targets are the outputs of `params` for the same inputs. Arrays of positive numbers change
-    by factors, others by shares of their root mean square. Numbers are rounded to their stored dtype in every step,
+    labels are needed: the targets are the outputs of `params` for the same inputs. Arrays without negative numbers
+    change by factors, others by shares of their root mean square. Numbers are rounded to their stored dtype in every step,
     straight through, so that what is trained is what is stored; those of 8 bits stay.
 
     The loss is KL(float ‖ packed) of logits for "categorical", and the squared error over the outputs' power for
@@ -149,7 +149,8 @@ def _numbers(packed: PyTree, only: Sequence[str]) -> list[_Number]:
 
 def _unit(array: Any) -> jax.Array:
     x = jnp.asarray(array, jnp.float32)
-    if bool(jnp.all(x > 0)):
+    # Variances of channels that have died are zero, and must not fall below.
+    if bool(jnp.all(x >= 0) & jnp.any(x > 0)):
         return x
     size = jnp.sqrt(jnp.mean(jnp.square(x)))
     return jnp.where(size > 0, size, 1.0)

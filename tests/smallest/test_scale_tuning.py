@@ -98,6 +98,17 @@ def test_patterns_choose_what_is_trained_and_a_seed_makes_it_again(trained):
         assert changed == (name in ("a", "bias")), name
 
 
+def test_variances_of_dead_channels_stay_variances(trained):
+    params, known, _ = trained
+    params = {**params, "variance": np.where(np.arange(32) < 4, 0.0, 1.0).astype("f4")}
+    normed = lambda p, x: network({**p, "scale": p["scale"] / jnp.sqrt(p["variance"] + 1e-3)}, x)  # noqa: E731
+    packed = mz.compress(params, mz.only(("a", "b"), mz.quantize(2)))
+    tuned = mz.tune_scales(packed, params, (normed, known), epochs=20, learning_rate=0.05)
+    variance = np.asarray(mz.unpack(tuned)["variance"])
+    assert (variance[:4] == 0).all()
+    assert (variance[4:] > 0).all()
+
+
 def test_zeros_of_masks_stay(trained):
     params, known, _ = trained
     packed = mz.compress(params, mz.only(("a", "b"), mz.chain(mz.prune(sparsity=0.5), mz.quantize(3))))
