@@ -54,8 +54,8 @@ def tune_scales(
     Codes, masks and assignments stay as they are, and so does the size in memory. What is trained are step sizes,
     scales, codebooks and factors of encoded leaves, and lossless leaves of one axis at most: biases and norms. No
     labels are needed: the targets are the outputs of `params` for the same inputs. Arrays without negative numbers
-    change by factors, others by shares of their root mean square. Numbers are rounded to their stored dtype in every step,
-    straight through, so that what is trained is what is stored; those of 8 bits stay.
+    change by factors, others by shares of their root mean square. Numbers are rounded to their stored dtype in
+    every step, straight through, so that what is trained is what is stored; those of 8 bits stay.
 
     The loss is KL(float ‖ packed) of logits for "categorical", and the squared error over the outputs' power for
     "gaussian"; Adam, its rate falling as a cosine to zero.

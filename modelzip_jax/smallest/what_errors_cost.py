@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from modelzip_jax import tree as trees
+from modelzip_jax.errors import NonFiniteError
 from modelzip_jax.smallest.drops import output_power
 from modelzip_jax.smallest.recipes import table_names
-from modelzip_jax.trace.jaxpr.model_inputs import batch_inputs
+from modelzip_jax.trace.jaxpr.model_inputs import batch_inputs, holds_nonfinite, running_on
 from modelzip_jax.trace.measures.curvature import FisherInformation, fisher_information
 from modelzip_jax.trace.usage.use import Use, uses
 from modelzip_jax.tree import PyTree
@@ -68,6 +69,7 @@ def information(
         apply_fn, params, batches, likelihood=likelihood, gradients="batches", columns=tables
     )
     importance = _diagonals(fisher, plain)
+    _check_finite(importance, batches)
     if likelihood == "gaussian":
         # Errors in the unit of the outputs themselves, so that steps mean the same for all networks.
         power = output_power(apply_fn, params, batches)
@@ -84,6 +86,18 @@ def information(
     return Information(importance, fisher, products, tables, outputs)
 
 
+def _check_finite(importance: PyTree, batches: list[Any]) -> None:
+    for name, found in trees.named_leaves(importance):
+        if not np.isfinite(found).all():
+            bad = [i for i, batch in enumerate(batches) if holds_nonfinite(batch_inputs(batch, i))]
+            why = (
+                f"batch {bad[0]} of calibrate= holds NaN or infinity"
+                if bad
+                else "so are the model's outputs or gradients"
+            )
+            raise NonFiniteError(f"what errors of {name!r} cost is NaN or infinite: {why}")
+
+
 def _outputs(apply_fn: Callable[..., Any], params: PyTree, batches: list[Any]) -> int:
     """How many outputs there are, each a vector along the last axis: examples, or positions of all of them."""
     shapes: dict[Any, int] = {}
@@ -92,9 +106,11 @@ def _outputs(apply_fn: Callable[..., Any], params: PyTree, batches: list[Any]) -
         inputs = batch_inputs(batch, number)
         key = str(jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), inputs))
         if key not in shapes:
-            shapes[key] = sum(
-                int(np.prod(x.shape[:-1])) for x in jax.tree.leaves(jax.eval_shape(apply_fn, params, *inputs))
-            )
+            with running_on(f"batch {number}", inputs):
+                made = jax.eval_shape(apply_fn, params, *inputs)
+            with running_on(f"batch {number}", inputs):
+                made = jax.eval_shape(apply_fn, params, *inputs)
+            shapes[key] = sum(int(np.prod(x.shape[:-1])) for x in jax.tree.leaves(made))
         total += shapes[key]
     return max(total, 1)
 

@@ -1,6 +1,7 @@
 """`modelzip compress` that looks for the smallest file: bytes, drops, and a model of the user's."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -96,3 +97,12 @@ def test_what_it_refuses_in_one_line(folder, monkeypatch, capsys, options, messa
     assert message in " ".join(err.split())
     assert "Traceback" not in err
     assert not (folder[0] / "m.mz").exists()
+
+
+def test_the_smallest_file_that_is_named_can_be_had(folder, monkeypatch, capsys):
+    path, _ = folder
+    _, _, err = run(monkeypatch, capsys, "compress", "m.safetensors", "m.mz", "--target-bytes", "10")
+    assert "more than the 10 that it may have" in " ".join(err.split())
+    least = re.search(r"has ([\d,]+) bytes", " ".join(err.split()))[1].replace(",", "")
+    assert run(monkeypatch, capsys, "compress", "m.safetensors", "m.mz", "--target-bytes", least)[0] == 0
+    assert (path / "m.mz").stat().st_size <= int(least)
