@@ -1,8 +1,8 @@
 """A discriminator that tells the student's features from the teacher's, and the student that learns to fool it.
 
 Belagiannis, Farshad & Galasso 2018, "Adversarial Network Compression" (https://arxiv.org/abs/1803.10750), §3. D(z) is
-the probability that features, or logits, z are the teacher's; a network gives it as a score, D = sigmoid(score). Teacher
-f_t and student f_s play
+the probability that features, or logits, z are the teacher's; a network gives it as a score, D = sigmoid(score).
+Teacher f_t and student f_s play
 
     min over f_s, max over D:   E log D(f_t(x)) + E log(1 - D(f_s(x)))
 
@@ -23,7 +23,7 @@ from modelzip_jax.distillation.finite_numbers import check_number
 from modelzip_jax.errors import DistillationError
 from modelzip_jax.tree import PyTree
 
-__all__ = ["adversarial_loss", "discriminator_accuracy", "discriminator_loss", "weight_penalty"]
+__all__ = ["adversarial_loss", "discriminator_auc", "discriminator_loss", "weight_penalty"]
 
 
 def discriminator_loss(
@@ -32,8 +32,8 @@ def discriminator_loss(
     """-E log D(t) - E log(1 - D(s)), which the discriminator minimises; float32 scalar in nats, 2 log 2 at chance.
 
     Belagiannis et al. 2018, §3: the objective of the game with its sign turned. With `adversarial_samples` mu the term
-    -mu E log D(s) is added, their third regularisation: at mu = 1 the best D is never above 1/2 for the student,
-    and gives it t / (t + 2 s), with s and t the two densities, instead of t / (t + s).
+    -mu E log D(s) is added, their third regularisation: with t and s the two densities, the best D is then
+    (t + mu s) / (t + s + mu s) instead of t / (t + s). It never falls below mu / (1 + mu), however sure it could be.
 
     Args:
       student_scores: floats of any shape, the discriminator's outputs before the sigmoid, for the student's features.
@@ -74,20 +74,28 @@ def adversarial_loss(student_scores: jax.Array, *, saturating: bool = False) -> 
     return -jnp.mean(jax.nn.softplus(scores)) if saturating else jnp.mean(jax.nn.softplus(-scores))
 
 
-def discriminator_accuracy(student_scores: jax.Array, teacher_scores: jax.Array) -> jax.Array:
-    """The mean share of each side's scores that are on its side of 0, float32; a score of 0 counts as a half.
+def discriminator_auc(student_scores: jax.Array, teacher_scores: jax.Array) -> jax.Array:
+    """The share of pairs in which the teacher's score is above the student's, ties a half; float32 scalar.
 
-    >>> discriminator_accuracy(jnp.array([-1.0, 2.0]), jnp.array([3.0, 1.0]))
+    The area under the ROC curve: 1/2 where the two are not told apart, 1 where they always are. Unlike an accuracy it
+    does not ask on which side of 0 the scores lie, which `adversarial_samples` shift. No gradient.
+
+    Raises:
+      DistillationError: scores are not floating-point, or there are none.
+
+    >>> discriminator_auc(jnp.array([0.0, 2.0]), jnp.array([1.0, 3.0]))
     Array(0.75, dtype=float32)
     """
-    right = [0.5 - 0.5 * jnp.mean(jnp.sign(student_scores)), 0.5 + 0.5 * jnp.mean(jnp.sign(teacher_scores))]
-    return (0.5 * (right[0] + right[1])).astype(jnp.float32)
+    student = jnp.sort(jax.lax.stop_gradient(_scores(student_scores, "student_scores")).reshape(-1))
+    teacher = jax.lax.stop_gradient(_scores(teacher_scores, "teacher_scores")).reshape(-1)
+    below, not_above = (jnp.searchsorted(student, teacher, side=side) for side in ("left", "right"))
+    return jnp.mean((below + not_above).astype(jnp.float32)) / (2 * len(student))
 
 
 def weight_penalty(params: PyTree, norm: Literal["l1", "l2"] = "l2") -> jax.Array:
     """sum |w| or sum w^2 over the discriminator's kernels, float32: leaves of two axes or more, no biases.
 
-    Belagiannis et al. 2018, §3: added to `discriminator_loss` with a factor of its own, it keeps the discriminator weak.
+    Belagiannis et al. 2018, §3: added to `discriminator_loss` with a factor of its own, it keeps a discriminator weak.
 
     Raises:
       DistillationError: norm is neither "l1" nor "l2".
