@@ -52,8 +52,8 @@ def donsker_varadhan(scores: Float[Array, "batch batch"]) -> Float[Array, ""]:
 
     Donsker & Varadhan 1983, as Belghazi et al. 2018 estimate it with a network for T (MINE,
     https://arxiv.org/abs/1801.04062, Eq. 5 and 10); here all N (N - 1) pairs of different examples stand for the
-    product of the marginals. The gradient is that of the batch's estimate, which is biased; `corrected_donsker_varadhan` has a
-    better one. To be maximised; gradients flow to all scores.
+    product of the marginals. The gradient is that of the batch's estimate, which is biased;
+    `corrected_donsker_varadhan` has a better one. To be maximised; gradients flow to all scores.
 
     Args:
       scores: floats; row i is the student's example i, column j the teacher's j. Two examples at least.
