@@ -23,7 +23,8 @@ from modelzip_jax.distillation.gradient_norms import (
 )
 from modelzip_jax.distillation.information import corrected_donsker_varadhan, donsker_varadhan, info_nce
 from modelzip_jax.distillation.loss_rates import LossRatesState, dynamic_weight_average
-from modelzip_jax.distillation.min_max import CriticState, MinMax, MinMaxState, StudentOutput, min_max
+from modelzip_jax.distillation.min_max import MinMax, min_max
+from modelzip_jax.distillation.min_max_state import CriticState, MinMaxState, StudentOutput
 from modelzip_jax.distillation.perceptrons import init_perceptron, perceptron
 from modelzip_jax.distillation.uncertainty import UncertaintyState, uncertainty_weighting
 from modelzip_jax.distillation.variational import init_variance, learned_variance, variational_information

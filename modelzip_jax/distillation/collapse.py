@@ -29,8 +29,8 @@ _SAID = {
     "weight",
     "not_finite": "a loss is NaN or infinite: training goes on from the last state that was saved, with smaller "
     "learning rates",
-    "one_class": "the student predicts nearly the same for every example, unlike the teacher: give the game less weight "
-    "beside the losses of logits or labels",
+    "one_class": "the student predicts nearly the same for every example, unlike the teacher: give the game less "
+    "weight beside the losses of logits or labels",
 }
 
 
@@ -92,14 +92,14 @@ def check_collapse(metrics: Mapping[str, Any], patience: int = 200, *, strict: b
     []
     >>> check_collapse({"collapse/logits/wins": 300}, strict=True)
     Traceback (most recent call last):
-    modelzip_jax.errors.DistillationError: 'logits', for 200 steps or more: the discriminator tells student from teacher...
+    modelzip_jax.errors.DistillationError: 'logits', for 200 steps or more: the discriminator tells ...
     """
     patience = check_count(patience, "patience")
     said = []
     for name, count in metrics.items():
-        first, *where, sign = name.split("/")
-        if first != "collapse":
+        if not name.startswith("collapse/"):
             continue
+        _, *where, sign = name.split("/")
         limit = 1 if sign in _AT_ONCE else patience
         if int(np.max(np.asarray(count))) >= limit:
             # Without the count itself, so that Python's filter shows each warning once.

@@ -43,8 +43,8 @@ class Critic(NamedTuple):
     """Pure functions of params, memory and the features of student and teacher, floats (batch, ...).
 
     `init(key, student, teacher) -> (params, memory)`, from arrays or their shapes. `critic_loss(params, memory,
-    student, teacher) -> CriticOutput`. `student_loss(params, memory, student, teacher) -> float32 scalar`. positive: whether the
-    student's loss is never negative, so that balances that read ratios of losses can have it.
+    student, teacher) -> CriticOutput`. `student_loss(params, memory, student, teacher) -> float32 scalar`.
+    positive: whether the student's loss is never negative, so that balances that read ratios of losses can have it.
 
     >>> from modelzip_jax.distillation import info_nce_critic
     >>> critic, features = info_nce_critic(), jnp.ones((4, 3))
