@@ -124,8 +124,6 @@ def min_max(
     def init(
         params: PyTree, batch: Any, key: jax.Array, variables: PyTree = (), teacher_params: PyTree = ()
     ) -> MinMaxState:
-        # A copy, so that the loop may donate the state, and the teacher may be the student's former self.
-        params, variables, key = jax.tree.map(lambda x: jnp.array(x, copy=True), (params, variables, key))
         params, opt_state = _started(tx, params)
 
         def begun(params: PyTree) -> tuple[dict[str, CriticState], dict[str, jax.Array]]:
@@ -145,10 +143,12 @@ def min_max(
         after = jax.eval_shape(step, state, batch, teacher_params)[0]
         if jax.tree.structure(after.variables) != jax.tree.structure(variables):
             raise DistillationError(
-                f"the student gives back variables of another structure than init was given: "
+                "the student gives back variables of another structure than init was given: "
                 f"{unlike(after.variables, variables)}"
             )
-        return state._replace(counts={name: jnp.int32(0) for name in after.counts})
+        state = state._replace(counts=dict.fromkeys(after.counts, jnp.int32(0)))
+        # A copy, so that the loop may donate the state, and the teacher may be the student's former self.
+        return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
 
     def step(
         state: MinMaxState, batch: Any, teacher_params: PyTree = ()

@@ -18,6 +18,7 @@ class StudentOutput(NamedTuple):
     losses: its own losses by name, float scalars, unweighted; may be empty. views: what critics read, by the critic's
     name, floats (batch, ...). variables: what the network updates by itself, such as batch statistics.
 
+    >>> import jax.numpy as jnp
     >>> StudentOutput({"labels": jnp.float32(1.0)}, {"logits": jnp.ones((2, 3))}).variables
     ()
     """
@@ -46,6 +47,7 @@ class MinMaxState(NamedTuple):
     balance: the balancer's state. counts: of signs of collapse. key: the run's PRNG key; a step uses
     `fold_in(key, step)`.
 
+    >>> import jax.numpy as jnp
     >>> MinMaxState(jnp.int32(0), {}, (), (), {}, (), {}, jax.random.key(0)).step
     Array(0, dtype=int32)
     """
