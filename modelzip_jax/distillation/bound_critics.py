@@ -83,7 +83,7 @@ def info_nce_critic(
 ) -> Critic:
     """InfoNCE between student and teacher, on scores that are inner products of two embeddings.
 
-    T(s, t) = f(s) . g(t). The loss, the critic's and the student's, is the cross-entropy log N - `info_nce`, >= 0.
+    T(s, t) = f(s) . g(t), zero at the start. The loss, the critic's and the student's, is the cross-entropy log N - `info_nce`, >= 0.
     Metrics: "nats", the bound. Sign: "saturated", the bound is above 0.99 log N, so that it says no more of how much
     there is.
 
@@ -160,9 +160,11 @@ def _embeddings(
     width: int, widths: Sequence[int], networks: tuple[InitApply, InitApply] | None, name: str
 ) -> tuple[Callable[..., PyTree], Callable[..., jax.Array]]:
     width = check_count(width, "width")
+    # All scores begin at 0. Of random ones some are large, and e^T of those would stay in the moving average of
+    # `corrected_donsker_varadhan` for thousands of steps, in which the denominator is far too large.
     (init_s, apply_s), (init_t, apply_t) = networks or (
         perceptron_network(widths, width),
-        perceptron_network(widths, width),
+        perceptron_network(widths, width, silent=True),
     )
 
     def init(key: jax.Array, student: Any, teacher: Any) -> PyTree:

@@ -59,8 +59,8 @@ class Critic(NamedTuple):
     positive: bool
 
 
-def perceptron_network(widths: Sequence[int], outputs: int) -> InitApply:
-    """A perceptron on flattened features as `(init, apply)`.
+def perceptron_network(widths: Sequence[int], outputs: int, silent: bool = False) -> InitApply:
+    """A perceptron on flattened features as `(init, apply)`; `silent` ones give zeros until they are trained.
 
     >>> init, apply = perceptron_network([16], 1)
     >>> apply(init(jax.random.key(0), jnp.ones((4, 2, 3))), jnp.ones((4, 2, 3))).shape
@@ -68,7 +68,9 @@ def perceptron_network(widths: Sequence[int], outputs: int) -> InitApply:
     """
 
     def init(key: jax.Array, features: jax.Array) -> PyTree:
-        return init_perceptron(key, math.prod(features.shape[1:]), widths, outputs)
+        params = init_perceptron(key, math.prod(features.shape[1:]), widths, outputs)
+        last = f"Dense_{len(params) - 1}"
+        return {**params, last: jax.tree.map(jnp.zeros_like, params[last])} if silent else params
 
     return init, perceptron
 

@@ -93,16 +93,19 @@ def test_penalties_are_of_kernels():
     assert float(distillation.weight_penalty({"bias": jnp.ones(2)}, "l2")) == 0
 
 
+D, KEY = distillation, jax.random.key(0)
+
+
 @pytest.mark.parametrize(
     ("call", "word"),
     [
-        (lambda: distillation.adversarial_loss(jnp.arange(3)), "student_scores.*int32"),
-        (lambda: distillation.discriminator_loss(jnp.ones(3), jnp.ones(0)), "teacher_scores"),
-        (lambda: distillation.discriminator_loss(jnp.ones(3), jnp.ones(3), adversarial_samples=-1), "adversarial_samples"),
-        (lambda: distillation.weight_penalty({}, "l3"), "l3"),
-        (lambda: distillation.discriminator(l2=float("nan")), "l2"),
-        (lambda: distillation.discriminator(widths=[0]).init(jax.random.key(0), jnp.ones((2, 3)), jnp.ones((2, 3))), "size"),
-        (lambda: distillation.perceptron(distillation.init_perceptron(jax.random.key(0), 3, [], 1), jnp.ones((2, 4))), "4"),
+        (lambda: D.adversarial_loss(jnp.arange(3)), "student_scores.*int32"),
+        (lambda: D.discriminator_loss(jnp.ones(3), jnp.ones(0)), "teacher_scores"),
+        (lambda: D.discriminator_loss(jnp.ones(3), jnp.ones(3), adversarial_samples=-1), "adversarial_samples"),
+        (lambda: D.weight_penalty({}, "l3"), "l3"),
+        (lambda: D.discriminator(l2=float("nan")), "l2"),
+        (lambda: D.discriminator(widths=[0]).init(KEY, jnp.ones((2, 3)), jnp.ones((2, 3))), "size"),
+        (lambda: D.perceptron(D.init_perceptron(KEY, 3, [], 1), jnp.ones((2, 4))), "4"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_by_name(call, word):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from modelzip_jax import distillation
 from modelzip_jax.errors import DistillationError, PatternError
 
-LOSSES = st.lists(st.floats(1e-3, 1e4, width=32), min_size=2, max_size=2)
+LOSSES = st.lists(st.floats(0.125, 8.0, width=32), min_size=2, max_size=2)
 
 
 def named(values):
@@ -116,12 +116,15 @@ def test_norms_are_those_of_each_gradient():
 
 
 def remaining(balance):
-    """What is left of two losses, of scales 1 and 10^4, of a network with a shared layer and two heads."""
-    keys = jax.random.split(jax.random.key(0), 6)
-    x = jax.random.normal(keys[0], (64, 8))
-    targets = [jnp.tanh(x @ jax.random.normal(key, (8, 2))) for key in keys[1:3]]
-    params = {"trunk": jax.random.normal(keys[3], (8, 16)) / 3}
-    params |= {n: jax.random.normal(k, (16, 2)) / 4 for n, k in zip("ab", keys[4:], strict=True)}
+    """What is left, after 300 steps, of two losses of scales 1 and 10^4: a shared layer, two heads, noisy targets."""
+    keys = jax.random.split(jax.random.key(0), 8)
+    x = jax.random.normal(keys[0], (256, 8))
+    targets = [
+        jnp.tanh(x @ jax.random.normal(a, (8, 2))) + 0.3 * jax.random.normal(b, (256, 2))
+        for a, b in (keys[1:3], keys[3:5])
+    ]
+    params = {"trunk": jax.random.normal(keys[5], (8, 16)) / 3}
+    params |= {n: jax.random.normal(k, (16, 2)) / 4 for n, k in zip("ab", keys[6:], strict=True)}
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.02, momentum=0.9))
 
     def losses_of(p):
@@ -139,21 +142,21 @@ def remaining(balance):
 
     first = losses_of(params)
     begin = (params, tx.init(params), balance.init(first))
-    (last, _, _), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, length=1500))(begin)
+    (last, _, _), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, length=300))(begin)
     return vector(losses_of(last)) / vector(first)
 
 
-def test_fixed_weights_leave_the_small_loss_behind():
-    a, b = remaining(distillation.fixed_weights())
-    assert b < 0.2
-    assert a > 0.6
+@pytest.mark.parametrize("balance", [distillation.fixed_weights(), distillation.dynamic_weight_average()])
+def test_neither_fixed_weights_nor_rates_make_up_for_scales(balance):
+    a, b = remaining(balance)
+    assert a > 4 * b
 
 
 @pytest.mark.parametrize("balance", [distillation.uncertainty_weighting(), distillation.grad_norm()])
 def test_losses_of_scales_1_and_10000_fall_alike(balance):
     a, b = remaining(balance)
-    assert max(a, b) < 0.3
-    assert 1 / 3 < a / b < 3
+    assert max(a, b) < 0.15
+    assert 1 / 2 < a / b < 2
 
 
 def test_fixed_weights_go_by_name():
