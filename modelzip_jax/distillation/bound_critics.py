@@ -83,7 +83,8 @@ def info_nce_critic(
 ) -> Critic:
     """InfoNCE between student and teacher, on scores that are inner products of two embeddings.
 
-    T(s, t) = f(s) . g(t), zero at the start. The loss, the critic's and the student's, is the cross-entropy log N - `info_nce`, >= 0.
+    T(s, t) = f(s) . g(t), zero at the start. The loss, the critic's and the student's, is the cross-entropy
+    log N - `info_nce`, >= 0.
     Metrics: "nats", the bound. Sign: "saturated", the bound is above 0.99 log N, so that it says no more of how much
     there is.
 
