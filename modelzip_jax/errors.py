@@ -89,7 +89,7 @@ class DataError(ModelzipError, ValueError):
 
 
 class DistillationError(ModelzipError, ValueError):
-    """A distillation loss is given arrays or hyperparameters that do not fit; the message names which."""
+    """A distillation loss is given arrays that do not fit each other, or hyperparameters it cannot work with."""
 
 
 class MissingExtraError(ModelzipError, ImportError):

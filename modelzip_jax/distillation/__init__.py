@@ -15,16 +15,16 @@ from modelzip_jax.distillation.bound_critics import (
 from modelzip_jax.distillation.collapse import CollapseWarning, check_collapse
 from modelzip_jax.distillation.critics import Critic, CriticOutput
 from modelzip_jax.distillation.discriminators import discriminator
-from modelzip_jax.distillation.gradient_norms import (
+from modelzip_jax.distillation.information import corrected_donsker_varadhan, donsker_varadhan, info_nce
+from modelzip_jax.distillation.loss_rates import LossRatesState, dynamic_weight_average
+from modelzip_jax.distillation.min_max import MinMaxGame, min_max_game
+from modelzip_jax.distillation.min_max_state import CriticState, MinMaxState, StudentOutput
+from modelzip_jax.distillation.norm_balancing import (
     GradNormState,
     balanced_gradients,
     grad_norm,
     gradient_norms,
 )
-from modelzip_jax.distillation.information import corrected_donsker_varadhan, donsker_varadhan, info_nce
-from modelzip_jax.distillation.loss_rates import LossRatesState, dynamic_weight_average
-from modelzip_jax.distillation.min_max import MinMax, min_max
-from modelzip_jax.distillation.min_max_state import CriticState, MinMaxState, StudentOutput
 from modelzip_jax.distillation.perceptrons import init_perceptron, perceptron
 from modelzip_jax.distillation.uncertainty import UncertaintyState, uncertainty_weighting
 from modelzip_jax.distillation.variational import init_variance, learned_variance, variational_information
@@ -37,7 +37,7 @@ __all__ = [
     "CriticState",
     "GradNormState",
     "LossRatesState",
-    "MinMax",
+    "MinMaxGame",
     "MinMaxState",
     "StudentOutput",
     "UncertaintyState",
@@ -59,7 +59,7 @@ __all__ = [
     "init_perceptron",
     "init_variance",
     "learned_variance",
-    "min_max",
+    "min_max_game",
     "perceptron",
     "uncertainty_weighting",
     "variational_critic",

@@ -78,7 +78,7 @@ def check_collapse(metrics: Mapping[str, Any], patience: int = 200, *, strict: b
     """Says which signs of collapse have been there for `patience` steps on end, and what helps; on the host.
 
     Args:
-      metrics: of a step of `min_max`, or of several, stacked, of which the worst counts.
+      metrics: of a step of `min_max_game`, or of several, stacked, of which the worst counts.
       patience: steps; what is NaN or infinite is said at once.
       strict: raises instead of warning.
 

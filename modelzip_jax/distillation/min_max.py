@@ -22,23 +22,23 @@ from modelzip_jax.distillation.balancing import Balancer, check_losses, fixed_we
 from modelzip_jax.distillation.collapse import count_signs, one_class
 from modelzip_jax.distillation.critics import Critic, CriticOutput
 from modelzip_jax.distillation.finite_numbers import check_count
-from modelzip_jax.distillation.gradient_norms import gradient_norms
 from modelzip_jax.distillation.min_max_state import CriticState, MinMaxState, StudentOutput
+from modelzip_jax.distillation.norm_balancing import gradient_norms
 from modelzip_jax.errors import DistillationError
 from modelzip_jax.loop.reading import start
 from modelzip_jax.loop.states import WrapState
 from modelzip_jax.tree import PyTree, unlike
 
-__all__ = ["MinMax", "min_max"]
+__all__ = ["MinMaxGame", "min_max_game"]
 
 Views = Mapping[str, jax.Array]
 
 
-class MinMax(NamedTuple):
+class MinMaxGame(NamedTuple):
     """`init(params, batch, key, variables=(), teacher_params=()) -> state`, and the step, pure, ready for `jit` and
     `scan`: `step(state, batch, teacher_params=()) -> (state, metrics)`.
 
-    >>> MinMax._fields
+    >>> MinMaxGame._fields
     ('init', 'step')
     """
 
@@ -46,7 +46,7 @@ class MinMax(NamedTuple):
     step: Callable[..., tuple[MinMaxState, dict[str, jax.Array]]]
 
 
-def min_max(
+def min_max_game(
     student: Callable[[PyTree, PyTree, Any, jax.Array], StudentOutput],
     teacher: Callable[[PyTree, Any], Views],
     critics: Mapping[str, Critic],
@@ -57,7 +57,7 @@ def min_max(
     shared: str | Sequence[str] = "**",
     critic_steps: int = 1,
     predictions: str | None = None,
-) -> MinMax:
+) -> MinMaxGame:
     """Trains a student together with discriminators, bounds on information, or both.
 
     `critic_steps` updates of each critic on the batch come first, then one of the student. Metrics, float32 scalars:
@@ -84,7 +84,7 @@ def min_max(
     ...     return StudentOutput({}, {"features": batch @ params["kernel"]})
     >>> def teacher(params, batch):
     ...     return {"features": batch @ params}
-    >>> game = min_max(student, teacher, {"features": discriminator([8])}, optax.adam(1e-3), optax.adam(1e-3))
+    >>> game = min_max_game(student, teacher, {"features": discriminator([8])}, optax.adam(1e-3), optax.adam(1e-3))
     >>> params, batch = {"kernel": jnp.zeros((3, 2))}, jax.random.normal(jax.random.key(0), (16, 3))
     >>> state = game.init(params, batch, jax.random.key(1), teacher_params=jnp.ones((3, 2)))
     >>> state, metrics = jax.jit(game.step)(state, batch, jnp.ones((3, 2)))
@@ -199,7 +199,7 @@ def min_max(
         )  # fmt: skip
         return new, metrics
 
-    return MinMax(init, step)
+    return MinMaxGame(init, step)
 
 
 def _critic_steps(
