@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from modelzip_jax.concrete import host_view
 from modelzip_jax.distillation.finite_numbers import check_number
 from modelzip_jax.errors import DistillationError
 from modelzip_jax.tree import PyTree, named_leaves
@@ -110,10 +109,9 @@ def check_losses(losses: PyTree, positive: bool = False) -> None:
                 f"the loss {name!r} is not a floating-point scalar: {jnp.result_type(x)} of shape {jnp.shape(x)}; "
                 "take its mean"
             )
-        value: Any = host_view(x)
-        if positive and value is not None and not value > 0:
+        if positive and not isinstance(x, jax.core.Tracer) and not float(x) > 0:
             raise DistillationError(
-                f"the loss {name!r} is {float(value)}; the balance reads ratios or logarithms of losses, so that it "
+                f"the loss {name!r} is {float(x)}; the balance reads ratios or logarithms of losses, so that it "
                 "must be above zero from the start; use fixed_weights, or leave this loss out"
             )
 

@@ -34,7 +34,8 @@ def dynamic_weight_average(temperature: float = 2.0, every: int = 1) -> Balancer
     """Dynamic weight average (DWA): w_k = K exp(r_k / T) / sum_i exp(r_i / T), with r_k = L_k(t-1) / L_k(t-2).
 
     Liu et al. 2019, "End-to-End Multi-Task Learning with Attention" (https://arxiv.org/abs/1803.10704), Eq. 7. t
-    counts epochs, L_k(t) is the mean of the loss in epoch t, and r_k = 1 in the first two. The K weights sum to K.
+    counts epochs, L_k(t) is the mean of the loss in epoch t, and r_k = 1 in the first two, and where L_k(t-2) is zero.
+    The K weights sum to K.
 
     Only ratios are read, so the weights do not change when a loss is rescaled. For the same reason DWA does **not**
     make up for different scales: of two losses of 1 and 10^4 that fall alike, each gets the weight 1. It balances
@@ -63,7 +64,8 @@ def dynamic_weight_average(temperature: float = 2.0, every: int = 1) -> Balancer
 
     def weights(state: LossRatesState) -> PyTree:
         last, before = (jnp.stack(jax.tree.leaves(tree)) for tree in (state.last, state.before))
-        rates = jnp.where(state.count < 2 * every, 1.0, last / before)
+        known = (state.count >= 2 * every) & (before > 0)
+        rates = jnp.where(known, last / jnp.where(known, before, 1.0), 1.0)
         shares = jax.nn.softmax(rates / temperature) * len(rates)
         return jax.tree.unflatten(jax.tree.structure(state.last), list(shares))
 

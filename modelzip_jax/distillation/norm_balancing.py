@@ -83,7 +83,9 @@ def grad_norm(alpha: float = 1.5, tx: optax.GradientTransformation | None = None
         norms = jnp.stack([jnp.asarray(x, jnp.float32) for x in jax.tree.leaves(gradient_norms)])
         ratios = jax.tree.map(lambda x, y: jnp.asarray(x, jnp.float32) / y, losses, state.first)
         ratios = jnp.stack(jax.tree.leaves(ratios)) if alpha else jnp.ones_like(norms)
-        grads = jax.grad(objective)(state.logits, norms, ratios / jnp.mean(ratios))
+        mean = jnp.mean(ratios)  # Zero once every loss is.
+        rates = jnp.where(mean > 0, ratios / jnp.where(mean > 0, mean, 1.0), 1.0)
+        grads = jax.grad(objective)(state.logits, norms, rates)
         steps, opt_state = tx.update(grads, state.opt_state, state.logits)
         return GradNormState(optax.apply_updates(state.logits, steps), state.first, opt_state)
 

@@ -60,6 +60,21 @@ def test_dwa_is_even_in_the_first_two_epochs():
     np.testing.assert_array_equal(run(balance, [[1, 5], [2, 4], [9, 1]]), 1)
 
 
+@pytest.mark.parametrize(
+    "balance",
+    [
+        distillation.dynamic_weight_average(),
+        distillation.uncertainty_weighting(),
+        distillation.grad_norm(),
+    ],
+)
+def test_losses_and_gradients_that_have_come_to_zero_leave_weights_finite(balance):
+    state, update = balance.init(named([1.0, 1.0])), jax.jit(balance.update)
+    for losses in ([0.0, 1.0], [0.0, 1.0], [0.0, 0.0], [0.0, 0.0], [1.0, 0.0]):
+        state = update(state, named(losses), named([0.0, losses[1]]))
+        assert np.isfinite(vector(balance.weights(state))).all()
+
+
 @given(LOSSES)
 @settings(deadline=None, max_examples=20)
 def test_uncertainty_starts_where_its_objective_is_least(losses):

@@ -119,6 +119,29 @@ def test_a_step_traces_once_and_the_student_learns(network, critic):
     assert jax.tree.structure(state.params) == jax.tree.structure(params)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+@pytest.mark.parametrize("critic", ["discriminator", "vid", "info_nce", "dv"])
+def test_critics_take_half_precision_and_extremes(critic, scale):
+    student, target = scale * jax.random.normal(KEY, (2, 4, 3), jnp.bfloat16)
+    critic = critic_of_everything(critic)
+    params, memory = critic.init(KEY, student, target)
+
+    @jax.jit
+    def both(params, student):
+        own, own_grad = jax.value_and_grad(lambda p: critic.critic_loss(p, memory, student, target).loss)(
+            params
+        )
+        return (
+            own,
+            own_grad,
+            *jax.value_and_grad(lambda s: critic.student_loss(params, memory, s, target))(student),
+        )
+
+    found = both(params, student)
+    assert (found[0].dtype, found[2].dtype, found[3].dtype) == (jnp.float32, jnp.float32, jnp.bfloat16)
+    assert all(np.isfinite(np.float32(x)).all() for x in jax.tree.leaves(found))
+
+
 def test_a_step_is_the_one_that_is_written():
     student, params, _ = plain()
     critic = distillation.discriminator([16], l2=1e-3)
