@@ -12,7 +12,7 @@ from modelzip_jax.distillation.finite_numbers import check_number
 from modelzip_jax.errors import DistillationError
 from modelzip_jax.tree import PyTree, named_leaves
 
-__all__ = ["Balancer", "check_losses", "fixed_weights", "weighted_sum"]
+__all__ = ["Balancer", "check_losses", "fixed_weights", "weight_cotangents", "weighted_sum"]
 
 
 class Balancer(NamedTuple):
@@ -80,13 +80,30 @@ def weighted_sum(weights: PyTree, losses: PyTree) -> jax.Array:
     >>> weighted_sum({"labels": 1.0, "hint": 0.5}, {"labels": 2.0, "hint": 4.0})
     Array(4., dtype=float32)
     """
+    _check_structure(weights, losses)
+    pairs = zip(jax.tree.leaves(weights), jax.tree.leaves(losses), strict=True)
+    terms = [jax.lax.stop_gradient(jnp.float32(w)) * jnp.asarray(x, jnp.float32) for w, x in pairs]
+    return jnp.sum(jnp.stack(terms)) if terms else jnp.float32(0.0)
+
+
+def weight_cotangents(weights: PyTree, losses: PyTree) -> PyTree:
+    """The weights in the losses' dtypes: what `jax.vjp` pulls back to the gradient of `weighted_sum`.
+
+    Raises:
+      DistillationError: the two are not of one structure.
+
+    >>> weight_cotangents({"labels": 0.5}, {"labels": jnp.bfloat16(2.0)})
+    {'labels': Array(0.5, dtype=bfloat16)}
+    """
+    _check_structure(weights, losses)
+    return jax.tree.map(lambda w, x: jnp.asarray(w, x.dtype), weights, losses)
+
+
+def _check_structure(weights: PyTree, losses: PyTree) -> None:
     if jax.tree.structure(weights) != jax.tree.structure(losses):
         raise DistillationError(
             f"there are weights of {_names(weights)} and losses of {_names(losses)}; give a weight for each loss"
         )
-    pairs = zip(jax.tree.leaves(weights), jax.tree.leaves(losses), strict=True)
-    terms = [jax.lax.stop_gradient(jnp.float32(w)) * jnp.asarray(x, jnp.float32) for w, x in pairs]
-    return jnp.sum(jnp.stack(terms)) if terms else jnp.float32(0.0)
 
 
 def check_losses(losses: PyTree, positive: bool = False) -> None:

@@ -18,7 +18,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from modelzip_jax.distillation.balancing import Balancer, check_losses, fixed_weights, weighted_sum
+from modelzip_jax.distillation.balancing import (
+    Balancer,
+    check_losses,
+    fixed_weights,
+    weight_cotangents,
+    weighted_sum,
+)
 from modelzip_jax.distillation.collapse import count_signs, one_class
 from modelzip_jax.distillation.critics import Critic, CriticOutput
 from modelzip_jax.distillation.finite_numbers import check_count
@@ -180,7 +186,7 @@ def min_max_game(
         check_losses(terms)
         pull_all = lambda cotangents: pull(pull_terms(cotangents))  # noqa: E731
         loss = weighted_sum(weights, terms)
-        grads = pull_all(jax.tree.map(lambda w, x: w.astype(x.dtype), weights, terms))[0]
+        grads = pull_all(weight_cotangents(weights, terms))[0]
         norms = gradient_norms(pull_all, terms, shared) if balance.reads_gradients else None
 
         updates, opt_state = tx.update(grads, state.opt_state, state.params)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from modelzip_jax.distillation.balancing import Balancer, check_losses
+from modelzip_jax.distillation.balancing import Balancer, check_losses, weight_cotangents
 from modelzip_jax.distillation.finite_numbers import check_number
 from modelzip_jax.errors import DistillationError
 from modelzip_jax.patterns import matches, require_matches
@@ -132,13 +132,14 @@ def gradient_norms(
 
 
 def balanced_gradients(
-    losses_of: Callable[[PyTree], PyTree],
+    losses_of: Callable[[PyTree], Any],
     params: PyTree,
     weights: PyTree,
     *,
     norms: bool = False,
     shared: str | Sequence[str] = "**",
-) -> tuple[PyTree, PyTree, PyTree | None]:
+    has_aux: bool = False,
+) -> tuple[Any, PyTree, PyTree | None]:
     """`(losses, gradient of their weighted sum, norm of each one's own gradient or None)`, for a loop of one's own.
 
     Args:
@@ -146,15 +147,19 @@ def balanced_gradients(
       weights: a scalar for each loss, as `Balancer.weights` gives them.
       norms: whether to compute the norms, which `grad_norm` reads, by one backward pass more for each loss.
       shared: path patterns of the params that norms are taken over.
+      has_aux: `losses_of` gives `(losses, aux)`, such as batch statistics, and so does the first of the results.
 
     Raises:
-      DistillationError: a loss is no float scalar. PatternError: a pattern matches no leaf.
+      DistillationError: a loss is no float scalar, or has no weight. PatternError: a pattern matches no leaf.
 
     >>> losses_of = lambda w: {"a": jnp.sum(w**2), "b": 3.0 * jnp.sum(w)}
     >>> balanced_gradients(losses_of, jnp.ones(2), {"a": 1.0, "b": 2.0})[1]
     Array([8., 8.], dtype=float32)
     """
-    losses, pull = jax.vjp(losses_of, params)
+    losses, pull, aux = jax.vjp(
+        losses_of if has_aux else lambda params: (losses_of(params), None), params, has_aux=True
+    )
     check_losses(losses)
-    cotangents = jax.tree.map(lambda w, x: jnp.asarray(w, x.dtype), weights, losses)
-    return losses, pull(cotangents)[0], gradient_norms(pull, losses, shared) if norms else None
+    grads = pull(weight_cotangents(weights, losses))[0]
+    found = gradient_norms(pull, losses, shared) if norms else None
+    return ((losses, aux) if has_aux else losses), grads, found

@@ -130,6 +130,14 @@ def test_norms_are_those_of_each_gradient():
         distillation.balanced_gradients(losses_of, params, named([1, 1]), norms=True, shared="body")
 
 
+def test_gradients_come_with_what_the_network_updates_by_itself():
+    losses_of = lambda p: (named([1.0, 2.0]) | {"a": p * p}, {"mean": p + 1})  # noqa: E731
+    (losses, aux), grads, _ = distillation.balanced_gradients(
+        losses_of, jnp.float32(3.0), named([2.0, 1.0]), has_aux=True
+    )
+    assert (float(losses["a"]), float(aux["mean"]), float(grads)) == (9.0, 4.0, 12.0)
+
+
 def remaining(balance):
     """What is left, after 300 steps, of two losses of scales 1 and 10^4: a shared layer, two heads, noisy targets."""
     keys = jax.random.split(jax.random.key(0), 8)
@@ -195,6 +203,7 @@ def test_fixed_weights_go_by_name():
         (lambda: distillation.fixed_weights().init({"a": jnp.int32(1)}), "int32"),
         (lambda: distillation.fixed_weights().init({}), "no loss"),
         (lambda: distillation.weighted_sum({"a": 1.0}, named([1, 1])), "'b'"),
+        (lambda: distillation.balanced_gradients(lambda p: {"a": p}, jnp.float32(1), named([1, 1])), "'b'"),
         (
             lambda: (b := distillation.grad_norm()).update(b.init(named([1, 1])), named([1, 1])),
             "balanced_gradients",

@@ -171,6 +171,21 @@ def test_a_step_is_the_one_that_is_written():
 
 
 @pytest.mark.parametrize("network", [plain, of_nnx])
+@pytest.mark.parametrize("balance", [distillation.fixed_weights(), distillation.grad_norm()])
+def test_a_step_runs_the_students_network_once(balance):
+    calls, (network, params, _) = [], plain()
+
+    def student(*args):
+        calls.append(1)
+        return network(*args)
+
+    game = game_of(student, balance=balance, critic_steps=3)
+    state = game.init(params, BATCH, KEY, teacher_params=TEACHER)
+    calls.clear()
+    jax.jit(game.step)(state, BATCH, TEACHER)
+    assert len(calls) == 1
+
+
 def test_with_wrapped_optimizers_the_student_is_compressed_throughout(network):
     student, params, _ = network()
     tx = mz.wrap(optax.adam(1e-2), mz.only("**/kernel", mz.chain(mz.prune(sparsity=0.5), mz.quantize(4))))
