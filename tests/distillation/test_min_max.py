@@ -170,7 +170,6 @@ def test_a_step_is_the_one_that_is_written():
     chex.assert_trees_all_close(new.params, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("network", [plain, of_nnx])
 @pytest.mark.parametrize("balance", [distillation.fixed_weights(), distillation.grad_norm()])
 def test_a_step_runs_the_students_network_once(balance):
     calls, (network, params, _) = [], plain()
@@ -186,6 +185,7 @@ def test_a_step_runs_the_students_network_once(balance):
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("network", [plain, of_nnx])
 def test_with_wrapped_optimizers_the_student_is_compressed_throughout(network):
     student, params, _ = network()
     tx = mz.wrap(optax.adam(1e-2), mz.only("**/kernel", mz.chain(mz.prune(sparsity=0.5), mz.quantize(4))))
