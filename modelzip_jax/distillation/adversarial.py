@@ -17,7 +17,6 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from modelzip_jax.distillation.finite_numbers import check_number
 from modelzip_jax.errors import DistillationError
@@ -106,9 +105,8 @@ def weight_penalty(params: PyTree, norm: Literal["l1", "l2"] = "l2") -> jax.Arra
     if norm not in ("l1", "l2"):
         raise DistillationError(f'norm must be "l1" or "l2", not {norm!r:.100}')
     kernels = [x.astype(jnp.float32) for x in jax.tree.leaves(params) if jnp.ndim(x) > 1]
-    if not kernels:
-        return jnp.float32(0.0)
-    return optax.tree.norm(kernels, ord=1) if norm == "l1" else optax.tree.norm(kernels, squared=True)
+    sizes = [jnp.sum(jnp.abs(x) if norm == "l1" else x * x) for x in kernels]
+    return sum(sizes, jnp.float32(0.0))
 
 
 def _scores(scores: jax.Array, argument: str) -> jax.Array:
