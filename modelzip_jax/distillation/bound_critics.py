@@ -14,7 +14,7 @@ from modelzip_jax.distillation.critics import (
     Critic,
     CriticOutput,
     InitApply,
-    check_features,
+    check_views,
     perceptron_network,
     placeholder,
 )
@@ -51,7 +51,7 @@ def variational_critic(network: InitApply | None = None, *, variance: float = 5.
         if network is not None:
             params = network[0](key, placeholder(student))
         else:
-            check_features(student, teacher, "variational_critic", axes=-1)
+            check_views(student, teacher, "variational_critic", axes=-1)
             kernel = jax.nn.initializers.lecun_normal()(key, (jnp.shape(student)[-1], channels), jnp.float32)
             params = {"bias": jnp.zeros(channels, jnp.float32), "kernel": kernel}
         return {"network": params, "raw_variance": variational.init_variance(channels, variance)}, ()
@@ -169,7 +169,7 @@ def _embeddings(
     )
 
     def init(key: jax.Array, student: Any, teacher: Any) -> PyTree:
-        check_features(student, teacher, name, axes=0)
+        check_views(student, teacher, name, axes=0)
         keys = jax.random.split(key)
         return {
             "student": init_s(keys[0], placeholder(student)),

@@ -17,7 +17,7 @@ from modelzip_jax.distillation.perceptrons import init_perceptron, perceptron
 from modelzip_jax.errors import DistillationError
 from modelzip_jax.tree import PyTree
 
-__all__ = ["Critic", "CriticOutput", "InitApply", "check_features", "perceptron_network", "placeholder"]
+__all__ = ["Critic", "CriticOutput", "InitApply", "check_views", "perceptron_network", "placeholder"]
 
 InitApply = tuple[Callable[..., PyTree], Callable[..., jax.Array]]
 """`(init, apply)`: `init(key, features) -> params`, `apply(params, features) -> outputs`, such as a Linen module's."""
@@ -75,13 +75,13 @@ def perceptron_network(widths: Sequence[int], outputs: int, silent: bool = False
     return init, perceptron
 
 
-def check_features(student: Any, teacher: Any, name: str, axes: int | None = None) -> None:
+def check_views(student: Any, teacher: Any, name: str, axes: int | None = None) -> None:
     """Refuses features of student and teacher that do not fit each other, are empty or not floating-point.
 
     Args:
       axes: None compares whole shapes, -1 all axes but the last, 0 the batch alone.
 
-    >>> check_features(jnp.ones((4, 3)), jnp.ones((4, 5)), "discriminator")
+    >>> check_views(jnp.ones((4, 3)), jnp.ones((4, 5)), "discriminator")
     Traceback (most recent call last):
     modelzip_jax.errors.DistillationError: discriminator: the student's features are of shape (4, 3), ...
     """

@@ -13,7 +13,7 @@ from modelzip_jax.distillation.critics import (
     Critic,
     CriticOutput,
     InitApply,
-    check_features,
+    check_views,
     perceptron_network,
     placeholder,
 )
@@ -64,7 +64,7 @@ def discriminator(
     begin_network, score = network or perceptron_network(widths, 1)
 
     def init(key: jax.Array, student: Any, teacher: Any) -> tuple[PyTree, PyTree]:
-        check_features(student, teacher, "discriminator")
+        check_views(student, teacher, "discriminator")
         # An average of AUCs and of the number one, so that their ratio has no bias towards the start.
         return begin_network(key, placeholder(teacher)), (jnp.float32(0.0), jnp.float32(0.0))
 
