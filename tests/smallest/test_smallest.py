@@ -234,7 +234,7 @@ def test_the_batch_that_holds_nan_is_named(value):
 
 def test_inputs_of_zeros_tell_nothing_of_kernels_that_they_meet():
     packed = mz.compress(PARAMS, mz.smallest(bytes=8_000), calibrate=(apply, [jnp.zeros_like(X)]))
-    assert 7_920 <= file_sizes(packed).total <= 8_000
+    assert file_sizes(packed).total <= 8_000
 
 
 @pytest.mark.parametrize("measure", [lambda p: 1.0, lambda p: -float(np.sum(np.abs(p["Dense_0"]["kernel"])))])
