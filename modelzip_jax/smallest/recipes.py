@@ -18,7 +18,7 @@ from modelzip_jax.quantization import rounding, spreads
 from modelzip_jax.quantization.entropy_constraint import entropy_constrained
 from modelzip_jax.quantization.spreads.by_weights import TABLES, WORDS
 from modelzip_jax.quantization.table_basis import coding_gain, karhunen_loeve
-from modelzip_jax.smallest.one_axis import coarsest_steps
+from modelzip_jax.smallest.one_axis import STACKED, coarsest_steps
 from modelzip_jax.transform import Transform
 from modelzip_jax.tree import PyTree
 
@@ -68,7 +68,10 @@ def weights_in(params: PyTree, least: int, keep: Sequence[str] = ()) -> dict[str
     """
     found = floating_leaves(params, least, keep)
     if not found:
-        raise LeafError(f"smallest() found no floating-point leaf of at least {least} axes to encode")
+        raise LeafError(
+            "smallest() found no floating-point leaf to encode: all are of integers, empty, or kept by keep=, only= or "
+            "min_ndim="
+        )
     return found
 
 
@@ -137,6 +140,9 @@ def shares(params: PyTree, keep: Sequence[str]) -> Shares:
     of fewer than two axes are not.
     """
     leaves = floating_leaves(params, 2, keep)
+    leaves = {
+        name: w for name, w in leaves.items() if np.ndim(w) > 2 or not any(matches(p, name) for p in STACKED)
+    }
     vectors = floating_leaves(params, 1, [*keep, *leaves])
     unit = math.sqrt(typical_size(leaves or vectors)) / _typical_count(leaves or vectors) ** _SIZE_POWER
     fine = QUALITY * unit * _FINE

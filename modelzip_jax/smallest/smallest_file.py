@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from modelzip_jax import tree as trees
@@ -88,6 +89,10 @@ class Smallest(Search):
         trees.check_not_module(params)
         plain = trees.plain(params)
         check_arrays(plain)
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(plain)):
+            raise TransformError(
+                "compress() with smallest() runs outside of jit, where the weights are known"
+            )
         keep = kept_names(plain, self.only, self.min_ndim, self.keep)
         if calibrate is None and self.bytes is None and self.measure is None and not self.max_drop:
             check_finite(floating_leaves(plain, 0, keep))

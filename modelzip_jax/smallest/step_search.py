@@ -81,9 +81,11 @@ def within_bytes(make: Callable[[float], tuple[Any, int]], first: float, target:
             at = min(max(at, (coarse or fine)[0] - _FAR), (coarse or fine)[0] + _FAR)  # type: ignore[index]
             at = min(max(at, least), most)
     if best is None:
+        # Of the coarsest steps, if they give a file: those that other targets meet as well.
+        least_bytes = size if at >= most and size else smallest
         raise TransformError(
-            f"the smallest file that there can be of this model has {smallest:,} bytes, more than the {target:,} "
-            "that it may have: what is stored beside the codes, such as biases, takes most of them"
+            f"the smallest file that there can be of this model has {least_bytes:,} bytes, more than the {target:,} "
+            "that it may have: besides codes there are leaves that stay lossless, step sizes and names"
         )
     return best
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from modelzip_jax import tree as trees
-from modelzip_jax.errors import NonFiniteError
+from modelzip_jax.errors import NonFiniteError, TransformError
 from modelzip_jax.smallest.drops import output_power
 from modelzip_jax.smallest.recipes import table_names
 from modelzip_jax.trace.jaxpr.model_inputs import batch_inputs, holds_nonfinite, running_on
@@ -86,6 +86,16 @@ def information(
     return Information(importance, fisher, products, tables, outputs)
 
 
+def _check_outputs(made: Any) -> None:
+    single = hasattr(made, "shape")
+    if not single or not made.shape or not jnp.issubdtype(made.dtype, jnp.floating):
+        what = f"{made.dtype}{list(made.shape)}" if single else f"a {type(made).__name__}"
+        raise TransformError(
+            f"apply_fn of calibrate= gives {what}; let it return one floating-point array with a row for each example, "
+            "such as the logits before argmax"
+        )
+
+
 def _check_finite(importance: PyTree, batches: list[Any]) -> None:
     for name, found in trees.named_leaves(importance):
         if not np.isfinite(found).all():
@@ -110,7 +120,8 @@ def _outputs(apply_fn: Callable[..., Any], params: PyTree, batches: list[Any]) -
                 made = jax.eval_shape(apply_fn, params, *inputs)
             with running_on(f"batch {number}", inputs):
                 made = jax.eval_shape(apply_fn, params, *inputs)
-            shapes[key] = sum(int(np.prod(x.shape[:-1])) for x in jax.tree.leaves(made))
+            _check_outputs(made)
+            shapes[key] = int(np.prod(made.shape[:-1] or made.shape))
         total += shapes[key]
     return max(total, 1)
 

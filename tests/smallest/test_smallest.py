@@ -185,6 +185,23 @@ def test_what_it_refuses():
         mz.compress(jax.tree.map(lambda x: x * jnp.nan, PARAMS), mz.smallest(bytes=5_000))
     with pytest.raises(LeafError, match="no floating-point leaf"):
         mz.compress({"n": np.arange(4)}, mz.smallest(bytes=5_000))
+    for gives, said in ((lambda y: jnp.argmax(y, -1), r"gives int32\[32\]"), (lambda y: (y, y), "gives a tuple"),
+                        (jnp.sum, r"gives float32\[\]")):  # fmt: skip
+        with pytest.raises(TransformError, match=said):
+            mz.compress(
+                PARAMS, mz.smallest(bytes=5_000), calibrate=(lambda p, x, g=gives: g(apply(p, x)), BATCHES)
+            )
+    for measured in ({}, "good", np.zeros(0)):
+        with pytest.raises(TransformError, match="measure= must give a score"):
+            mz.compress(PARAMS, mz.smallest(max_drop=0.1, measure=lambda _, m=measured: m))
+    with pytest.raises(LeafError, match="kept by keep="):
+        mz.compress(PARAMS, mz.smallest(bytes=5_000, min_ndim=7))
+    with pytest.raises(TransformError, match="only= takes path patterns"):
+        mz.smallest(only=3)
+    with pytest.raises(TransformError, match="outside of jit"):
+        jax.jit(lambda p: mz.compress(p, mz.smallest()))(PARAMS)
+    with pytest.raises(mz.errors.TraceError, match=r"batch 0 of those held out.*KeyError: 'w9'"):
+        mz.compress(PARAMS, mz.smallest(max_drop=0.1), calibrate=(lambda p, x: x @ p["w9"], BATCHES))
     with pytest.raises(TransformError, match="did you mean 'calibrate'"):
         mz.compress(PARAMS, mz.smallest(bytes=5_000), calibrates=(apply, BATCHES))
     for how in (mz.smallest(bytes=5_000), mz.quantize(4, rounding=mz.rounding.error_feedback())):
