@@ -15,11 +15,13 @@ from modelzip_jax.errors import DistillationError
 __all__ = [
     "as_weight",
     "check_features",
+    "check_indices",
     "check_labels",
     "check_logits",
     "check_same_batch",
     "check_same_shape",
     "check_temperature",
+    "pairs_of",
 ]
 
 

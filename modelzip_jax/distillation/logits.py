@@ -1,8 +1,8 @@
 """Losses on logits: the student's distribution over classes is drawn to the teacher's.
 
 Every loss takes `student` first, is a float32 scalar, a mean over all rows (every axis but the last), computed in
-float32 whatever the dtype, and sends no gradient into `teacher`. A logit of -inf, a class that is masked, has the
-probability 0; that a class is possible for the teacher and masked for the student makes a loss infinite.
+float32 whatever the dtype, and sends no gradient into `teacher`. To `soft_targets` and `decoupled` a logit of -inf
+is a class that is masked: its probability is 0. Masked for the student alone, it makes the loss infinite.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from modelzip_jax.distillation.array_checks import (
     check_logits,
     check_temperature,
 )
-from modelzip_jax.distillation.safe_norms import pearson
+from modelzip_jax.distillation.safe_norms import centred, pearson
 from modelzip_jax.errors import DistillationError
 
 __all__ = [
@@ -179,7 +179,7 @@ def correlation(
     own, others = probabilities(student), probabilities(jax.lax.stop_gradient(teacher))
 
     def unrelated(axis: int) -> jax.Array:
-        varied = jnp.max(others, axis) > jnp.min(others, axis)
+        varied = jnp.any(centred(others, axis) != 0, axis)
         return jnp.mean(jnp.where(varied, 1.0 - pearson(own, others, axis), 0.0))
 
     return temperature**2 * (inter * unrelated(1) + intra * unrelated(0))
@@ -245,8 +245,6 @@ def _divergence(student: jax.Array, teacher: jax.Array, temperature: float | jax
 
 
 def _z_scores(logits: jax.Array) -> jax.Array:
-    logits = logits.astype(jnp.float32)
-    centred = logits - jnp.mean(logits, -1, keepdims=True)
-    variance = jnp.mean(jnp.square(centred), -1, keepdims=True)
-    varied = variance > 0
-    return jnp.where(varied, centred, 0.0) / jnp.sqrt(jnp.where(varied, variance, 1.0))
+    away = centred(logits.astype(jnp.float32))
+    variance = jnp.mean(jnp.square(away), -1, keepdims=True)
+    return away / jnp.sqrt(jnp.where(variance > 0, variance, 1.0))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-__all__ = ["pearson", "safe_norm", "unit_vectors"]
+__all__ = ["centred", "pearson", "safe_norm", "unit_vectors"]
 
 _SMALLEST = 1e-18
 """Of the largest magnitude in a vector: the squares of what is smaller are no float32 any more."""
+_ROUNDING = 1e-6
+"""Of the largest magnitude: a mean of many float32 numbers is not nearer."""
 
 
 def safe_norm(x: jax.Array, axis: int = -1) -> jax.Array:
@@ -38,12 +40,23 @@ def unit_vectors(x: jax.Array, axis: int = -1) -> jax.Array:
     return x / jnp.where(norm > 0, norm, 1.0)
 
 
+def centred(x: jax.Array, axis: int = -1) -> jax.Array:
+    """What stands along an axis less its mean; zeros where that is no more than float32's rounding.
+
+    >>> centred(jnp.array([[1.0, 2.0, 3.0], [0.1, 0.1, 0.1]]))
+    Array([[-1.,  0.,  1.],
+           [ 0.,  0.,  0.]], dtype=float32)
+    """
+    away = x - jnp.mean(x, axis, keepdims=True)
+    rounding = _ROUNDING * jnp.max(jnp.abs(x), axis, keepdims=True)
+    return jnp.where(jnp.max(jnp.abs(away), axis, keepdims=True) > rounding, away, 0.0)
+
+
 def pearson(x: jax.Array, y: jax.Array, axis: int = -1) -> jax.Array:
-    """Pearson's correlation of what stands along an axis; 0 where either does not vary.
+    """Pearson's correlation of what stands along an axis; 0, with gradients of 0, where either does not vary.
 
     >>> pearson(jnp.array([1.0, 2.0, 3.0]), jnp.array([5.0, 3.0, 1.0])).round(5)
     Array(-1., dtype=float32)
     """
-    centred = (unit_vectors(v - jnp.mean(v, axis, keepdims=True), axis) for v in (x, y))
-    a, b = centred
+    a, b = (unit_vectors(centred(v, axis), axis) for v in (x, y))
     return jnp.sum(a * b, axis)
