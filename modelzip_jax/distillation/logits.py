@@ -49,7 +49,7 @@ def soft_targets(student: jax.Array, teacher: jax.Array, *, temperature: float =
 
     >>> teacher = jnp.array([[2.0, 0.0, -2.0]])
     >>> round(float(soft_targets(jnp.zeros((1, 3)), teacher, temperature=2.0)), 4)
-    1.0614
+    1.0649
     >>> float(soft_targets(teacher + 5.0, teacher))
     0.0
     """
@@ -87,7 +87,7 @@ def decoupled(
 
     >>> teacher, labels = jnp.array([[4.0, 1.0, 0.0]]), jnp.array([0])
     >>> round(float(decoupled(jnp.array([[4.0, 0.0, 1.0]]), teacher, labels)), 4)
-    1.9894
+    3.9793
     """
     check_logits(student, teacher, "decoupled")
     check_labels(labels, student, "decoupled")
@@ -167,7 +167,7 @@ def correlation(
 
     >>> teacher = jnp.array([[2.0, 0.0, -2.0], [0.0, 1.0, 0.0]])
     >>> abs(round(float(correlation(teacher, teacher)), 5)), round(float(correlation(-teacher, teacher)), 4)
-    (0.0, 3.5321)
+    (0.0, 3.1713)
     """
     check_logits(student, teacher, "correlation")
     check_temperature(temperature, "correlation")

@@ -73,14 +73,14 @@ def top_k_soft_targets(student: jax.Array, teacher: TopK, *, temperature: float 
       DistillationError: shapes or dtypes do not fit, or the temperature is not positive and finite.
 
     >>> from modelzip_jax.distillation import soft_targets
-    >>> student, teacher = jnp.array([[0.0, 1.0, 2.0]]), jnp.array([[2.0, 0.0, -2.0]])
-    >>> for k in (1, 2, 3):
+    >>> student, teacher = jnp.array([[0.0, 1.0, 2.0, 3.0]]), jnp.array([[2.0, 0.0, -2.0, 1.0]])
+    >>> for k in (1, 2, 4):
     ...     print(round(float(top_k_soft_targets(student, top_k_logits(teacher, k))), 4))
-    1.8212
-    2.1587
-    2.1587
+    1.6293
+    1.6306
+    1.7143
     >>> round(float(soft_targets(student, teacher, temperature=1.0)), 4)
-    2.1587
+    1.7143
     """
     _check(student, teacher)
     check_temperature(temperature, "top_k_soft_targets")
