@@ -193,7 +193,9 @@ def pairs_of(student: Sequence[Any], teacher: Sequence[Any], loss_name: str) -> 
     modelzip_jax.errors.DistillationError: hierarchical_context: as many features of the student as of the teacher are
     needed, in a list or tuple each: student 2, teacher 1
     """
-    counts = [len(x) if isinstance(x, list | tuple) else f"one {type(x).__name__}" for x in (student, teacher)]
+    counts = [
+        len(x) if isinstance(x, list | tuple) else f"one {type(x).__name__}" for x in (student, teacher)
+    ]
     if counts[0] != counts[1] or counts[0] == 0 or isinstance(counts[0], str):
         raise DistillationError(
             f"{loss_name}: as many features of the student as of the teacher are needed, in a list or tuple each: "

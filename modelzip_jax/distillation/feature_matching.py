@@ -107,7 +107,9 @@ def flow(student: tuple[jax.Array, jax.Array], teacher: tuple[jax.Array, jax.Arr
     """
     pairs = pairs_of(student, teacher, "flow")
     if len(pairs) != 2:
-        raise DistillationError(f"flow: features of two layers are needed, (first, second), not of {len(pairs)}")
+        raise DistillationError(
+            f"flow: features of two layers are needed, (first, second), not of {len(pairs)}"
+        )
     for own, others in pairs:
         check_same_batch(own, others, "flow")
         if jnp.shape(own)[-1] != jnp.shape(others)[-1]:
@@ -154,7 +156,9 @@ def similarity(student: jax.Array, teacher: jax.Array) -> jax.Array:
     def rows(x: jax.Array) -> jax.Array:
         x = x.reshape(len(x), -1)
         top = jax.lax.stop_gradient(jnp.max(jnp.abs(x)))
-        x = x / jnp.where(top > 0, top, 1.0)  # A factor of all features cancels, but their products might overflow.
+        x = x / jnp.where(
+            top > 0, top, 1.0
+        )  # A factor of all features cancels, but their products might overflow.
         return unit_vectors(jnp.dot(x, x.T, precision=jax.lax.Precision.HIGHEST))
 
     return jnp.mean(jnp.square(rows(student.astype(jnp.float32)) - rows(_fixed(teacher))))

@@ -212,7 +212,9 @@ def smoothed_teacher(labels: jax.Array, classes: int, *, correct: float = 0.99) 
            [0.8, 0.1, 0.1]], dtype=float32)
     """
     if not isinstance(classes, int) or isinstance(classes, bool) or classes < 1:
-        raise DistillationError(f"smoothed_teacher: classes must be an integer of at least 1, not {classes!r}")
+        raise DistillationError(
+            f"smoothed_teacher: classes must be an integer of at least 1, not {classes!r}"
+        )
     as_weight(correct, "correct", "smoothed_teacher", positive=True)
     if not isinstance(correct, jax.core.Tracer) and correct >= 1:
         raise DistillationError(f"smoothed_teacher: correct must be above 0 and below 1, not {correct}")

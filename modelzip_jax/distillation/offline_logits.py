@@ -47,7 +47,9 @@ def top_k_logits(logits: jax.Array, k: int) -> TopK:
     check_logits(logits, logits, "top_k_logits")
     classes = logits.shape[-1]
     if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= classes:
-        raise DistillationError(f"top_k_logits: k must be an integer from 1 to {classes}, the classes, not {k!r}")
+        raise DistillationError(
+            f"top_k_logits: k must be an integer from 1 to {classes}, the classes, not {k!r}"
+        )
     logits = logits.astype(jnp.float32)
     values, indices = jax.lax.top_k(logits, k)
     return TopK(indices.astype(jnp.int32), values, _log_rest(logits, indices))

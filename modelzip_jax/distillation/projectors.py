@@ -81,7 +81,7 @@ def init_orthogonal_projector(key: jax.Array, student_width: int, teacher_width:
 def orthogonal_matrix(params: PyTree) -> jax.Array:
     """The isometry W `(student_width, teacher_width)`, W Wᵀ = 1, that the parameters stand for.
 
-    The first rows of exp(A), with A the skew-symmetric matrix ((B - Bᵀ, -Cᵀ), (C, 0)), transposed, of B = "within"
+    The first columns of exp(A), transposed, with A the skew-symmetric matrix ((B - Bᵀ, -Cᵀ), (C, 0)), of B = "within"
     and C = "across". The exponential of a skew-symmetric matrix is a rotation, and every isometry into a wider space is
     one of these. Some ten products of teacher_width × teacher_width matrices.
 

@@ -105,7 +105,9 @@ def correlation_congruence(
     check_same_batch(student, teacher, "correlation_congruence")
     as_weight(gamma, "gamma", "correlation_congruence", positive=True)
     if not isinstance(order, int) or isinstance(order, bool) or order < 1:
-        raise DistillationError(f"correlation_congruence: order must be an integer of at least 1, not {order!r}")
+        raise DistillationError(
+            f"correlation_congruence: order must be an integer of at least 1, not {order!r}"
+        )
 
     def kernel(x: jax.Array) -> jax.Array:
         unit = unit_vectors(x.reshape(len(x), -1))

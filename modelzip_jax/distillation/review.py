@@ -153,9 +153,7 @@ def hierarchical_context(student: Sequence[jax.Array], teacher: Sequence[jax.Arr
 
 
 def _convolved(kernel: jax.Array, x: jax.Array) -> jax.Array:
-    return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def _normalised(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
