@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -154,7 +155,7 @@ def _result(name: str, path: str, traced: Program) -> _Reading:
     steps = path.split("/")
     paths = ["/".join(steps[: i + 1]) for i in range(around, len(steps))]
     equations = equations_at(traced, set(paths))
-    for outer, inner in reversed(list(zip(paths, paths[1:], strict=False))):
+    for outer, inner in reversed(list(itertools.pairwise(paths))):
         jaxpr = inner_jaxpr(equations[outer].eqn)
         results = (
             [] if jaxpr is None else list(jaxpr.jaxpr.outvars if hasattr(jaxpr, "jaxpr") else jaxpr.outvars)

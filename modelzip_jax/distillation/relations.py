@@ -68,7 +68,7 @@ def relational_angle(student: jax.Array, teacher: jax.Array) -> jax.Array:
 
     >>> teacher = jnp.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     >>> round(float(relational_angle(jnp.array([[0.0], [1.0], [2.0]]), teacher)), 4)
-    0.1011
+    0.1296
     """
     check_same_batch(student, teacher, "relational_angle")
 
