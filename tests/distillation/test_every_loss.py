@@ -198,13 +198,9 @@ def test_leading_axes_of_logits_are_rows(name):
     np.testing.assert_allclose(loss(student, teacher), loss(*flat), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(LOSSES.keys() - {"contrastive"}))
+@pytest.mark.parametrize("name", sorted(LOSSES.keys() - {"contrastive", "decoupled"}))
 def test_the_order_of_the_batch_does_not_matter(name):
     loss, _, shape = LOSSES[name]
     student, teacher = drawn(shape)
     order = RNG.permutation(shape[0])
-    if name == "decoupled":
-        order = order[LABELS[order] == LABELS] if np.any(LABELS[order] == LABELS) else np.arange(4)
-        student, teacher = student[:1], teacher[:1]
-        order = np.array([0])
     np.testing.assert_allclose(loss(student[order], teacher[order]), loss(student, teacher), rtol=1e-4)
