@@ -59,7 +59,12 @@ def record(name: str, student: np.ndarray, teacher: np.ndarray, loss: Any, **mor
     value.sum().backward()
     gradient = s.grad.numpy()
     gradient = np.moveaxis(gradient, 1, -1) if gradient.ndim == 4 else gradient
-    entry = {"student": student, "teacher": teacher, "value": value.detach().numpy().reshape(()), "gradient": gradient}
+    entry = {
+        "student": student,
+        "teacher": teacher,
+        "value": value.detach().numpy().reshape(()),
+        "gradient": gradient,
+    }
     FOUND.update({f"{name}/{key}": np.asarray(x) for key, x in (entry | more).items()})
 
 
@@ -86,7 +91,9 @@ def features(clones: Path) -> None:
     record("attention_transfer", drawn(3, 6, 6, 4), drawn(3, 4, 4, 5), lambda s, t: attention([s], [t])[0])
     flow = module(zoo / "FSP.py", "zoo_fsp").FSP([(3, 4), (3, 4)], [(3, 4), (3, 4)])
     pool = torch.nn.functional.adaptive_avg_pool2d
-    record("flow", drawn(3, 6, 6, 4), drawn(3, 6, 6, 4), lambda s, t: flow([s, pool(s, 4)], [t, pool(t, 4)])[0])
+    record(
+        "flow", drawn(3, 6, 6, 4), drawn(3, 6, 6, 4), lambda s, t: flow([s, pool(s, 4)], [t, pool(t, 4)])[0]
+    )
     similarity = module(zoo / "SP.py", "zoo_sp").Similarity()
     record("similarity", drawn(5, 2, 2, 4), drawn(5, 3, 3, 2), lambda s, t: similarity([s], [t])[0])
     rkd = module(zoo / "RKD.py", "zoo_rkd")
@@ -121,7 +128,11 @@ def contrastive(clones: Path) -> None:
 def review(clones: Path) -> None:
     found = module(clones / "mdistiller/mdistiller/distillers/ReviewKD.py", "mdistiller_review")
     torch.manual_seed(0)
-    levels = [(4, 8, 5, 8), (6, 4, 7, 3), (8, 1, 9, 1)]  # Channels and positions, of the student and the teacher.
+    levels = [
+        (4, 8, 5, 8),
+        (6, 4, 7, 3),
+        (8, 1, 9, 1),
+    ]  # Channels and positions, of the student and the teacher.
     width = 3
     stages = [found.ABF(a, width, b, i < 2).double() for i, (a, _, b, _) in enumerate(levels)]
     student = [drawn(4, p, p, c) for c, p, _, _ in levels]
@@ -150,8 +161,13 @@ def main(clones: Path, target: Path) -> None:
     """Asks every implementation, and writes what they say."""
     for part in (logits, features, contrastive, review):
         part(clones)
-    heads = [(p.name, subprocess.check_output(["git", "-C", p, "rev-parse", "HEAD"], text=True)) for p in clones.iterdir()]
-    FOUND["versions"] = np.array([f"{name} {head.strip()}" for name, head in sorted(heads)] + [f"torch {torch.__version__}"])
+    heads = [
+        (p.name, subprocess.check_output(["git", "-C", p, "rev-parse", "HEAD"], text=True))
+        for p in clones.iterdir()
+    ]
+    FOUND["versions"] = np.array(
+        [f"{name} {head.strip()}" for name, head in sorted(heads)] + [f"torch {torch.__version__}"]
+    )
     np.savez_compressed(target, **FOUND)
 
 

@@ -58,7 +58,9 @@ def standardized(student, teacher, temperature):
 
 
 def correlation(student, teacher, inter, intra, temperature):
-    p, q = (softmax(np.asarray(z, np.float64).reshape(-1, z.shape[-1]), temperature) for z in (teacher, student))
+    p, q = (
+        softmax(np.asarray(z, np.float64).reshape(-1, z.shape[-1]), temperature) for z in (teacher, student)
+    )
 
     def distance(a, b):
         return 1 - np.mean([np.corrcoef(x, y)[0, 1] for x, y in zip(a, b, strict=True)])
@@ -97,9 +99,9 @@ def attention_transfer(student, teacher, power):
 def flow(student, teacher):
     def matrix(first, second):
         positions = list(np.ndindex(first.shape[1:-1]))
-        return sum(first[(slice(None), *p)][:, :, None] * second[(slice(None), *p)][:, None] for p in positions) / len(
-            positions
-        )
+        return sum(
+            first[(slice(None), *p)][:, :, None] * second[(slice(None), *p)][:, None] for p in positions
+        ) / len(positions)
 
     return np.mean((matrix(*student) - matrix(*teacher)) ** 2)
 
@@ -153,6 +155,7 @@ def contrastive_side(own, positive, negatives, temperature, z):
     own = own / np.linalg.norm(own, axis=1, keepdims=True)
     losses = []
     for a, b, others in zip(own, positive, negatives, strict=True):
+
         def h(x, a=a, n=len(others)):
             e = math.exp(a @ x / temperature)
             return e / (e + n * z)

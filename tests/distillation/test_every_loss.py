@@ -36,8 +36,12 @@ def flow(student, teacher):
 
 def contrastive(student, teacher):
     where = slice(len(student))
-    memory = MEMORY._replace(student=MEMORY.student[:, : student.shape[1]], teacher=MEMORY.teacher[:, : student.shape[1]])
-    return distillation.contrastive(student, teacher, memory, EXAMPLES[where], NEGATIVES[where], temperature=0.5)[0]
+    memory = MEMORY._replace(
+        student=MEMORY.student[:, : student.shape[1]], teacher=MEMORY.teacher[:, : student.shape[1]]
+    )
+    return distillation.contrastive(
+        student, teacher, memory, EXAMPLES[where], NEGATIVES[where], temperature=0.5
+    )[0]
 
 
 def contrastive_reference(student, teacher):
@@ -94,8 +98,9 @@ FEATURE_LOSSES = {
     ),
     "hierarchical_context": (
         lambda s, t: distillation.hierarchical_context([s, s[:, :1, :1]], [t, t[:, :1, :1]]),
-        lambda s, t: reference.hierarchical_context(s, t)
-        + reference.hierarchical_context(s[:, :1, :1], t[:, :1, :1]),
+        lambda s, t: (
+            reference.hierarchical_context(s, t) + reference.hierarchical_context(s[:, :1, :1], t[:, :1, :1])
+        ),
         (1, 8, 4, 2),
     ),
     "contrastive": (contrastive, contrastive_reference, (4, 5)),
@@ -161,7 +166,15 @@ def extremes(shape, dtype):
     """Students and teachers of all kinds that have broken losses."""
     random = RNG.normal(size=shape)
     hot = np.where(np.arange(shape[-1]) == 0, 1e4, -1e4) * np.ones(shape)
-    kinds = [random, 1e4 * random, -1e4 * np.sign(random), hot, np.zeros(shape), np.full(shape, 1e4), 1e-6 * random]
+    kinds = [
+        random,
+        1e4 * random,
+        -1e4 * np.sign(random),
+        hot,
+        np.zeros(shape),
+        np.full(shape, 1e4),
+        1e-6 * random,
+    ]
     return [jnp.asarray(x, dtype) for x in kinds]
 
 
