@@ -153,14 +153,15 @@ def correlation_congruence(student, teacher, gamma, order):
 def contrastive_side(own, positive, negatives, temperature, z):
     """One anchor's loss, of h = e / (e + N z): embeddings `(b, d)`, `(b, d)`, `(b, n, d)`."""
     own = own / np.linalg.norm(own, axis=1, keepdims=True)
+
+    def h(a, b, n):
+        e = math.exp(a @ b / temperature)
+        return e / (e + n * z)
+
     losses = []
     for a, b, others in zip(own, positive, negatives, strict=True):
-
-        def h(x, a=a, n=len(others)):
-            e = math.exp(a @ x / temperature)
-            return e / (e + n * z)
-
-        losses.append(-math.log(h(b)) - sum(math.log(1 - h(x)) for x in others))
+        n = len(others)
+        losses.append(-math.log(h(a, b, n)) - sum(math.log(1 - h(a, x, n)) for x in others))
     return np.mean(losses)
 
 
