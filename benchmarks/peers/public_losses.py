@@ -10,8 +10,8 @@ Run where torch is installed (torch 2.14 wrote what is recorded), with a folder 
     python benchmarks/peers/public_losses.py CLONES tests/distillation/public_losses.npz
 
 Their code is called as it stands, in float64 on the CPU. Arrays are drawn here and rounded to float32, channels last.
-An entry is `loss/student`, `loss/teacher`, `loss/value`, `loss/gradient` (with respect to the student), and more where a
-loss takes more.
+An entry is `loss/student`, `loss/teacher`, `loss/value`, `loss/gradient` (with respect to the student), and more where
+a loss takes more.
 """
 
 from __future__ import annotations

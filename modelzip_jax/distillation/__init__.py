@@ -1,6 +1,6 @@
 """Distillation: what a teacher knows, as losses, extra terms of anybody's training loop."""
 
-from modelzip_jax.distillation.contrastive import (
+from modelzip_jax.distillation.contrast import (
     ContrastMemory,
     contrastive,
     in_batch_contrastive,

@@ -16,7 +16,9 @@ __all__ = ["TopK", "top_k_logits", "top_k_soft_targets"]
 
 
 class TopK(NamedTuple):
-    """The k largest of `(..., classes)` logits. See `top_k_logits`.
+    """The k largest of `(..., classes)` logits.
+
+    See `top_k_logits`.
 
     indices: int32 `(..., k)`, classes by descending logit. values: float32 `(..., k)`, their logits.
     log_rest: float32 `(...)`, the logsumexp of the logits left out; -inf if none are.

@@ -21,7 +21,9 @@ __all__ = ["ContrastMemory", "contrastive", "in_batch_contrastive", "init_contra
 
 
 class ContrastMemory(NamedTuple):
-    """Embeddings of every example of a data set, as they were last seen. See `init_contrast_memory`.
+    """Embeddings of every example of a data set, as they were last seen.
+
+    See `init_contrast_memory`.
 
     student, teacher: float32 `(examples, width)`. log_student, log_teacher: float32 scalars, the logarithm of the mean
     exp(score), student against `teacher` and the reverse, of the first batch: the paper's constant.
