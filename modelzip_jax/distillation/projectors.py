@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax.distillation.array_checks import as_weight, check_features
+from modelzip_jax.distillation.safe_norms import centred
 from modelzip_jax.errors import DistillationError
 from modelzip_jax.tree import PyTree
 
@@ -174,7 +175,7 @@ def whiten(teacher: jax.Array, *, epsilon: float = 1e-5) -> jax.Array:
     as_weight(epsilon, "epsilon", "whiten", positive=True)
     x = jax.lax.stop_gradient(teacher.astype(jnp.float32))
     rows = x.reshape(-1, x.shape[-1])
-    rows = rows - jnp.mean(rows, 0)
+    rows = centred(rows, 0)  # Else the rounding of what does not vary would be blown up.
     left, values, right = jnp.linalg.svd(rows, full_matrices=False)
     variances = jnp.square(values) / len(rows)
     floor = epsilon * jnp.sum(variances) / x.shape[-1]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax.distillation.array_checks import as_weight, check_same_batch
-from modelzip_jax.distillation.safe_norms import safe_norm, unit_vectors
+from modelzip_jax.distillation.safe_norms import ROUNDING, safe_norm, unit_vectors
 from modelzip_jax.errors import DistillationError
 
 __all__ = ["correlation_congruence", "relational_angle", "relational_distance"]
@@ -23,7 +23,7 @@ def relational_distance(student: jax.Array, teacher: jax.Array) -> jax.Array:
 
     ψ(i, j) = ‖x_i - x_j‖ / μ, with μ the mean of all distances that are not 0, of each network by itself: turning,
     shifting or scaling all features changes nothing. A mean over all batch² pairs, also of an example with itself.
-    Examples without a distance, such as a batch of one, have ψ = 0.
+    Examples that float32 does not tell apart, and an example and itself, have ψ = 0.
 
     Source: Park et al. 2019, "Relational knowledge distillation", https://arxiv.org/abs/1904.05068, equations 5 to 7.
     The weight in the paper: 25, beside 50 of `relational_angle`, for classification.
@@ -121,14 +121,19 @@ def correlation_congruence(
 
 
 def _differences(x: jax.Array) -> jax.Array:
-    """x_i - x_j, `(j, i, width)`, of features scaled so that the largest is 1: the losses do not change by that.
+    """x_i - x_j, `(j, i, width)`, scaled so that the largest entry is 1: the losses do not change by that.
 
-    Not from Gram matrices, whose entries leave little of the distance of two examples far from the origin.
+    Not from Gram matrices, whose entries leave little of the distance of two examples far from the origin. Zeros where
+    it is no more than rounding, also for i = j: fused into what made x, x - x need not be 0.
     """
     x = x.reshape(len(x), -1)
-    top = jax.lax.stop_gradient(jnp.max(jnp.abs(x)))
-    x = x / jnp.where(top > 0, top, 1.0)
-    return x[None] - x[:, None]
+    size = jnp.max(jnp.abs(x), 1)
+    difference = x[None] - x[:, None]
+    rounding = ROUNDING * jnp.maximum(size[None], size[:, None])[..., None]
+    apart = jnp.max(jnp.abs(difference), -1, keepdims=True) > rounding
+    difference = jnp.where(apart, difference, 0.0)
+    top = jax.lax.stop_gradient(jnp.max(jnp.abs(difference)))
+    return difference / jnp.where(top > 0, top, 1.0)
 
 
 def _huber(difference: jax.Array) -> jax.Array:

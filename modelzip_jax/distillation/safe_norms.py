@@ -5,12 +5,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-__all__ = ["centred", "pearson", "safe_norm", "unit_vectors"]
+__all__ = ["ROUNDING", "centred", "pearson", "safe_norm", "unit_vectors"]
 
 _SMALLEST = 1e-18
 """Of the largest magnitude in a vector: the squares of what is smaller are no float32 any more."""
-_ROUNDING = 1e-6
-"""Of the largest magnitude: a mean of many float32 numbers is not nearer."""
+ROUNDING = 1e-6
+"""Of the largest magnitude: a mean of many float32 numbers, or a difference of two that were rounded, is not nearer."""
 
 
 def safe_norm(x: jax.Array, axis: int = -1) -> jax.Array:
@@ -48,7 +48,7 @@ def centred(x: jax.Array, axis: int = -1) -> jax.Array:
            [ 0.,  0.,  0.]], dtype=float32)
     """
     away = x - jnp.mean(x, axis, keepdims=True)
-    rounding = _ROUNDING * jnp.max(jnp.abs(x), axis, keepdims=True)
+    rounding = ROUNDING * jnp.max(jnp.abs(x), axis, keepdims=True)
     return jnp.where(jnp.max(jnp.abs(away), axis, keepdims=True) > rounding, away, 0.0)
 
 

@@ -57,6 +57,18 @@ def test_equal_examples_have_finite_gradients(name):
     assert jnp.all(jnp.isfinite(gradient))
 
 
+@pytest.mark.parametrize("name", SHIFTS_TOO)
+def test_an_example_is_at_no_distance_from_itself_whatever_it_is_fused_with(name):
+    student, teacher, factors = (
+        normal(5, 3).at[1].set(0.3).at[2].set(0.3),
+        normal(5, 3),
+        jnp.float32([0.7, 0.3, 0.9]),
+    )
+    made = student * factors
+    fused = jax.jit(lambda x, f: RELATIONS[name](x * f, teacher))
+    np.testing.assert_allclose(fused(student, factors), RELATIONS[name](made, teacher), rtol=1e-5)
+
+
 def test_distances_far_from_the_origin():
     # By Gram matrices nothing would be left of them.
     near, teacher = normal(5, 4), normal(5, 4)
