@@ -107,7 +107,7 @@ def test_what_does_not_vary_is_not_blown_up():
     np.testing.assert_allclose(few @ few.T, 3.0 * (np.eye(3) - 1 / 3), atol=1e-2)
     for still in (jnp.full((11, 3), 0.1), jnp.zeros((1, 3))):
         np.testing.assert_allclose(distillation.whiten(still), 0.0, atol=1e-6)
-        np.testing.assert_allclose(distillation.standardize_features(still), 0.0, atol=1e-6)
+        np.testing.assert_allclose(distillation.standardize_features(still), 0.0, atol=1e-5)
 
 
 def test_teachers_that_are_normalised_are_fixed():
