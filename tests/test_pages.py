@@ -20,6 +20,7 @@ DOCS = Path(__file__).parents[1] / "docs"
         "activations.md",
         "accelerators.md",
         "distillation_minmax.md",
+        "distillation_losses.md",
         pytest.param("rewrites.md", marks=pytest.mark.slow),
         pytest.param("wavelets.md", marks=pytest.mark.slow),
     ],

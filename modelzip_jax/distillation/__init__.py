@@ -1,4 +1,4 @@
-"""Distillation: losses, critics and balances, as plain functions of arrays."""
+"""Distillation: what a teacher knows, as losses, critics, balances and data: pure functions for anybody's loop."""
 
 from modelzip_jax.distillation.adversarial import (
     adversarial_loss,
@@ -13,9 +13,24 @@ from modelzip_jax.distillation.bound_critics import (
     variational_critic,
 )
 from modelzip_jax.distillation.collapse import CollapseWarning, check_collapse
+from modelzip_jax.distillation.contrast import (
+    ContrastMemory,
+    contrastive,
+    in_batch_contrastive,
+    init_contrast_memory,
+)
 from modelzip_jax.distillation.critics import Critic, CriticOutput
 from modelzip_jax.distillation.discriminators import discriminator
+from modelzip_jax.distillation.feature_matching import attention_transfer, flow, hint, similarity
 from modelzip_jax.distillation.information import corrected_donsker_varadhan, donsker_varadhan, info_nce
+from modelzip_jax.distillation.layer_features import features
+from modelzip_jax.distillation.logits import (
+    correlation,
+    decoupled,
+    smoothed_teacher,
+    soft_targets,
+    standardized,
+)
 from modelzip_jax.distillation.loss_rates import LossRatesState, dynamic_weight_average
 from modelzip_jax.distillation.min_max import MinMaxGame, min_max_game
 from modelzip_jax.distillation.min_max_state import CriticState, MinMaxState, StudentOutput
@@ -25,13 +40,26 @@ from modelzip_jax.distillation.norm_balancing import (
     grad_norm,
     gradient_norms,
 )
+from modelzip_jax.distillation.offline_logits import TopK, top_k_logits, top_k_soft_targets
 from modelzip_jax.distillation.perceptrons import init_perceptron, perceptron
+from modelzip_jax.distillation.projectors import (
+    init_orthogonal_projector,
+    init_projector,
+    orthogonal_matrix,
+    project,
+    project_orthogonally,
+    standardize_features,
+    whiten,
+)
+from modelzip_jax.distillation.relations import correlation_congruence, relational_angle, relational_distance
+from modelzip_jax.distillation.review import hierarchical_context, init_review, reviewed
 from modelzip_jax.distillation.uncertainty import UncertaintyState, uncertainty_weighting
 from modelzip_jax.distillation.variational import init_variance, learned_variance, variational_information
 
 __all__ = [
     "Balancer",
     "CollapseWarning",
+    "ContrastMemory",
     "Critic",
     "CriticOutput",
     "CriticState",
@@ -40,30 +68,59 @@ __all__ = [
     "MinMaxGame",
     "MinMaxState",
     "StudentOutput",
+    "TopK",
     "UncertaintyState",
     "adversarial_loss",
+    "attention_transfer",
     "balanced_gradients",
     "check_collapse",
+    "contrastive",
     "corrected_donsker_varadhan",
+    "correlation",
+    "correlation_congruence",
+    "decoupled",
     "discriminator",
     "discriminator_auc",
     "discriminator_loss",
     "donsker_varadhan",
     "donsker_varadhan_critic",
     "dynamic_weight_average",
+    "features",
     "fixed_weights",
+    "flow",
     "grad_norm",
     "gradient_norms",
+    "hierarchical_context",
+    "hint",
+    "in_batch_contrastive",
     "info_nce",
     "info_nce_critic",
+    "init_contrast_memory",
+    "init_orthogonal_projector",
     "init_perceptron",
+    "init_projector",
+    "init_review",
     "init_variance",
     "learned_variance",
     "min_max_game",
+    "orthogonal_matrix",
     "perceptron",
+    "project",
+    "project_orthogonally",
+    "relational_angle",
+    "relational_distance",
+    "reviewed",
+    "similarity",
+    "smoothed_teacher",
+    "soft_targets",
+    "standardize_features",
+    "standardized",
+    "top_k_logits",
+    "top_k_soft_targets",
     "uncertainty_weighting",
     "variational_critic",
     "variational_information",
     "weight_penalty",
     "weighted_sum",
+    "whiten",
 ]
