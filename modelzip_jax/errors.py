@@ -6,6 +6,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "DistillationError",
     "EvaluationError",
     "FormatError",
     "LeafError",
@@ -85,6 +86,10 @@ class ModelError(ModelzipError, ValueError):
 
 class DataError(ModelzipError, ValueError):
     """A data set is not there, or cannot give what it is asked for; the message says how to get it."""
+
+
+class DistillationError(ModelzipError, ValueError):
+    """Student, teacher, data or hyperparameters of distillation do not fit each other; the message says which."""
 
 
 class MissingExtraError(ModelzipError, ImportError):

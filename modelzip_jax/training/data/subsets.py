@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from modelzip_jax.errors import DataError
+from modelzip_jax.sampling import proportional_shares
 from modelzip_jax.training.data.batches import epoch_order
 
 __all__ = ["subset"]
@@ -34,9 +35,7 @@ def subset(arrays: Mapping[str, np.ndarray], size: float | int, *, seed: int = 0
     shuffled = epoch_order(seed, 0, len(classes))
     order = shuffled[np.argsort(classes[shuffled], kind="stable")]
     sizes = np.unique(classes, return_counts=True)[1]
-    # Shares rounded down, and one more for the largest remainders, in integers: never a whole example off.
-    taken, remainders = np.divmod(sizes.astype(np.int64) * count, len(classes))
-    taken[np.argsort(-remainders, kind="stable")[: count - taken.sum()]] += 1
+    taken = proportional_shares(sizes, count)
     starts = np.cumsum(sizes) - sizes
     chosen = np.sort(np.concatenate([order[a : a + k] for a, k in zip(starts, taken, strict=True)]))
     return {name: array[chosen] for name, array in arrays.items()}
