@@ -1,4 +1,4 @@
-"""Samples of what is too large to look at whole, and the shares of its parts in them."""
+"""Samples of what is too large to look at whole: how many, where, and the shares of its parts in them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import functools
 
 import numpy as np
 
-__all__ = ["proportional_shares", "spread_places"]
+from modelzip_jax.errors import DataError
+
+__all__ = ["proportional_shares", "sample_size", "spread_places"]
 
 
 @functools.lru_cache(maxsize=64)
@@ -42,3 +44,21 @@ def proportional_shares(sizes: np.ndarray, count: int) -> np.ndarray:
     shares, remainders = np.divmod(sizes.astype(np.int64) * count, max(int(sizes.sum()), 1))
     shares[np.argsort(-remainders, kind="stable")[: count - shares.sum()]] += 1
     return shares
+
+
+def sample_size(size: float | int, examples: int) -> int:
+    """The number of examples that a size asks for: a float in (0, 1] is a fraction, an int the number itself.
+
+    Raises:
+      DataError: the size is not a fraction in (0, 1] nor a number of examples there are.
+
+    >>> sample_size(0.25, 10), sample_size(4, 10)
+    (2, 4)
+    """
+    if isinstance(size, float) and 0 < size <= 1:
+        return max(1, round(size * examples))
+    if isinstance(size, (int, np.integer)) and not isinstance(size, bool) and 1 <= size <= examples:
+        return int(size)
+    raise DataError(
+        f"size={size!r} must be a fraction in (0, 1] or a number of examples from 1 to {examples:,}"
+    )

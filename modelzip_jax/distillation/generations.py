@@ -82,11 +82,15 @@ def assistant_sizes(teacher: int, student: int, count: int = 1) -> list[int]:
     ([16, 4], [32, 16, 8])
     """
     if not 1 <= student < teacher or count < 0:
-        raise DistillationError(f"count={count} assistants between the sizes {teacher} and {student}: there are none")
+        raise DistillationError(
+            f"count={count} assistants between the sizes {teacher} and {student}: there are none"
+        )
     step = math.log(student / teacher) / (count + 1)
     sizes = [round(teacher * math.exp(step * k)) for k in range(1, count + 1)] + [student]
     if any(b >= a for a, b in zip([teacher, *sizes], sizes, strict=False)):
-        raise DistillationError(f"no {count} different sizes lie between {teacher} and {student}: take fewer assistants")
+        raise DistillationError(
+            f"no {count} different sizes lie between {teacher} and {student}: take fewer assistants"
+        )
     return sizes
 
 
