@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -64,7 +65,7 @@ def assistants(
     >>> [network.params for network in chain]
     ['abc', 'ab']
     """
-    if not sizes or any(b >= a for a, b in zip(sizes, sizes[1:], strict=False)):
+    if not sizes or any(b >= a for a, b in itertools.pairwise(sizes)):
         raise DistillationError(f"sizes={list(sizes)} must fall from the first assistant's to the student's")
     trained: list[Teacher] = []
     for size in sizes:
@@ -87,9 +88,9 @@ def assistant_sizes(teacher: int, student: int, count: int = 1) -> list[int]:
         )
     step = math.log(student / teacher) / (count + 1)
     sizes = [round(teacher * math.exp(step * k)) for k in range(1, count + 1)] + [student]
-    if any(b >= a for a, b in zip([teacher, *sizes], sizes, strict=False)):
+    if any(b >= a for a, b in itertools.pairwise([teacher, *sizes])):
         raise DistillationError(
-            f"no {count} different sizes lie between {teacher} and {student}: take fewer assistants"
+            f"no {count} sizes of their own lie between {teacher} and {student}: take fewer"
         )
     return sizes
 

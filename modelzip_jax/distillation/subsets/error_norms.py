@@ -35,11 +35,12 @@ def el2n(logits: jax.Array, labels: Any) -> jax.Array:
     labels = jnp.asarray(labels)
     if logits.ndim < 2 or not jnp.issubdtype(logits.dtype, jnp.floating):
         raise DistillationError(
-            f"el2n needs floating-point logits (..., n, classes), not {logits.dtype} {logits.shape}"
+            f"el2n needs float logits (..., n, classes), not {logits.dtype} {logits.shape}"
         )
     if labels.shape != logits.shape[-2:-1] or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise DistillationError(
-            f"el2n needs integer labels {logits.shape[-2:-1]} for logits {logits.shape}, not {labels.dtype} {labels.shape}"
+            f"el2n needs integer labels {logits.shape[-2:-1]} for logits {logits.shape}, not {labels.dtype} "
+            f"{labels.shape}"
         )
     errors = jax.nn.softmax(logits.astype(jnp.float32), axis=-1) - jax.nn.one_hot(labels, logits.shape[-1])
     norms = jnp.linalg.norm(errors, axis=-1)

@@ -45,7 +45,7 @@ def k_centre(
       size: a float in (0, 1] is a fraction of the examples, an int their number.
       labels: integers `(n,)`; each class gets its share and covers itself. None to cover all together.
       pool: indices of examples that are centres already, such as the labelled ones; they are not chosen again.
-        Without any, the first centre is the example nearest to the mean.
+        Without any, the first centre is the example nearest to the mean (of its class).
 
     Returns:
       Indices int32 `(size,)` in the order of choice (class after class, with labels): the beginning is a smaller
@@ -58,7 +58,7 @@ def k_centre(
 
     >>> points = np.array([[0.0], [1.0], [2.0], [7.0], [8.0]])
     >>> k_centre(points, 2), k_centre(points, 2, pool=[4])
-    (array([2, 4], dtype=int32), array([0, 3], dtype=int32))
+    (array([2, 4], dtype=int32), array([0, 2], dtype=int32))
     """
     rows = feature_rows(features)
     rows = rows - rows.mean(axis=0)  # Distances by products lose what the mean's square has in digits.
@@ -101,6 +101,8 @@ class _Cover(NamedTuple):
 @functools.partial(jax.jit, static_argnums=2)
 def _farthest(features: jax.Array, distances: jax.Array, count: int) -> jax.Array:
     width = min(_CANDIDATES, len(features))
+    present = (distances >= 0.0)[:, None]
+    features = features - jnp.sum(features, axis=0, where=present) / jnp.maximum(jnp.sum(present), 1)
     blocks = _blocked(features)
     norms = jnp.sum(jnp.square(features), axis=1)
 

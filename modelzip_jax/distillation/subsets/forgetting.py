@@ -59,7 +59,7 @@ def record_forgetting(state: Forgetting, indices: jax.Array, correct: jax.Array)
 
 
 def forgetting_scores(state: Forgetting) -> jax.Array:
-    """Events of each example, float32 `(n,)`; infinite for what was never learned, as the paper sorts them (§5).
+    """Events of each example, float32 `(n,)`; infinite for what was never learned, as the paper sorts them.
 
     `hardest` chooses by it.
 
