@@ -33,7 +33,7 @@ except ImportError:  # Windows, where nothing keeps two processes apart
 __all__ = ["BlockFiles", "open_whole", "write_blocks"]
 
 Manifest = dict[str, Any]
-"""Plain data: `examples`, `rows` of a block, `fields` (`name -> [dtype, shape of an example]`), and what identifies it."""
+"""Plain data: `examples`, `rows` of a block, `fields` (`name -> [dtype, shape of an example]`), and what they are of."""
 
 
 class BlockFiles:
@@ -175,7 +175,8 @@ def open_whole(folder: Path) -> BlockFiles:
     if bad:
         rows = files._rows(bad[0])
         raise DistillationError(
-            f"{folder} is damaged: rows {rows.start} to {rows.stop - 1} are not what was written; remove it to begin anew"
+            f"{folder} is damaged: rows {rows.start} to {rows.stop - 1} are not what was written; remove it to begin "
+            "anew"
         )
     return files
 
@@ -185,8 +186,8 @@ def require_same(there: Manifest, here: Manifest, folder: Path) -> None:
     for name in sorted({*there, *here}):
         if there.get(name) != here.get(name):
             raise DistillationError(
-                f"{folder} is of another {name}: {there.get(name)} there, {here.get(name)} here; choose another folder, "
-                "or remove it to begin anew"
+                f"{folder} is of another {name}: {there.get(name)} there, {here.get(name)} here; choose another "
+                "folder, or remove it to begin anew"
             )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from modelzip_jax.distillation.block_files import Manifest, open_whole, require_same, write_blocks
 from modelzip_jax.distillation.digests import tree_digest
-from modelzip_jax.distillation.offline_logits import TopK
+from modelzip_jax.distillation.offline_logits import TopK, top_k_logits
 from modelzip_jax.distillation.teachers import Teacher
 from modelzip_jax.errors import DistillationError, NonFiniteError
 from modelzip_jax.tree import PyTree
@@ -57,7 +57,8 @@ def cache_outputs(
       batch_size: examples that the teacher sees at once; a block on disk.
       dtype: "float16" or "float32", of the logits on disk. Half precision rounds them by 1 part in 2,048.
       top_k: keeps only the largest logits of each row and the log of the others' sum, `TopK`, in
-        `k (index bytes + dtype bytes) + 4` bytes. None keeps all.
+        `k (index bytes + dtype bytes) + 4` bytes, for a loss without temperature (see `top_k_logits`). None keeps
+        all.
 
     Returns:
       Read-only memory maps: `{"teacher_logits": (n, ..., classes)}`, or with `top_k` `"teacher_indices"` and
@@ -87,7 +88,7 @@ def cache_outputs(
     files = open_whole(folder)
     require_same({**files.manifest, "rows": batch_size}, manifest, folder)
     arrays = files.read()
-    _require_alike(teacher, inputs, arrays, {**manifest, "rows": files.manifest["rows"]}, folder)
+    _require_alike(teacher, inputs, arrays, manifest, folder)
     return arrays
 
 
@@ -142,13 +143,8 @@ def _stored(teacher: Teacher, inputs: PyTree, dtype: str, top_k: int | None) -> 
     logits = teacher(inputs).astype(jnp.float32)
     if top_k is None:
         return {"teacher_logits": logits.astype(dtype)}
-    values, indices = jax.lax.top_k(logits, top_k)
-    left_out = jnp.put_along_axis(logits, indices, -jnp.inf, axis=-1, inplace=False)
-    fields = (
-        indices.astype(_index_dtype(logits.shape[-1])),
-        values.astype(dtype),
-        jax.nn.logsumexp(left_out, axis=-1),
-    )
+    kept = top_k_logits(logits, top_k)
+    fields = kept.indices.astype(_index_dtype(logits.shape[-1])), kept.values.astype(dtype), kept.log_rest
     return dict(zip(_TOP_K, fields, strict=True))
 
 
@@ -172,27 +168,27 @@ def _manifest(teacher: Teacher, inputs: PyTree, batch_size: int, dtype: str, top
         raise DistillationError(
             f"the teacher gives {logits.shape} for a batch of {batch_size}, not (batch, ..., classes)"
         )
-    if top_k is not None and not 1 <= top_k <= logits.shape[-1]:
-        raise DistillationError(f"top_k={top_k} must be from 1 to the {logits.shape[-1]} classes")
-    fields = jax.eval_shape(functools.partial(_stored, dtype=dtype, top_k=top_k), teacher, rows)
+    fields = jax.eval_shape(lambda t, x: _stored(t, x, dtype, top_k), teacher, rows)
     return {
         "version": 1,
         "teacher": tree_digest(teacher.params),
         "data": tree_digest(inputs),
         "examples": lengths.pop(),
         "classes": logits.shape[-1],
+        "dtype": dtype,
+        "top_k": top_k,
         "rows": batch_size,
         "fields": {name: [x.dtype.name, list(x.shape[1:])] for name, x in fields.items()},
     }
 
 
 def _block(teacher: Teacher, inputs: PyTree, manifest: Manifest, block: int) -> Arrays:
-    """The fields of one block; the last one is filled up with copies of its last example, so that nothing recompiles."""
+    """The fields of one block."""
     start = block * manifest["rows"]
+    # The last block is filled up with copies of the last example, so that nothing compiles again.
     index = np.minimum(np.arange(start, start + manifest["rows"]), manifest["examples"] - 1)
-    values = manifest["fields"].get("teacher_values")
-    dtype, top_k = (values[0], values[1][-1]) if values else (manifest["fields"]["teacher_logits"][0], None)
-    fields = _stored(teacher, jax.tree.map(lambda x: np.asarray(x[index]), inputs), dtype, top_k)
+    rows = jax.tree.map(lambda x: np.asarray(x[index]), inputs)
+    fields = _stored(teacher, rows, manifest["dtype"], manifest["top_k"])
     return {name: np.asarray(x)[: manifest["examples"] - start] for name, x in fields.items()}
 
 
@@ -206,29 +202,28 @@ def _fill(folder: Path, manifest: Manifest, teacher: Teacher, inputs: PyTree) ->
 
 def _require_finite(fields: Arrays, manifest: Manifest, block: int) -> None:
     for name, array in fields.items():
-        everything = (
-            name == "teacher_log_rest" and manifest["fields"]["teacher_values"][1][-1] == manifest["classes"]
-        )
-        finite = np.isfinite(array) | (everything and np.isneginf(array))
+        if name == "teacher_log_rest" and manifest["top_k"] == manifest["classes"]:
+            continue  # Nothing is left out: the log of 0.
+        finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
         if not finite.all():
-            example = block * manifest["rows"] + int(np.argmin(finite.reshape(len(array), -1).all(axis=1)))
+            example = block * manifest["rows"] + int(np.argmin(finite))
             raise NonFiniteError(
-                f"the teacher's logits of example {example} are NaN or infinite as {array.dtype}: repair the teacher, or "
-                "keep logits above 65,504 with dtype='float32'"
+                f"the teacher's logits of example {example} are NaN or infinite as {array.dtype}: repair the teacher, "
+                "or keep logits above 65,504 with dtype='float32'"
             )
 
 
 def _require_alike(
     teacher: Teacher, inputs: PyTree, stored: Arrays, manifest: Manifest, folder: Path
 ) -> None:
-    """Asks the teacher for the first block again: a function has no digest, and its outputs tell it from another."""
+    """Asks the teacher for the first block again: a function has no digest, but its outputs tell it from another."""
     for name, now in _block(teacher, inputs, manifest, 0).items():
+        if name == "teacher_indices":
+            continue  # Of two equal logits, either may be named.
         then = stored[name][: len(now)].astype(np.float32)
-        finite = np.isfinite(then)  # nothing is left out where all classes are kept
-        apart = np.max(np.abs(now.astype(np.float32) - then), where=finite, initial=0.0)
-        if name != "teacher_indices" and not apart <= _ALIKE * np.max(
-            np.abs(then), where=finite, initial=1e-6
-        ):
+        finite = np.isfinite(then)
+        apart = np.max(np.abs(np.where(finite, now.astype(np.float32) - then, 0.0)))
+        if not apart <= _ALIKE * np.max(np.abs(then), where=finite, initial=1e-6):
             raise DistillationError(
                 f"{folder} is of a teacher with the same weights that computed something else: {name} of the first "
                 f"{len(now)} examples differ by up to {apart:.3g}; has the preparation of its inputs changed? Choose "
