@@ -33,7 +33,7 @@ except ImportError:  # Windows, where nothing keeps two processes apart
 __all__ = ["BlockFiles", "open_whole", "write_blocks"]
 
 Manifest = dict[str, Any]
-"""Plain data: `examples`, `rows` of a block, `fields` (`name -> [dtype, shape of an example]`), and what they are of."""
+"""Plain data: `examples`, `rows` of a block, `fields` (`name -> [dtype, shape of an example]`), and what it is of."""
 
 
 class BlockFiles:

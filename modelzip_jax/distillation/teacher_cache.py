@@ -194,7 +194,9 @@ def _block(teacher: Teacher, inputs: PyTree, manifest: Manifest, block: int) -> 
 
 def _fill(folder: Path, manifest: Manifest, teacher: Teacher, inputs: PyTree) -> None:
     with write_blocks(folder, manifest) as files:
-        for block in files.missing() if files else []:
+        if files is None:
+            return
+        for block in files.missing():
             fields = _block(teacher, inputs, manifest, block)
             _require_finite(fields, manifest, block)
             files.write(block, fields)

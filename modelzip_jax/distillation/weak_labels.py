@@ -71,7 +71,7 @@ def pseudo_label(
         "one":          1                      as in Noisy Student's hard labels (Xie et al. 2020, arXiv:1911.04252)
         "probability":  p_1
         "margin":       p_1 - p_2
-        "entropy":      1 - H(p) / log c       (Iscen et al. 2019, arXiv:1904.04717, eq. 9)
+        "entropy":      1 - H(p) / log c       as Iscen et al. 2019 (arXiv:1904.04717) weigh labels
 
     and 0 where p_1 is below the threshold (FixMatch, Sohn et al. 2020, arXiv:2001.07685, eq. 4). Labels that are given
     stay, with the weight 1. Jittable.
@@ -88,8 +88,8 @@ def pseudo_label(
 
     >>> logits = jnp.log(jnp.array([[0.7, 0.2, 0.1], [0.4, 0.35, 0.25], [0.1, 0.1, 0.8]]))
     >>> weak = pseudo_label(logits, jnp.array([-1, -1, 0]), threshold=0.5)
-    >>> weak.labels, weak.weights.round(3)
-    (Array([0, 0, 0], dtype=int32), Array([0.7, 0. , 1. ], dtype=float32))
+    >>> weak.labels, [f"{weight:.2f}" for weight in weak.weights]
+    (Array([0, 0, 0], dtype=int32), ['0.70', '0.00', '1.00'])
     """
     if logits.ndim != 2 or not jnp.issubdtype(logits.dtype, jnp.floating):
         raise DistillationError(

@@ -16,7 +16,7 @@ __all__ = ["hardest"]
 def hardest(scores: Any, size: float | int, labels: Any = None, *, skip: float = 0.0) -> np.ndarray:
     """The examples with the highest scores, the highest first; of equal ones those that come first.
 
-    Paul et al. 2021 (https://arxiv.org/abs/2107.07075, §3): where labels are noisy, the very highest scores are mostly
+    Paul et al. 2021 (https://arxiv.org/abs/2107.07075): where labels are noisy, the very highest scores are mostly
     wrong labels, and where few examples are kept, they are outliers: leaving some of them out helps (`skip`).
 
     Args:

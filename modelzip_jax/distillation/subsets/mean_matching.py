@@ -17,13 +17,13 @@ __all__ = ["herding"]
 def herding(features: Any, size: float | int, labels: Any = None, *, normalize: bool = True) -> np.ndarray:
     """Chooses examples, one after another, whose features keep to the mean μ of all.
 
-    Welling 2009 ("Herding dynamical weights to learn", ICML, eqs. 7 and 8), without repeating an example:
+    Welling 2009 ("Herding dynamical weights to learn", ICML), without repeating an example:
 
         x_t = argmax_x <w_{t-1}, φ(x)>,    w_t = w_{t-1} + μ - φ(x_t),    w_0 = μ
 
     For features of one length that is the choice which makes |μ - mean(φ(x_1), ..., φ(x_t))| least in each step, as
     in iCaRL (Rebuffi et al. 2017, https://arxiv.org/abs/1611.07725, algorithm 4). The mean of t chosen examples
-    approaches μ as fast as 1/t, that of random ones as 1/√t.
+    approaches μ as fast as 1/t, that of random ones as 1/√t (Chen et al. 2010, https://arxiv.org/abs/1203.3472).
 
     Each choice reads the features once; in each of c classes by itself, they are read size/c times in all.
 
