@@ -15,6 +15,8 @@ from modelzip_jax.tree import PyTree
 
 __all__ = ["SyntheticSet", "condense", "gradient_distance"]
 
+ClassLoss = Callable[[PyTree, jax.Array, jax.Array], jax.Array]
+
 _IMAGES = optax.sgd(0.1, momentum=0.5)
 _NETWORK = optax.sgd(0.01)
 """The paper's optimizers."""
@@ -83,37 +85,17 @@ def condense(
     """
     inputs, members = _checked(inputs, labels)
     for name, number, least in (
-        ("per_class", per_class, 1), ("networks", networks, 1), ("steps", steps, 1), ("network_steps", network_steps, 0),
+        ("per_class", per_class, 1),
+        ("networks", networks, 1),
+        ("steps", steps, 1),
+        ("network_steps", network_steps, 0),
         ("batch_size", batch_size, 1),
-    ):  # fmt: skip
+    ):
         if number < least:
             raise DistillationError(f"{name}={number} must be at least {least}")
-    order = jnp.asarray(np.concatenate(members))
-    counts = jnp.asarray([len(rows) for rows in members])
-    starts, classes = jnp.cumsum(counts) - counts, len(members)
-    own = jnp.repeat(jnp.arange(classes, dtype=jnp.int32), per_class)
-
-    def drawn(key: jax.Array, size: int) -> jax.Array:
-        """Real examples `(classes, size, ...)`, so many of each class."""
-        places = jax.random.uniform(key, (classes, size)) * counts[:, None]
-        return inputs[order[starts[:, None] + jnp.minimum(places.astype(jnp.int32), counts[:, None] - 1)]]
-
-    def loss(params: PyTree, x: jax.Array, y: jax.Array) -> jax.Array:
-        return jnp.mean(
-            optax.softmax_cross_entropy_with_integer_labels(apply(params, x).astype(jnp.float32), y)
-        )
-
-    def of_class(params: PyTree, x: jax.Array, label: jax.Array) -> PyTree:
-        return jax.grad(loss)(params, x, jnp.full(len(x), label))
-
-    by_class = jax.vmap(of_class, in_axes=(None, 0, 0))
-
-    def distance(synthetic: jax.Array, params: PyTree, real: jax.Array) -> jax.Array:
-        targets = jax.lax.stop_gradient(by_class(params, real, jnp.arange(classes)))
-        grads = by_class(
-            params, synthetic.reshape(classes, per_class, *synthetic.shape[1:]), jnp.arange(classes)
-        )
-        return jnp.sum(jax.vmap(gradient_distance)(grads, targets))
+    draw, loss = _drawing(inputs, members), _cross_entropy(apply)
+    distance = _matching(loss)
+    own = jnp.repeat(jnp.arange(len(members), dtype=jnp.int32), per_class)
 
     def network_step(carry: tuple[PyTree, PyTree], synthetic: jax.Array) -> tuple[PyTree, PyTree]:
         params, state = carry
@@ -122,7 +104,8 @@ def condense(
 
     def step(carry: tuple[PyTree, ...], key: jax.Array) -> tuple[tuple[PyTree, ...], jax.Array]:
         synthetic, state, network = carry
-        value, grads = jax.value_and_grad(distance)(synthetic, network[0], drawn(key, batch_size))
+        real = draw(key, batch_size)
+        value, grads = jax.value_and_grad(distance)(synthetic, real, network[0])
         updates, state = tx.update(grads, state, synthetic)
         synthetic = optax.apply_updates(synthetic, updates)
         network = jax.lax.fori_loop(0, network_steps, lambda _, n: network_step(n, synthetic), network)
@@ -139,7 +122,7 @@ def condense(
         return synthetic, state, jnp.mean(values)
 
     first, key = jax.random.split(key)
-    synthetic = drawn(first, per_class).reshape(-1, *inputs.shape[1:])
+    synthetic = draw(first, per_class).reshape(-1, *inputs.shape[1:])
     state, distances = tx.init(synthetic), []
     for k in jax.random.split(key, networks):
         synthetic, state, value = on_one_network(synthetic, state, k)
@@ -150,9 +133,9 @@ def condense(
 def gradient_distance(grads: PyTree, targets: PyTree) -> jax.Array:
     """D(A, B) = Σ_layers Σ_i (1 - A_i · B_i / |A_i| |B_i|), i over the outputs of a layer.
 
-    Zhao et al. 2021 (https://arxiv.org/abs/2006.05929, §2.3). Outputs are the last axis, as in Flax's kernels; biases and
-    other vectors are left out, as in the paper. An output without any gradient on one side counts 1. Differentiable in
-    both, also where gradients are 0.
+    Zhao et al. 2021 (https://arxiv.org/abs/2006.05929, §2.3). Outputs are the last axis, as in Flax's kernels; biases
+    and other vectors are left out, as in the paper. An output without any gradient on one side counts 1.
+    Differentiable in both, also where gradients are 0.
 
     Args:
       grads, targets: trees of floats, of one structure and the same shapes.
@@ -177,6 +160,43 @@ def gradient_distance(grads: PyTree, targets: PyTree) -> jax.Array:
     if not found:
         raise DistillationError("gradients are compared by layers with two axes or more, and there is none")
     return sum(found[1:], found[0])
+
+
+def _cross_entropy(apply: Callable[[PyTree, jax.Array], jax.Array]) -> ClassLoss:
+    def loss(params: PyTree, inputs: jax.Array, labels: jax.Array) -> jax.Array:
+        logits = apply(params, inputs).astype(jnp.float32)
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+    return loss
+
+
+def _matching(loss: ClassLoss) -> Callable[[jax.Array, jax.Array, PyTree], jax.Array]:
+    """The sum over classes of the distance between gradients at synthetic and at real examples."""
+
+    def of_class(params: PyTree, inputs: jax.Array, label: jax.Array) -> PyTree:
+        return jax.grad(loss)(params, inputs, jnp.full(len(inputs), label))
+
+    by_class = jax.vmap(of_class, in_axes=(None, 0, 0))
+
+    def distance(synthetic: jax.Array, real: jax.Array, params: PyTree) -> jax.Array:
+        labels = jnp.arange(len(real))
+        grads = by_class(params, synthetic.reshape(len(real), -1, *synthetic.shape[1:]), labels)
+        return jnp.sum(jax.vmap(gradient_distance)(grads, by_class(params, real, labels)))
+
+    return distance
+
+
+def _drawing(inputs: jax.Array, members: list[np.ndarray]) -> Callable[[jax.Array, int], jax.Array]:
+    """`(key, size) -> (classes, size, ...)`: so many random examples of each class, with replacement."""
+    order = jnp.asarray(np.concatenate(members))
+    counts = jnp.asarray([[len(rows)] for rows in members])
+    starts = jnp.cumsum(counts, axis=0) - counts
+
+    def draw(key: jax.Array, size: int) -> jax.Array:
+        places = jax.random.uniform(key, (len(members), size)) * counts
+        return inputs[order[starts + jnp.minimum(places.astype(jnp.int32), counts - 1)]]
+
+    return draw
 
 
 def _directions(x: jax.Array) -> jax.Array:
