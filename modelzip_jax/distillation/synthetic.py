@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -83,7 +84,7 @@ def condense(
     >>> found.inputs.shape, found.labels.tolist(), bool(found.distances[-5:].mean() < found.distances[:5].mean())
     ((2, 5), [0, 1], True)
     """
-    inputs, members = _checked(inputs, labels)
+    examples = _by_class(inputs, labels)
     for name, number, least in (
         ("per_class", per_class, 1),
         ("networks", networks, 1),
@@ -93,18 +94,20 @@ def condense(
     ):
         if number < least:
             raise DistillationError(f"{name}={number} must be at least {least}")
-    draw, loss = _drawing(inputs, members), _cross_entropy(apply)
+    loss = _cross_entropy(apply)
     distance = _matching(loss)
-    own = jnp.repeat(jnp.arange(len(members), dtype=jnp.int32), per_class)
+    own = jnp.repeat(jnp.arange(len(examples.counts), dtype=jnp.int32), per_class)
 
     def network_step(carry: tuple[PyTree, PyTree], synthetic: jax.Array) -> tuple[PyTree, PyTree]:
         params, state = carry
         updates, state = network_tx.update(jax.grad(loss)(params, synthetic, own), state, params)
         return optax.apply_updates(params, updates), state
 
-    def step(carry: tuple[PyTree, ...], key: jax.Array) -> tuple[tuple[PyTree, ...], jax.Array]:
+    def step(
+        examples: _Examples, carry: tuple[PyTree, ...], key: jax.Array
+    ) -> tuple[tuple[PyTree, ...], jax.Array]:
         synthetic, state, network = carry
-        real = draw(key, batch_size)
+        real = examples.draw(key, batch_size)
         value, grads = jax.value_and_grad(distance)(synthetic, real, network[0])
         updates, state = tx.update(grads, state, synthetic)
         synthetic = optax.apply_updates(synthetic, updates)
@@ -113,19 +116,21 @@ def condense(
 
     @jax.jit
     def on_one_network(
-        synthetic: jax.Array, state: PyTree, key: jax.Array
+        examples: _Examples, synthetic: jax.Array, state: PyTree, key: jax.Array
     ) -> tuple[jax.Array, PyTree, jax.Array]:
         first, second = jax.random.split(key)
         params = init(first)
         start = synthetic, state, (params, network_tx.init(params))
-        (synthetic, state, _), values = jax.lax.scan(step, start, jax.random.split(second, steps))
+        (synthetic, state, _), values = jax.lax.scan(
+            functools.partial(step, examples), start, jax.random.split(second, steps)
+        )
         return synthetic, state, jnp.mean(values)
 
     first, key = jax.random.split(key)
-    synthetic = draw(first, per_class).reshape(-1, *inputs.shape[1:])
+    synthetic = examples.draw(first, per_class).reshape(-1, *examples.inputs.shape[1:])
     state, distances = tx.init(synthetic), []
     for k in jax.random.split(key, networks):
-        synthetic, state, value = on_one_network(synthetic, state, k)
+        synthetic, state, value = on_one_network(examples, synthetic, state, k)
         distances.append(value)
     return SyntheticSet(synthetic, own, jnp.stack(distances))
 
@@ -186,19 +191,6 @@ def _matching(loss: ClassLoss) -> Callable[[jax.Array, jax.Array, PyTree], jax.A
     return distance
 
 
-def _drawing(inputs: jax.Array, members: list[np.ndarray]) -> Callable[[jax.Array, int], jax.Array]:
-    """`(key, size) -> (classes, size, ...)`: so many random examples of each class, with replacement."""
-    order = jnp.asarray(np.concatenate(members))
-    counts = jnp.asarray([[len(rows)] for rows in members])
-    starts = jnp.cumsum(counts, axis=0) - counts
-
-    def draw(key: jax.Array, size: int) -> jax.Array:
-        places = jax.random.uniform(key, (len(members), size)) * counts
-        return inputs[order[starts + jnp.minimum(places.astype(jnp.int32), counts - 1)]]
-
-    return draw
-
-
 def _directions(x: jax.Array) -> jax.Array:
     """Columns of length 1; those of length 0 stay, with the gradient 0."""
     columns = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
@@ -207,19 +199,36 @@ def _directions(x: jax.Array) -> jax.Array:
     return columns * jnp.where(some, jax.lax.rsqrt(jnp.where(some, squares, 1.0)), 0.0)
 
 
-def _checked(inputs: Any, labels: Any) -> tuple[jax.Array, list[np.ndarray]]:
-    """The inputs, and the examples of each class."""
+class _Examples(NamedTuple):
+    """inputs: `(n, ...)`. order: int32 `(n,)`, indices class after class. counts: int32 `(classes, 1)`."""
+
+    inputs: jax.Array
+    order: jax.Array
+    counts: jax.Array
+
+    def draw(self, key: jax.Array, size: int) -> jax.Array:
+        """So many random examples of each class, with replacement: `(classes, size, ...)`."""
+        places = jax.random.randint(key, (len(self.counts), size), 0, self.counts)
+        starts = jnp.cumsum(self.counts, axis=0) - self.counts
+        return self.inputs[self.order[starts + places]]
+
+
+def _by_class(inputs: Any, labels: Any) -> _Examples:
     inputs, labels = jnp.asarray(inputs), np.asarray(labels)
     if inputs.ndim < 2 or not jnp.issubdtype(inputs.dtype, jnp.floating):
         raise DistillationError(
             f"inputs must be floats (n, ...), standardised, not {inputs.dtype} {inputs.shape}"
         )
-    if labels.shape != inputs.shape[:1] or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+    if (
+        labels.shape != inputs.shape[:1]
+        or not np.issubdtype(labels.dtype, np.integer)
+        or labels.min(initial=0) < 0
+    ):
         raise DistillationError(
             f"labels must be integers {inputs.shape[:1]} of at least 0, not {labels.dtype} {labels.shape}"
         )
-    members = [np.flatnonzero(labels == label) for label in range(labels.max() + 1)]
-    empty = [label for label, rows in enumerate(members) if not len(rows)]
-    if empty:
-        raise DistillationError(f"class {empty[0]} has no examples: number the classes from 0")
-    return inputs, members
+    counts = np.bincount(labels)
+    if not counts.all() or not len(counts):
+        raise DistillationError(f"class {np.argmin([*counts, 0])} has no examples: number the classes from 0")
+    order = np.argsort(labels, kind="stable")
+    return _Examples(inputs, jnp.asarray(order, jnp.int32), jnp.asarray(counts[:, None], jnp.int32))

@@ -176,7 +176,11 @@ def test_the_hardest_of_all_and_of_each_class():
         (lambda f: distillation.k_centre(f, 21), DataError, "from 1 to 20"),
         (lambda f: distillation.herding(f, 1.5), DataError, "size=1.5"),
         (lambda f: distillation.herding(f[:, 0], 2), DistillationError, r"\(20,\)"),
-        (lambda f: distillation.k_centre(f, 2, labels=np.zeros(3, int)), DistillationError, r"\(20,\).*\(3,\)"),
+        (
+            lambda f: distillation.k_centre(f, 2, labels=np.zeros(3, int)),
+            DistillationError,
+            r"\(20,\).*\(3,\)",
+        ),
         (lambda f: distillation.k_centre(f, 2, labels=np.zeros(20)), DistillationError, "float64"),
         (lambda f: distillation.k_centre(f, 2, pool=[20]), DistillationError, "0 to 19"),
         (lambda f: distillation.k_centre(f, 20, pool=[3]), DistillationError, "pool of 1"),
