@@ -182,14 +182,19 @@ def _manifest(teacher: Teacher, inputs: PyTree, batch_size: int, dtype: str, top
     }
 
 
-def _block(teacher: Teacher, inputs: PyTree, manifest: Manifest, block: int) -> Arrays:
-    """The fields of one block."""
+def _rows(inputs: PyTree, manifest: Manifest, block: int) -> PyTree:
+    """The inputs of a block; the last is filled up with copies of the last example, so that nothing compiles again."""
     start = block * manifest["rows"]
-    # The last block is filled up with copies of the last example, so that nothing compiles again.
     index = np.minimum(np.arange(start, start + manifest["rows"]), manifest["examples"] - 1)
-    rows = jax.tree.map(lambda x: np.asarray(x[index]), inputs)
-    fields = _stored(teacher, rows, manifest["dtype"], manifest["top_k"])
-    return {name: np.asarray(x)[: manifest["examples"] - start] for name, x in fields.items()}
+    return jax.tree.map(lambda x: np.asarray(x[index]), inputs)
+
+
+def _fields(teacher: Teacher, inputs: PyTree, manifest: Manifest, block: int) -> Arrays:
+    """What is stored of a block."""
+    fields = _stored(teacher, _rows(inputs, manifest, block), manifest["dtype"], manifest["top_k"])
+    return {
+        name: np.asarray(x)[: manifest["examples"] - block * manifest["rows"]] for name, x in fields.items()
+    }
 
 
 def _fill(folder: Path, manifest: Manifest, teacher: Teacher, inputs: PyTree) -> None:
@@ -197,7 +202,7 @@ def _fill(folder: Path, manifest: Manifest, teacher: Teacher, inputs: PyTree) ->
         if files is None:
             return
         for block in files.missing():
-            fields = _block(teacher, inputs, manifest, block)
+            fields = _fields(teacher, inputs, manifest, block)
             _require_finite(fields, manifest, block)
             files.write(block, fields)
 
@@ -219,15 +224,17 @@ def _require_alike(
     teacher: Teacher, inputs: PyTree, stored: Arrays, manifest: Manifest, folder: Path
 ) -> None:
     """Asks the teacher for the first block again: a function has no digest, but its outputs tell it from another."""
-    for name, now in _block(teacher, inputs, manifest, 0).items():
-        if name == "teacher_indices":
-            continue  # Of two equal logits, either may be named.
-        then = stored[name][: len(now)].astype(np.float32)
-        finite = np.isfinite(then)
-        apart = np.max(np.abs(np.where(finite, now.astype(np.float32) - then, 0.0)))
-        if not apart <= _ALIKE * np.max(np.abs(then), where=finite, initial=1e-6):
-            raise DistillationError(
-                f"{folder} is of a teacher with the same weights that computed something else: {name} of the first "
-                f"{len(now)} examples differ by up to {apart:.3g}; has the preparation of its inputs changed? Choose "
-                "another folder, or remove it to begin anew"
-            )
+    then = stored["teacher_values" if manifest["top_k"] else "teacher_logits"][: manifest["rows"]].astype(
+        np.float32
+    )
+    logits = _stored(teacher, _rows(inputs, manifest, 0), "float32", None)["teacher_logits"]
+    now = np.asarray(logits)[: len(then)]
+    if manifest["top_k"]:
+        now = np.take_along_axis(now, stored["teacher_indices"][: len(then)].astype(np.int32), axis=-1)
+    apart = np.max(np.abs(now - then))
+    if not apart <= _ALIKE * np.max(np.abs(then)):
+        raise DistillationError(
+            f"{folder} is of a teacher with the same weights that computed something else: logits of the first "
+            f"{len(now)} examples differ by up to {apart:.3g}; has the preparation of its inputs changed? Choose "
+            "another folder, or remove it to begin anew"
+        )

@@ -191,9 +191,9 @@ def test_another_teacher_or_data_or_order_is_refused(tmp_path, state, call, matc
 def test_the_same_weights_with_other_inputs_before_them_are_refused(tmp_path, k):
     options = {"batch_size": 8, "top_k": k}
     cache_outputs(tmp_path / "cache", teacher(), INPUTS, **options)
-    other = Teacher(lambda params, x: logits(params, 1.3 * x), teacher().params)
-    with pytest.raises(DistillationError, match="computed something else"):
-        cache_outputs(tmp_path / "cache", other, INPUTS, **options)
+    for apply in (lambda params, x: logits(params, 1.3 * x), lambda params, x: logits(params, x)[:, ::-1]):
+        with pytest.raises(DistillationError, match="computed something else"):
+            cache_outputs(tmp_path / "cache", Teacher(apply, teacher().params), INPUTS, **options)
     rounded = Teacher(lambda params, x: logits(params, x.astype(jnp.bfloat16)), teacher().params)
     cache_outputs(tmp_path / "cache", rounded, INPUTS, **options)
 
@@ -234,7 +234,7 @@ def test_foreign_folders_are_named(tmp_path):
     [
         (lambda f: cache_outputs(f, teacher(1e5 * WEIGHTS), INPUTS), NonFiniteError, "example 0 .*float16"),
         (
-            lambda f: cache_outputs(f, teacher(), np.where(INPUTS == INPUTS[33], np.nan, INPUTS), **OPTIONS),
+            lambda f: cache_outputs(f, teacher(), with_nan(INPUTS, 33), **OPTIONS),
             NonFiniteError,
             "example 33 ",
         ),
@@ -259,6 +259,12 @@ def test_bad_calls_are_named(tmp_path, call, error, match):
     with pytest.raises(error, match=match):
         call(tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
+
+
+def with_nan(inputs, example):
+    inputs = inputs.copy()
+    inputs[example] = np.nan
+    return inputs
 
 
 def fill(folder):
