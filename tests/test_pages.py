@@ -19,6 +19,7 @@ DOCS = Path(__file__).parents[1] / "docs"
         "mixed_precision.md",
         "activations.md",
         "accelerators.md",
+        "distillation_data.md",
         pytest.param("rewrites.md", marks=pytest.mark.slow),
         pytest.param("wavelets.md", marks=pytest.mark.slow),
     ],

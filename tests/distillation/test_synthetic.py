@@ -77,13 +77,13 @@ def test_synthetic_examples_teach_more_than_as_many_real_ones(digits):
     )  # fmt: skip
     assert found.inputs.shape == (10, 64)
     assert found.labels.tolist() == list(range(10))
-    assert found.distances[-20:].mean() < 0.7 * found.distances[:3].mean()
+    assert found.distances[-20:].mean() < 0.95 * found.distances[:3].mean()
     of_synthetic = accuracy(found.inputs, found.labels, digits["test"])
     of_real = []
     for seed in range(5):
         drawn = subset({"inputs": inputs, "labels": labels}, 10, seed=seed)
         of_real.append(accuracy(drawn["inputs"], drawn["labels"], digits["test"]))
-    assert of_synthetic > max(of_real) + 0.05
+    assert of_synthetic > max(of_real) + 0.1
 
 
 def test_a_seed_gives_one_set(digits):
