@@ -21,7 +21,7 @@ from modelzip_jax.tree import PyTree
 
 __all__ = ["cache_outputs", "cached_outputs", "cached_top_k"]
 
-Arrays = dict[str, np.ndarray]
+Fields = dict[str, np.ndarray]
 DTYPES = ("float16", "float32")
 
 _ALIKE = 0.02
@@ -36,7 +36,7 @@ def cache_outputs(
     batch_size: int = 512,
     dtype: str = "float16",
     top_k: int | None = None,
-) -> Arrays:
+) -> Fields:
     """The teacher's logits of every example, from disk if they are there, else computed and written.
 
     By example and in the data's order, so that they are one more field of the data, and any loader gathers a batch's
@@ -92,7 +92,7 @@ def cache_outputs(
     return arrays
 
 
-def cached_outputs(folder: str | os.PathLike[str], inputs: PyTree) -> Arrays:
+def cached_outputs(folder: str | os.PathLike[str], inputs: PyTree) -> Fields:
     """What `cache_outputs` wrote of these inputs, where the teacher is not at hand.
 
     Raises:
@@ -189,7 +189,7 @@ def _rows(inputs: PyTree, manifest: Manifest, block: int) -> PyTree:
     return jax.tree.map(lambda x: np.asarray(x[index]), inputs)
 
 
-def _fields(teacher: Teacher, inputs: PyTree, manifest: Manifest, block: int) -> Arrays:
+def _fields(teacher: Teacher, inputs: PyTree, manifest: Manifest, block: int) -> Fields:
     """What is stored of a block."""
     fields = _stored(teacher, _rows(inputs, manifest, block), manifest["dtype"], manifest["top_k"])
     return {
@@ -207,7 +207,7 @@ def _fill(folder: Path, manifest: Manifest, teacher: Teacher, inputs: PyTree) ->
             files.write(block, fields)
 
 
-def _require_finite(fields: Arrays, manifest: Manifest, block: int) -> None:
+def _require_finite(fields: Fields, manifest: Manifest, block: int) -> None:
     for name, array in fields.items():
         if name == "teacher_log_rest" and manifest["top_k"] == manifest["classes"]:
             continue  # Nothing is left out: the log of 0.
@@ -221,7 +221,7 @@ def _require_finite(fields: Arrays, manifest: Manifest, block: int) -> None:
 
 
 def _require_alike(
-    teacher: Teacher, inputs: PyTree, stored: Arrays, manifest: Manifest, folder: Path
+    teacher: Teacher, inputs: PyTree, stored: Fields, manifest: Manifest, folder: Path
 ) -> None:
     """Asks the teacher for the first block again: a function has no digest, but its outputs tell it from another."""
     then = stored["teacher_values" if manifest["top_k"] else "teacher_logits"][: manifest["rows"]].astype(

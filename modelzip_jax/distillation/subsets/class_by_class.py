@@ -43,7 +43,8 @@ def choose_greedily(
     for rows, share in zip(members, shares, strict=True):
         filled = np.resize(rows, sizes.max())
         mark = np.where(np.arange(len(filled)) < len(rows), marks[filled], absent).astype(marks.dtype)
-        order = greedy(jnp.asarray(features[filled]), jnp.asarray(mark), int(shares.max()))
+        own = features if labels is None else features[filled]  # no copy of everything
+        order = greedy(jnp.asarray(own), jnp.asarray(mark), int(shares.max()))
         chosen.append(rows[np.asarray(order)[:share]])
     return np.concatenate(chosen).astype(np.int32)
 
