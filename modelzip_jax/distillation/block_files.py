@@ -51,8 +51,8 @@ class BlockFiles:
     def reserve(self) -> None:
         """Makes each file as long as it will be, whatever is there of it; what is written stays."""
         for name, head in self._heads.items():
-            descriptor = os.open(self._path(name), os.O_RDWR | os.O_CREAT, 0o666)
-            with open(descriptor, "r+b") as file:
+            self._path(name).touch()
+            with open(self._path(name), "r+b") as file:
                 file.write(head)
                 file.truncate(self._end(name))
 
@@ -183,7 +183,7 @@ def open_whole(folder: Path) -> BlockFiles:
 
 def require_same(there: Manifest, here: Manifest, folder: Path) -> None:
     """Raises `DistillationError` if the manifest in a folder says anything else than ours; the message names it."""
-    for name in sorted({*there, *here}):
+    for name in {**here, **there}:
         if there.get(name) != here.get(name):
             raise DistillationError(
                 f"{folder} is of another {name}: {there.get(name)} there, {here.get(name)} here; choose another "
@@ -192,12 +192,19 @@ def require_same(there: Manifest, here: Manifest, folder: Path) -> None:
 
 
 def _manifest(folder: Path) -> Manifest:
+    """What a folder's manifest says, as far as files can be found and read by it."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         version = manifest["version"]
+        if version == 1:
+            numbers = [manifest["examples"], manifest["rows"]]
+            for name, (dtype, shape) in manifest["fields"].items():
+                numbers += [*shape, np.dtype(dtype).itemsize, name.isidentifier()]
+            if any(number < 1 for number in numbers):
+                raise ValueError("a number is below 1, or a field has no name")
     except FileNotFoundError:
         raise DistillationError(f"{folder} holds no teacher's outputs: it has no manifest.json") from None
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DistillationError(f"{folder}/manifest.json is damaged ({error!r}): remove {folder}") from error
     if version != 1:
         raise DistillationError(

@@ -1,5 +1,6 @@
 """A teacher's outputs on disk: beside their examples, whole after a kill, and never another teacher's."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -172,7 +173,10 @@ def changed(weights):
         (lambda folder: cache_outputs(folder, teacher(), INPUTS[::-1], **OPTIONS), "another data"),
         (lambda folder: cache_outputs(folder, teacher(), INPUTS[:-1], **OPTIONS), "another data"),
         (lambda folder: cache_outputs(folder, teacher(), changed(INPUTS), **OPTIONS), "another data"),
-        (lambda folder: cache_outputs(folder, teacher(), INPUTS, batch_size=8, top_k=3), "another fields"),
+        (
+            lambda folder: cache_outputs(folder, teacher(), INPUTS, batch_size=8, top_k=3),
+            "another top_k: 4 there, 3 here",
+        ),
         (
             lambda folder: cache_outputs(folder, teacher(), INPUTS, dtype="float32", **OPTIONS),
             "another dtype: float16 there, float32 here",
@@ -224,9 +228,20 @@ def test_foreign_folders_are_named(tmp_path):
     (tmp_path / "empty" / "manifest.json").write_text('{"version": 2}')
     with pytest.raises(DistillationError, match="version 2"):
         cached_outputs(tmp_path / "empty", INPUTS)
-    (tmp_path / "empty" / "manifest.json").write_text("[1")
-    with pytest.raises(DistillationError, match="damaged"):
-        cached_outputs(tmp_path / "empty", INPUTS)
+    cache_outputs(tmp_path / "whole", teacher(), INPUTS, **OPTIONS)
+    manifest = json.loads((tmp_path / "whole" / "manifest.json").read_text())
+    damaged = [
+        [1],
+        {"version": 1},
+        {**manifest, "rows": 0},
+        {**manifest, "examples": "50"},
+        {**manifest, "fields": {"../whole/teacher_values": ["float16", [4]]}},
+        {**manifest, "fields": {"teacher_values": ["object", [4]], "teacher_indices": 3}},
+    ]
+    for content in (json.dumps(damaged[0])[:-1], *map(json.dumps, damaged)):
+        (tmp_path / "empty" / "manifest.json").write_text(content)
+        with pytest.raises(DistillationError, match="damaged"):
+            cached_outputs(tmp_path / "empty", INPUTS)
 
 
 @pytest.mark.parametrize(
