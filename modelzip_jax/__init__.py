@@ -8,7 +8,7 @@ mz.save("model.mz", packed)
 params = mz.unpack(mz.load("model.mz"))
 """
 
-from modelzip_jax import errors, loop, rewrites, sharing, testing, trace, tree, wavelets
+from modelzip_jax import distillation, errors, loop, rewrites, sharing, testing, trace, tree, wavelets
 from modelzip_jax.chaining import chain
 from modelzip_jax.coding.reader import load, load_tensor
 from modelzip_jax.coding.writer import save
@@ -91,6 +91,7 @@ __all__ = [
     "cosines",
     "decoded",
     "discretization",
+    "distillation",
     "dorefa",
     "entropy_constrained",
     "errors",

@@ -21,6 +21,7 @@ DOCS = Path(__file__).parents[1] / "docs"
         "accelerators.md",
         "distillation_minmax.md",
         "distillation_losses.md",
+        "distillation_data.md",
         pytest.param("rewrites.md", marks=pytest.mark.slow),
         pytest.param("wavelets.md", marks=pytest.mark.slow),
     ],
