@@ -104,7 +104,7 @@ def compress(
     held = [contents.tree]
     del contents
     packed = dataclasses.replace(
-        _compressed(held, found, f"compressing {source.name}", as_json), variables=others
+        _compressed(held, found, target, f"compressing {source.name}", as_json), variables=others
     )
     metadata = {**packed.metadata, **metadata}
     count = len(_leaves(packed.params))
@@ -113,13 +113,13 @@ def compress(
     _report(target, packed, sizes, [*notes, *found.notes], time.perf_counter() - started, as_json)
 
 
-def _compressed(held: list[Any], found: ChosenEncoding, text: str, quiet: bool) -> Any:
+def _compressed(held: list[Any], found: ChosenEncoding, target: Path, text: str, quiet: bool) -> Any:
     import modelzip_jax as mz
     from modelzip_jax.tree import named_leaves, nbytes
 
     sizes = [nbytes(leaf) for name, leaf in named_leaves(held[0]) if name in found.encoded]
     with phase(text, quiet, sum(sizes), len(sizes)) as tell:
-        return mz.compress(held.pop(), found.told_of(tell), calibrate=found.data, progress=tell)
+        return mz.compress(held.pop(), found.told_of(tell, target), calibrate=found.data, progress=tell)
 
 
 def _leaves(packed: Any) -> list[Any]:

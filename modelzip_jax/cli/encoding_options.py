@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -35,8 +36,8 @@ class ChosenEncoding:
     notes: list[str]
     data: Any = None
 
-    def told_of(self, meter: Meter) -> Any:
-        """What `mz.compress` takes; the tries of a search are shown."""
+    def told_of(self, meter: Meter, target: Path) -> Any:
+        """What `mz.compress` takes; the tries of a search are shown, and kept beside the file that is to be made."""
         from modelzip_jax.smallest.smallest_file import Smallest
 
         search = self.transform
@@ -48,7 +49,7 @@ class ChosenEncoding:
             seen = f"{human_bytes(size)}{of}" if size is not None else f"drop {drop:.3g}"
             meter.restart(f"try {number}: {seen}")
 
-        return dataclasses.replace(search, tried=tried)
+        return dataclasses.replace(search, tried=tried, journal=f"{target}.tries")
 
 
 Finder = Callable[[Any, dict[str, Any]], ChosenEncoding]

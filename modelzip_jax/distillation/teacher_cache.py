@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from modelzip_jax.digests import tree_digest
 from modelzip_jax.distillation.block_files import Manifest, open_whole, require_same, write_blocks
-from modelzip_jax.distillation.digests import tree_digest
 from modelzip_jax.distillation.offline_logits import TopK, top_k_logits
 from modelzip_jax.distillation.teachers import Teacher
 from modelzip_jax.errors import DistillationError, NonFiniteError

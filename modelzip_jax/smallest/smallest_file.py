@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -14,14 +16,15 @@ import numpy as np
 from modelzip_jax import tree as trees
 from modelzip_jax.coding.writer import file_sizes
 from modelzip_jax.combinator import check_transform
-from modelzip_jax.errors import SilentLayerError, TransformError
+from modelzip_jax.digests import tree_digest
+from modelzip_jax.errors import ModelzipError, SilentLayerError, TransformError
 from modelzip_jax.given_values import as_positive, as_whole
 from modelzip_jax.leaf_checks import check_arrays, check_finite
 from modelzip_jax.metadata import Metadata
 from modelzip_jax.naming import nearest_name
 from modelzip_jax.packing import Packed, compress, unpack
 from modelzip_jax.search import Search
-from modelzip_jax.smallest.drops import Measure, drop_of, output_scores, scores_by
+from modelzip_jax.smallest.drops import Drop, Measure, drop_of, output_scores, scores_by
 from modelzip_jax.smallest.held_out import calibration_parts
 from modelzip_jax.smallest.leaf_selection import kept_names, path_patterns
 from modelzip_jax.smallest.recipes import (
@@ -33,6 +36,7 @@ from modelzip_jax.smallest.recipes import (
     shares,
     weights_in,
 )
+from modelzip_jax.smallest.search_journal import SearchJournal
 from modelzip_jax.smallest.step_search import within_bytes, within_drop
 from modelzip_jax.smallest.what_errors_cost import information
 from modelzip_jax.trace.measures.curvature import FisherInformation
@@ -62,6 +66,7 @@ class Smallest(Search):
     min_ndim: int
     before: Transform | None
     tried: Tried | None
+    journal: str | None = None
     besides: int = 0
     """Bytes that the file will have beside the model, which count among `bytes`."""
 
@@ -136,6 +141,8 @@ class Smallest(Search):
             )
         first, measure = QUALITY, self.measure
         told: dict[str, Any] = {}
+        batches: list[Any] = []
+        held: list[Any] = []
         if calibrate is None:
             recipe = data_free(plain, keep, self.before)
         else:
@@ -157,18 +164,40 @@ class Smallest(Search):
 
         tell = (lambda *_: None) if self.tried is None else self.tried
         numbers = itertools.count(1)
-        if self.bytes is not None:
-            count = sum(np.size(leaf) for leaf in leaves.values())
+        with self._journal([plain, batches, held]) as journal:
+            if self.bytes is None:
+                assert measure is not None, "there is a limit, and what it is of"
+                return _kept_within(
+                    limit, measure, make, first, params, journal, lambda drop: tell(next(numbers), None, drop)
+                )
 
             def sized(step: float) -> tuple[Any, int]:
-                packed = make(step)
-                size = 0 if packed is None else file_sizes(packed).total + self.besides
-                tell(next(numbers), size, None)
-                return packed, size
+                packed, figures = None, journal.known(step)
+                if figures is None:
+                    packed = make(step)
+                    figures = [0 if packed is None else file_sizes(packed).total + self.besides]
+                    journal.note(step, figures)
+                tell(next(numbers), int(figures[0]), None)
+                return packed, int(figures[0])
 
-            return within_bytes(sized, first, self.bytes, count).result
-        assert measure is not None, "there is a limit, and what it is of"
-        return _kept_within(limit, measure, make, first, params, lambda drop: tell(next(numbers), None, drop))
+            count = sum(np.size(leaf) for leaf in leaves.values())
+            found = within_bytes(sized, first, self.bytes, count)
+            return make(found.step) if found.result is None else found.result
+
+    @contextlib.contextmanager
+    def _journal(self, inputs: Any) -> Iterator[SearchJournal]:
+        """The tries of this search; gone when it is over, by a result or an error, but not when it is stopped."""
+        key = ""
+        if self.journal is not None:
+            told = dataclasses.replace(self, tried=None, journal=None, measure=None)
+            key = tree_digest({"inputs": inputs, "search": np.frombuffer(repr(told).encode(), np.uint8)})
+        journal = SearchJournal(self.journal, key)
+        try:
+            yield journal
+        except ModelzipError:
+            journal.remove()
+            raise
+        journal.remove()
 
     def _calibrated(
         self, params: PyTree, apply_fn: Callable[..., Any], batches: list[Any], keep: tuple[str, ...]
@@ -192,22 +221,28 @@ def _kept_within(
     make: Callable[[float], Any],
     first: float,
     params: PyTree,
+    journal: SearchJournal,
     tell: Callable[[float], Any],
 ) -> Packed:
-    reference, drops = scores_by(measure, params), {}
+    reference, drops = scores_by(measure, params), dict[float, Drop]()
 
     def dropped(step: float) -> tuple[Any, float]:
-        packed = make(step)
-        if packed is None:
-            tell(math.inf)
-            return None, math.inf
-        drops[step] = drop_of(scores_by(measure, trees.restored(unpack(packed), params)), reference)
+        packed, figures = None, journal.known(step)
+        if figures is None:
+            packed = make(step)
+            drop = Drop(math.inf, 0.0)
+            if packed is not None:
+                drop = drop_of(scores_by(measure, trees.restored(unpack(packed), params)), reference)
+            figures = [*drop]
+            journal.note(step, figures)
+        drops[step] = Drop(*figures)
         tell(drops[step].worst)
         return packed, drops[step].worst
 
     found = within_drop(dropped, first, limit)
     drop = drops[found.step]
-    return _noted(found.result, {"step": found.step, "drop": drop.mean, "drop_error": drop.error})
+    packed = make(found.step) if found.result is None else found.result
+    return _noted(packed, {"step": found.step, "drop": drop.mean, "drop_error": drop.error})
 
 
 def _noted(packed: Packed, told: dict[str, float]) -> Packed:
@@ -226,6 +261,7 @@ def smallest(
     min_ndim: int = 0,
     before: Transform | None = None,
     tried: Callable[[int, int | None, float | None], Any] | None = None,
+    journal: str | os.PathLike[str] | None = None,
 ) -> Smallest:
     """The smallest file: `mz.compress(params, mz.smallest(bytes=N))`. Steps, sparsity and bits follow from the target.
 
@@ -263,6 +299,8 @@ def smallest(
       before: what leaves of two axes and more go through before they are encoded, such as `mz.prune(sparsity=0.5)`.
         Only without `calibrate=`.
       tried: called after each try with its number, from 1, and the file's bytes or the drop, a standard error included.
+      journal: a file to keep tries in, so that a search that was stopped goes on with its next try when it is called
+        again for the same params, inputs and target; it is removed at the end. What functions do must be the same.
 
     Neither `bytes` nor `max_drop`: steps of 0.13 deviations without data, where there is nothing to search for, and
     params that nobody else holds are freed leaf by leaf; with data `max_drop=0.01`.
@@ -303,4 +341,5 @@ def smallest(
         None if max_drop is None else as_positive(max_drop, "max_drop"),
         measure, likelihood, as_positive(rate_weight, "rate_weight", or_zero=True),
         path_patterns(keep, "keep"), path_patterns(only, "only"), as_whole(min_ndim, "min_ndim", 0), before, tried,
+        None if journal is None else os.fspath(journal),
     )  # fmt: skip

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_teacher import INPUTS, OPTIONS, WEIGHTS, logits, teacher
 
+from modelzip_jax.digests import tree_digest
 from modelzip_jax.distillation import Teacher, cache_outputs, cached_outputs, cached_top_k
 from modelzip_jax.distillation.block_files import BlockFiles
-from modelzip_jax.distillation.digests import tree_digest
 from modelzip_jax.errors import DistillationError, NonFiniteError
 from modelzip_jax.training.data import Batches, subset
 
