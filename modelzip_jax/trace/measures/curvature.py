@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
@@ -176,10 +177,18 @@ class _Mean:
         self.count = 0
 
     def add(self, batch: list[jax.Array], examples: int) -> None:
+        """`batch` is emptied: of a large model no more than one array is held twice."""
         self.count += examples
-        share = examples / self.count
-        old = self.value or [jnp.zeros_like(x) for x in batch]
-        self.value = [a + (b - a) * share for a, b in zip(old, batch, strict=True)]
+        if not self.value:
+            self.value = batch
+            return
+        for i in reversed(range(len(batch))):
+            self.value[i] = _nearer(self.value[i], batch.pop(), examples / self.count)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _nearer(a: jax.Array, b: jax.Array, share: float) -> jax.Array:
+    return a + (b - a) * share
 
 
 @dataclasses.dataclass(frozen=True)
