@@ -3,6 +3,7 @@
 A seed decides everything: `draw(seed)` is the case again.
 """
 
+import dataclasses
 import random
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -289,7 +290,12 @@ def _later(r: random.Random, seed: int) -> mz.Transform:
     if seed >= LATEST:
         before = [r.choice(LINKS)(r) for _ in range(r.choice([0, 0, 1]))]
         basis = [mz.karhunen_loeve(layers=_layers(r))] if seed % 4 == 3 else []
-        return mz.chain(*before, *basis, _entropy(r))
+        last = _entropy(r)
+        if seed % 4 == 1:
+            last = dataclasses.replace(
+                last, spread=mz.spreads.paying(last.spread, bits=float(seed % 3) + 0.5)
+            )
+        return mz.chain(*before, *basis, last)
     if seed % 4 > 1:
         return _chain(r, LATER_ENDS)
     before = [r.choice(LINKS)(r) for _ in range(r.choice([0, 0, 1]))]

@@ -224,10 +224,12 @@ def calibrated(
 
     def recipe(step: float) -> Transform:
         fed = entropy_constrained(
-            step, spread=spreads.water_filling(damping=damping, soften=soften), rate_weight=rate_weight,
+            step, spread=spreads.paying(spreads.water_filling(damping=damping, soften=soften)), rate_weight=rate_weight,
             rounding=rounding.error_feedback(damping=damping, outputs_damping=max(damping, _OUTPUTS_DAMPING)),
         )  # fmt: skip
-        told = entropy_constrained(step, spread=spreads.by_importance(soften=soften), rate_weight=rate_weight)
+        told = entropy_constrained(
+            step, spread=spreads.paying(spreads.by_importance(soften=soften)), rate_weight=rate_weight
+        )
         parts = {
             "products": (fed, chosen),
             "tables": (chain(karhunen_loeve(), told), tables),

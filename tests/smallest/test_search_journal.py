@@ -65,7 +65,8 @@ def test_it_goes_on(name, stop, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "other", [{"bytes": 510}, {"bytes": 500, "before": mz.prune(sparsity=0.1)}, {"bytes": 1_500, "keep": ("b",)}]
+    "other",
+    [{"bytes": 510}, {"bytes": 500, "before": mz.prune(sparsity=0.1)}, {"bytes": 1_500, "keep": ("b",)}],
 )
 def test_tries_of_another_search_are_not_taken(other, tmp_path):
     path = tmp_path / "m.tries"

@@ -8,5 +8,6 @@ mz.entropy_constrained(1e-3, spread=mz.spreads.water_filling())       # with imp
 from modelzip_jax.quantization.spreads.by_curvature import by_importance, water_filling
 from modelzip_jax.quantization.spreads.by_weights import even, root_deviation
 from modelzip_jax.quantization.spreads.spread import RelativeSteps, Spread
+from modelzip_jax.quantization.spreads.where_it_pays import paying
 
-__all__ = ["RelativeSteps", "Spread", "by_importance", "even", "root_deviation", "water_filling"]
+__all__ = ["RelativeSteps", "Spread", "by_importance", "even", "paying", "root_deviation", "water_filling"]
