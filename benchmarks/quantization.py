@@ -25,6 +25,7 @@ from benchmarks import grapheme_to_phoneme, harness, networks, pictures, sentenc
 from benchmarks.peers.qwix_minilm import by_qwix
 from modelzip_jax import trace
 from modelzip_jax.models import sentence_encoder
+from modelzip_jax.models.token_batches import unpadded_batches
 from modelzip_jax.tree import PyTree
 
 GROUP = 64
@@ -64,7 +65,7 @@ def minilm(report: harness.Report) -> None:
     chosen = report.chosen
     model, params, tokenizer = sentence_encoder.load_minilm()
     params = jax.tree.map(np.asarray, params)
-    known = sentences.batches(sentences.load("calibration", 48 if chosen.quick else 192, tokenizer), 16)
+    known = unpadded_batches(sentences.load("calibration", 48 if chosen.quick else 192, tokenizer).tokens, 16)
     test = sentences.load("test", 100 if chosen.quick else 500, tokenizer)
     other = sentences.load("unseen domain", 50 if chosen.quick else 200, tokenizer)
 

@@ -24,7 +24,6 @@ __all__ = [
     "Difference",
     "Sentences",
     "agreement",
-    "batches",
     "difference",
     "load",
     "pairs",
@@ -33,7 +32,6 @@ __all__ = [
 PARTS = ("calibration", "validation", "test", "unseen domain")
 # Where two cores embed 4,000 texts in some twenty seconds.
 MAX_LENGTH = 48
-LENGTHS = (12, 24, MAX_LENGTH)
 
 
 class Sentences(NamedTuple):
@@ -93,23 +91,6 @@ def load(part: str, count: int, tokenizer: Any) -> Sentences:
     found = pairs(part, count)
     texts = [pair.query for pair in found] + [pair.document for pair in found]
     return Sentences(sentence_encoder.tokenize(tokenizer, texts, MAX_LENGTH), len(found))
-
-
-def batches(sentences: Sentences, batch_size: int = 32) -> list[tuple[np.ndarray, np.ndarray]]:
-    """`(ids, mask)` for `modelzip_jax.trace.statistics`: no padding, which would count among a layer's inputs.
-
-    Each text is shortened to the largest of three lengths that it fills, its end mark kept; one that fills none,
-    and what does not fill a batch, is left out.
-    """
-    by_length: dict[int, list[np.ndarray]] = {length: [] for length in LENGTHS}
-    for ids in sentences.tokens:
-        for length in [n for n in LENGTHS if n <= len(ids)][-1:]:
-            by_length[length].append(np.append(ids[: length - 1], ids[-1]))
-    return [
-        (ids := np.stack(texts[start : start + batch_size]), np.ones_like(ids, bool))
-        for texts in by_length.values()
-        for start in range(0, len(texts) - batch_size + 1, batch_size)
-    ]
 
 
 def agreement(reference: np.ndarray, other: np.ndarray) -> Agreement:

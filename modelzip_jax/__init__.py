@@ -8,7 +8,7 @@ mz.save("model.mz", packed)
 params = mz.unpack(mz.load("model.mz"))
 """
 
-from modelzip_jax import errors, loop, rewrites, sharing, testing, trace, tree, wavelets
+from modelzip_jax import distillation, errors, loop, rewrites, sharing, testing, trace, tree, wavelets
 from modelzip_jax.chaining import chain
 from modelzip_jax.coding.reader import load, load_tensor
 from modelzip_jax.coding.writer import save
@@ -51,6 +51,7 @@ from modelzip_jax.residual_sums import residual
 from modelzip_jax.search import Search
 from modelzip_jax.sharing.clustering import cluster
 from modelzip_jax.sharing.neurons import share_neurons
+from modelzip_jax.smallest.scale_tuning import tune_scales
 from modelzip_jax.smallest.smallest_file import smallest
 from modelzip_jax.transform import (
     Context,
@@ -90,6 +91,7 @@ __all__ = [
     "cosines",
     "decoded",
     "discretization",
+    "distillation",
     "dorefa",
     "entropy_constrained",
     "errors",
@@ -145,6 +147,7 @@ __all__ = [
     "to_device",
     "trace",
     "tree",
+    "tune_scales",
     "unpack",
     "wavelet",
     "wavelets",

@@ -60,6 +60,30 @@ class _Shape:
         return found[0]
 
 
+def checked_pair(calibrate: Any) -> tuple[Callable[..., Any], Sequence[Any]]:
+    """What `calibrate=` is given, if it can be a model and its batches.
+
+    Raises:
+      TransformError: it is something else, or one array in the place of batches.
+
+    >>> checked_pair((len, jnp.ones((128, 40))))
+    Traceback (most recent call last):
+    modelzip_jax.errors.TransformError: calibrate= takes (apply_fn, batches), with a list of ...
+    """
+    pair = isinstance(calibrate, tuple) and len(calibrate) == 2 and callable(calibrate[0])
+    if not pair or not hasattr(calibrate[1], "__iter__"):
+        raise TransformError(
+            "calibrate= takes (apply_fn, batches), such as (model.apply, [x, ...]): batches as of trace.statistics, "
+            f"not {shapes_in(calibrate)}"
+        )
+    if hasattr(calibrate[1], "shape"):
+        raise TransformError(
+            "calibrate= takes (apply_fn, batches), with a list of batches, such as [x], and not one array, "
+            f"of shape {tuple(calibrate[1].shape)}"
+        )
+    return calibrate
+
+
 class Calibration:
     """Runs a model over batches as far as the next layers that need statistics, again and again.
 
@@ -72,7 +96,7 @@ class Calibration:
         self, calibrate: Any, params: PyTree, transform: Transform, keep: Sequence[bool], told: Sequence[str]
     ):
         """params: as the model takes them. keep: which leaves are encoded. told: names of what else was given."""
-        apply_fn, batches = _checked_pair(calibrate, told)
+        apply_fn, batches = _alone(calibrate, told)
         self.leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)]
         self.names = [name for name, _ in trees.named_leaves(params)]
         asked = reads(transform, trees.outlines(trees.plain(params)), "stats")
@@ -197,18 +221,13 @@ class Calibration:
         shape.at = to
 
 
-def _checked_pair(calibrate: Any, told: Sequence[str]) -> tuple[Callable[..., Any], Sequence[Any]]:
-    pair = isinstance(calibrate, tuple) and len(calibrate) == 2 and callable(calibrate[0])
-    if not pair or not hasattr(calibrate[1], "__iter__"):
-        raise TransformError(
-            "calibrate= takes (apply_fn, batches), such as (model.apply, [x, ...]): batches as of trace.statistics, "
-            f"not {shapes_in(calibrate)}"
-        )
+def _alone(calibrate: Any, told: Sequence[str]) -> tuple[Callable[..., Any], Sequence[Any]]:
+    pair = checked_pair(calibrate)
     if "stats" in told:
         raise TransformError(
             "compress() takes stats=, of the model as it is, or calibrate=, which gathers them in turn"
         )
-    return calibrate
+    return pair
 
 
 def _pooled_uses(each: list[Measured]) -> Measured:

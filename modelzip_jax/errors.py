@@ -6,6 +6,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "DistillationError",
     "EvaluationError",
     "FormatError",
     "LeafError",
@@ -85,6 +86,10 @@ class ModelError(ModelzipError, ValueError):
 
 class DataError(ModelzipError, ValueError):
     """A data set is not there, or cannot give what it is asked for; the message says how to get it."""
+
+
+class DistillationError(ModelzipError, ValueError):
+    """A distillation loss is given arrays that do not fit each other, or hyperparameters it cannot work with."""
 
 
 class MissingExtraError(ModelzipError, ImportError):

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from rich.table import Table
 import modelzip_jax as mz
 from modelzip_jax.evaluation import retrieval
 from modelzip_jax.models import sentence_encoder
+from modelzip_jax.models.token_batches import unpadded_batches
 
 CALIBRATED = 7_200_000
 OPERATING_POINTS: dict[str, mz.Transform | mz.Search] = {
@@ -34,25 +34,7 @@ OPERATING_POINTS: dict[str, mz.Transform | mz.Search] = {
 }
 # Docstrings are cut at 48 tokens, which is where two cores embed 4,000 texts in some twenty seconds.
 MAX_LENGTH = 48
-CALIBRATION_LENGTHS = (12, 24, MAX_LENGTH)
-CALIBRATION_TEXTS, CALIBRATION_BATCH = 512, 32
-
-
-def calibration_batches(tokens: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """`(ids, mask)` without padding, which would count among a layer's inputs.
-
-    Each text is shortened to the largest of three lengths that it fills, its end mark kept; what does not fill a batch
-    is left out.
-    """
-    by_length: dict[int, list[np.ndarray]] = {length: [] for length in CALIBRATION_LENGTHS}
-    for ids in tokens:
-        for length in [n for n in CALIBRATION_LENGTHS if n <= len(ids)][-1:]:
-            by_length[length].append(np.append(ids[: length - 1], ids[-1]))
-    return [
-        (ids := np.stack(texts[start : start + CALIBRATION_BATCH]), np.ones_like(ids, bool))
-        for texts in by_length.values()
-        for start in range(0, len(texts) - CALIBRATION_BATCH + 1, CALIBRATION_BATCH)
-    ]
+CALIBRATION_TEXTS = 512
 
 
 def compress_and_reload(
@@ -91,7 +73,7 @@ def main() -> None:
 
     known = retrieval.thin(others, CALIBRATION_TEXTS // 2)
     texts = [p.query for p in known] + [p.document for p in known]
-    seen = calibration_batches(sentence_encoder.tokenize(tokenizer, texts, MAX_LENGTH))
+    seen = unpadded_batches(sentence_encoder.tokenize(tokenizer, texts, MAX_LENGTH))
 
     def apply(weights: Any, ids: Any, mask: Any) -> Any:
         return model.apply({"params": weights}, ids, mask)

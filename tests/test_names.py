@@ -41,8 +41,8 @@ SAME = {
 INTERNAL = {"UNSELECTED"}
 
 ROOMS = [
-    mz, mz.activations, mz.allocation, mz.loop, mz.rewrites, mz.schedules, mz.scores, mz.sensitivity, mz.sharing,
-    mz.structures, mz.testing, mz.trace, mz.tree, mz.wavelets,
+    mz, mz.activations, mz.allocation, mz.distillation, mz.loop, mz.rewrites, mz.schedules, mz.scores, mz.sensitivity,
+    mz.sharing, mz.structures, mz.testing, mz.trace, mz.tree, mz.wavelets,
 ]  # fmt: skip
 
 

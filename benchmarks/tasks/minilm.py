@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks import sentences
 from benchmarks.tasks import movie_reviews
 from benchmarks.tasks.task import Batch, Measure, Task, chosen_rows
-from modelzip_jax.models import sentence_encoder
+from modelzip_jax.models import sentence_encoder, token_batches
 from modelzip_jax.tree import PyTree
 
 __all__ = ["NAMES", "load"]
@@ -60,11 +60,11 @@ def load(name: str, quick: bool) -> Task:
         docstrings = [pair.query for pair in pairs] + [pair.document for pair in pairs]
         reviews = movie_reviews.sentences_for_calibration() if mixed else []
         # Batches are of one length: each length leaves a rest that fills none.
-        enough = count + len(sentences.LENGTHS) * _BATCH
+        enough = count + len(token_batches.LENGTHS) * _BATCH
         texts = _drawn(docstrings, enough // 2 if mixed else enough, seed)
         texts += _drawn(reviews, enough // 2, seed)
         known = sentence_encoder.tokenize(tokenizer, texts, sentences.MAX_LENGTH)
-        made = sentences.batches(sentences.Sentences(known, 0), _BATCH)
+        made = token_batches.unpadded_batches(known, _BATCH)
         return [made[i] for i in chosen_rows(len(made), -(-count // _BATCH), seed)]
 
     def apply(changed: PyTree, ids: Any, mask: Any) -> Any:

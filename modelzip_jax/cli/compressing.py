@@ -65,7 +65,7 @@ def compress(
     calibrate: Annotated[
         str | None,
         typer.Option(
-            help="module:function that returns (apply_fn, batches) or (apply_fn, batches, likelihood)."
+            help="module:function that returns (apply_fn, batches), a folder of `modelzip train`, or minilm."
         ),
     ] = None,
     recipe: Annotated[

@@ -8,7 +8,8 @@ from typing import Any
 
 import typer
 
-from modelzip_jax.cli.named_objects import recipe_of, search_of
+from modelzip_jax.cli.calibration_option import search_of
+from modelzip_jax.cli.named_objects import recipe_of
 from modelzip_jax.cli.terminal import Meter, human_bytes
 from modelzip_jax.errors import TransformError
 
@@ -189,7 +190,7 @@ def _by_search(options: dict[str, Any]) -> Finder:
         chosen = dataclasses.replace(search, keep=kept)
         if target is not None:
             # What is stored beside the model counts as well.
-            chosen = dataclasses.replace(chosen, bytes=max(target - _beside(metadata), 1))
+            chosen = dataclasses.replace(chosen, besides=_beside(metadata))
         names = chosen.encoded_names(tree, calibrated=data is not None)
         return ChosenEncoding(chosen, names, said + nothing_encoded(names, None) + remarks(names, tree), data)
 

@@ -12,7 +12,7 @@ from typing import Any
 from modelzip_jax.cli.failures import own_code
 from modelzip_jax.errors import RecipeError
 
-__all__ = ["named_object", "recipe_of", "search_of"]
+__all__ = ["named_object", "recipe_of"]
 
 
 def named_object(text: str, option: str) -> Callable[..., Any]:
@@ -74,32 +74,3 @@ def recipe_of(text: str) -> Any:
     if not isinstance(transform, Transform):
         raise RecipeError(f"--recipe {text} gives a {type(transform).__name__}, expected a transform")
     return transform
-
-
-def search_of(target_bytes: int | None, max_drop: float | None, calibrate: str | None) -> tuple[Any, Any]:
-    """What finds the smallest file, and `(apply_fn, batches)` or None.
-
-    calibrate: `module:function`, of a function that returns `(apply_fn, batches)`, or behind them what outputs are,
-    "categorical" or "gaussian", as `mz.smallest` takes it.
-
-    Raises:
-      RecipeError: the function gives something else. TransformError: as of `mz.smallest`; a drop without a model.
-    """
-    import modelzip_jax as mz
-
-    if calibrate is None:
-        if max_drop is not None:
-            raise RecipeError("--max-drop needs a model to run: --calibrate module:function")
-        return mz.smallest(bytes=target_bytes), None
-    function = named_object(calibrate, "--calibrate")
-    if not callable(function):
-        raise RecipeError(f"--calibrate {calibrate} names a {type(function).__name__}, expected a function")
-    with own_code(f"--calibrate {calibrate}"):
-        given = function()
-    if not isinstance(given, tuple) or len(given) not in (2, 3) or not callable(given[0]):
-        raise RecipeError(
-            f"--calibrate {calibrate} gives a {type(given).__name__}, expected (apply_fn, batches), or with "
-            "'categorical' or 'gaussian' behind them"
-        )
-    options = {"likelihood": given[2]} if len(given) == 3 else {}
-    return mz.smallest(bytes=target_bytes, max_drop=max_drop, **options), given[:2]

@@ -213,7 +213,11 @@ def encode(
 
 
 def _encode_block(
-    symbols: np.ndarray, entries: np.ndarray | jax.Array, rows: Rows, count: int, state: np.ndarray | jax.Array
+    symbols: np.ndarray,
+    entries: np.ndarray | jax.Array,
+    rows: Rows,
+    count: int,
+    state: np.ndarray | jax.Array,
 ) -> tuple[jax.Array, np.ndarray, np.ndarray]:
     """The state before a block's first `count` rows, and their `emitted_words`.
 

@@ -29,6 +29,7 @@ __all__ = [
     "embed_tokens",
     "from_safetensors",
     "load_minilm",
+    "tensor_names",
     "to_safetensors",
     "tokenize",
 ]
@@ -39,8 +40,8 @@ BUCKETS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 DROPPED = frozenset({"embeddings.position_ids", "pooler.dense.bias", "pooler.dense.weight"})
 
 
-def _names(config: SentenceEncoderConfig) -> Iterator[tuple[str, tuple[str, ...], bool]]:
-    """(Hugging Face name, our path, whether to transpose) of every tensor."""
+def tensor_names(config: SentenceEncoderConfig) -> Iterator[tuple[str, tuple[str, ...], bool]]:
+    """(Hugging Face name, our path, whether to transpose) of every tensor of an encoder."""
 
     def pair(theirs: str, path: tuple[str, ...], norm: bool) -> Iterator[Any]:
         yield f"{theirs}.weight", (*path, "scale" if norm else "kernel"), not norm
@@ -86,7 +87,7 @@ def from_safetensors(
       CheckpointError: a tensor is missing, unknown, of another shape or not floating; it is named.
     """
     config = config or SentenceEncoderConfig()
-    names, shapes = list(_names(config)), _shapes(config)
+    names, shapes = list(tensor_names(config)), _shapes(config)
     _check_names(set(tensors), {name for name, _, _ in names})
     flat = {}
     for name, path, transpose in names:
@@ -123,7 +124,7 @@ def to_safetensors(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """
     flat = traverse_util.flatten_dict(dict(params))
     layers = len(params.get("encoder", {}))
-    names = list(_names(SentenceEncoderConfig(num_layers=layers)))
+    names = list(tensor_names(SentenceEncoderConfig(num_layers=layers)))
     _check_names({"/".join(p) for p in flat}, {"/".join(p) for _, p, _ in names})
     arrays = {name: np.asarray(flat[path]) for name, path, _ in names}
     return {

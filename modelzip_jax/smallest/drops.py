@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from modelzip_jax.errors import TransformError
-from modelzip_jax.trace.jaxpr.model_inputs import batch_inputs
+from modelzip_jax.trace.jaxpr.model_inputs import batch_inputs, running_on
 from modelzip_jax.tree import PyTree
 
 __all__ = ["Drop", "Measure", "drop_of", "output_power", "output_scores", "scores_by"]
@@ -55,8 +55,19 @@ def drop_of(scores: np.ndarray, reference: np.ndarray) -> Drop:
 
 
 def scores_by(measure: Measure, params: PyTree) -> np.ndarray:
-    """What a user's measure gives, as a 1-D array."""
-    return np.atleast_1d(np.asarray(measure(params), np.float64)).reshape(-1)
+    """What a user's measure gives, as a 1-D array.
+
+    Raises:
+      TransformError: it gives no numbers.
+    """
+    given = measure(params)
+    try:
+        found = np.asarray(given, np.float64).reshape(-1)
+    except (TypeError, ValueError):
+        found = None
+    if found is None or not found.size:
+        raise TransformError(f"measure= must give a score, or one for each example, not {given!r:.100}")
+    return found
 
 
 def output_scores(
@@ -69,7 +80,10 @@ def output_scores(
     """
     run = jax.jit(lambda p, x: apply_fn(p, *x))
     inputs = [batch_inputs(batch, number) for number, batch in enumerate(batches)]
-    wanted = [_outputs(run(params, x)) for x in inputs]
+    wanted = []
+    for number, x in enumerate(inputs):
+        with running_on(f"batch {number} of those held out", x):
+            wanted.append(_outputs(run(params, x)))
 
     def measure(other: PyTree) -> np.ndarray:
         return np.concatenate(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from modelzip_jax.calibrating import checked_pair
 from modelzip_jax.errors import TransformError
 
 __all__ = ["calibration_parts"]
@@ -19,10 +20,7 @@ def calibration_parts(calibrate: Any, hold: bool) -> tuple[Callable[..., Any], l
     Raises:
       TransformError: it is no `(apply_fn, batches)`, or there are too few batches.
     """
-    pair = isinstance(calibrate, tuple) and len(calibrate) == 2 and callable(calibrate[0])
-    if not pair or not hasattr(calibrate[1], "__iter__"):
-        raise TransformError("calibrate= takes (apply_fn, batches), such as (model.apply, [x, ...])")
-    batches = list(calibrate[1])
+    batches = list(checked_pair(calibrate)[1])
     if not batches:
         raise TransformError("calibrate= needs at least one batch: the sequence of batches was empty")
     if not hold:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,8 @@ def path_patterns(given: str | Sequence[str], option: str) -> tuple[str, ...]:
     >>> path_patterns("head/**", "keep")
     ('head/**',)
     """
-    patterns = (given,) if isinstance(given, str) else tuple(given)
+    several = isinstance(given, Iterable) and not isinstance(given, str)
+    patterns: tuple[Any, ...] = tuple(given) if several else (given,)
     if not all(isinstance(pattern, str) for pattern in patterns):
         raise TransformError(f"{option}= takes path patterns such as 'head/**', not {given!r:.100}")
     return patterns

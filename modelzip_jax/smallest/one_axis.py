@@ -12,7 +12,7 @@ from modelzip_jax import tree as trees
 from modelzip_jax.patterns import matches
 from modelzip_jax.tree import PyTree
 
-__all__ = ["KNOWN", "coarsest_steps"]
+__all__ = ["KNOWN", "STACKED", "coarsest_steps"]
 
 KNOWN = (
     "**/*bias*", "**/scale", "**/weight", "**/gamma", "**/beta", "**/offset",
@@ -20,13 +20,15 @@ KNOWN = (
 )  # fmt: skip
 """Names of what is added to activations, or what they are multiplied with. Others may be anything: running statistics,
 frequencies of positions, tables of schedules; what an error of theirs does nobody knows."""
+STACKED = ("**/*bias*", "**/scale", "**/gamma", "**/beta", "**/offset")
+"""Those of them that are called so with two axes, too, as a scan stacks those of its layers; no kernel is."""
 _WITHIN = 16.0
 """Steps that the least of numbers of one sign has at least: none of them becomes zero, or changes by more than 3 %."""
 
 
 def coarsest_steps(params: PyTree) -> dict[str, float]:
     """The largest step for each floating-point leaf of one axis and of a known name, by name: infinite, or where all
-    numbers are of one sign a sixteenth of the least.
+    numbers are of one sign a sixteenth of the least. Leaves of one axis for each layer of a stack are among them.
 
     Leaves of one number, given once or many times, are left out, as they take no bytes; so are those with NaN.
 
@@ -36,7 +38,8 @@ def coarsest_steps(params: PyTree) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for name, leaf in trees.named_leaves(params):
-        known = np.ndim(leaf) == 1 and any(matches(pattern, name) for pattern in KNOWN)
+        patterns = {1: KNOWN, 2: STACKED}.get(np.ndim(leaf), ())
+        known = any(matches(pattern, name) for pattern in patterns)
         if known and jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and np.size(leaf):
             step = _coarsest(np.asarray(leaf, np.float32))
             if step is not None:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from modelzip_jax import tree as trees
@@ -17,6 +18,7 @@ from modelzip_jax.errors import SilentLayerError, TransformError
 from modelzip_jax.given_values import as_positive, as_whole
 from modelzip_jax.leaf_checks import check_arrays, check_finite
 from modelzip_jax.metadata import Metadata
+from modelzip_jax.naming import nearest_name
 from modelzip_jax.packing import Packed, compress, unpack
 from modelzip_jax.search import Search
 from modelzip_jax.smallest.drops import Measure, drop_of, output_scores, scores_by
@@ -34,7 +36,7 @@ from modelzip_jax.smallest.recipes import (
 from modelzip_jax.smallest.step_search import within_bytes, within_drop
 from modelzip_jax.smallest.what_errors_cost import information
 from modelzip_jax.trace.measures.curvature import FisherInformation
-from modelzip_jax.transform import Transform
+from modelzip_jax.transform import Context, Transform
 from modelzip_jax.tree import PyTree
 
 __all__ = ["Smallest", "smallest"]
@@ -60,6 +62,8 @@ class Smallest(Search):
     min_ndim: int
     before: Transform | None
     tried: Tried | None
+    besides: int = 0
+    """Bytes that the file will have beside the model, which count among `bytes`."""
 
     def compressed(
         self,
@@ -70,13 +74,25 @@ class Smallest(Search):
         progress: Callable[[str, int], None] | None,
         given: dict[str, Any],
     ) -> Packed:
-        if given:
-            raise TransformError(f"smallest() finds {', '.join(sorted(given))} itself: leave it out")
+        for name in sorted(given):
+            if name in (f.name for f in dataclasses.fields(Context)):
+                raise TransformError(f"smallest() finds {name}= itself: leave it out")
+            known = nearest_name(name, ["calibrate", "variables", "progress"])
+            raise TransformError(f"compress() was given {name}=, which nothing reads; {known}")
+        if calibrate is not None and self.measure is None and (self.max_drop or 0.0) >= 1.0:
+            raise TransformError(
+                f"max_drop= is of agreement with the float model, from 0 to 1, so that {self.max_drop:g} would allow "
+                "for anything; with measure= it is in the unit of its scores"
+            )
         if calibrate is not None and self.before is not None:
             raise TransformError("before= goes without calibrate=, where sparsity follows from the steps")
         trees.check_not_module(params)
         plain = trees.plain(params)
         check_arrays(plain)
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(plain)):
+            raise TransformError(
+                "compress() with smallest() runs outside of jit, where the weights are known"
+            )
         keep = kept_names(plain, self.only, self.min_ndim, self.keep)
         if calibrate is None and self.bytes is None and self.measure is None and not self.max_drop:
             check_finite(floating_leaves(plain, 0, keep))
@@ -146,7 +162,7 @@ class Smallest(Search):
 
             def sized(step: float) -> tuple[Any, int]:
                 packed = make(step)
-                size = 0 if packed is None else file_sizes(packed).total
+                size = 0 if packed is None else file_sizes(packed).total + self.besides
                 tell(next(numbers), size, None)
                 return packed, size
 
@@ -163,9 +179,11 @@ class Smallest(Search):
         by_name = dict(trees.named_leaves(found.importance))
         fisher = dict(trees.named_leaves(found.curvature, lambda x: isinstance(x, FisherInformation)))
         metrics = {name: fisher[name].columns for name in found.tables}
-        recipe = calibrated(plain, keep, found.products, by_name, metrics, self.rate_weight)
+        recipe = calibrated(plain, keep, found.products, by_name, metrics, self.rate_weight, found.outputs)
         told = {"importance": found.importance, "curvature": found.curvature}
-        return recipe, {**told, "calibrate": (apply_fn, batches)}
+        if any(np.max(by_name[name], initial=0.0) > 0 for name in found.products if name in by_name):
+            return recipe, {**told, "calibrate": (apply_fn, batches)}
+        return recipe, told  # No layer is rounded by its inputs: there is none, or they are all zero.
 
 
 def _kept_within(

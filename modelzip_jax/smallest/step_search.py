@@ -81,9 +81,11 @@ def within_bytes(make: Callable[[float], tuple[Any, int]], first: float, target:
             at = min(max(at, (coarse or fine)[0] - _FAR), (coarse or fine)[0] + _FAR)  # type: ignore[index]
             at = min(max(at, least), most)
     if best is None:
+        # Of the coarsest steps, if they give a file: those that other targets meet as well.
+        least_bytes = size if at >= most and size else smallest
         raise TransformError(
-            f"the smallest file that there can be of this model has {smallest:,} bytes, more than the {target:,} "
-            "that it may have: what is stored beside the codes, such as biases, takes most of them"
+            f"the smallest file that there can be of this model has {least_bytes:,} bytes, more than the {target:,} "
+            "that it may have: besides codes there are leaves that stay lossless, step sizes and names"
         )
     return best
 
@@ -97,7 +99,7 @@ def within_drop(make: Callable[[float], tuple[Any, float]], first: float, limit:
       make: from a step to what it gives, and its drop. first: the step to begin with. limit: of the drop; positive.
 
     Raises:
-      TransformError: no step within 24 octaves of the first keeps within it.
+      TransformError: no step within 24 octaves of the first keeps within it, or all of them do.
 
     >>> round(within_drop(lambda step: (None, step**2), 1.0, 0.04).step, 2)
     0.2
@@ -111,11 +113,18 @@ def within_drop(make: Callable[[float], tuple[Any, float]], first: float, limit:
             low, best = at, Found(2.0**at, result, drop)
         else:
             high = at
-        if (high - low <= _CLOSE or abs(at - start) > _OCTAVES) and best is not None:
+        if (high - low <= _CLOSE or at < start - _OCTAVES) and best is not None:
             return best
+        if at > start + _OCTAVES:
+            raise TransformError(
+                f"the drop stays within {limit:g} however coarse the weights are, at last {drop:.3g} with none left: "
+                "scores are higher where a model is better, and depend on the params that measure= is given"
+            )
         if at < start - _OCTAVES:
             break
-        guess = at + (0.5 * math.log2(limit / drop) if drop > 0 else 1.0)
+        guess = at + (
+            0.5 * math.log2(limit / drop) if 0 < drop < math.inf else math.copysign(1.0, limit - drop)
+        )
         guess = at + max(min(guess - at, 2.0), -2.0)
         if low > -math.inf and high < math.inf:
             at = min(max(guess, low + 0.3 * (high - low)), high - 0.3 * (high - low))

@@ -1,6 +1,7 @@
 """`modelzip compress` that looks for the smallest file: bytes, drops, and a model of the user's."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -87,7 +88,7 @@ def test_masks_of_infinity_stay_lossless_and_that_is_said(tmp_path, monkeypatch,
         (("--calibrate", "searched_model:absent"), "has no 'absent'"),
         (("--calibrate", "searched_model:MODEL_OF_NONE"), "has no 'MODEL_OF_NONE'"),
         (("--calibrate", "searched_model:nothing"), "gives a int, expected"),
-        (("--calibrate", "searched_model"), "takes module:name"),
+        (("--calibrate", "searched_model"), "takes module:function, the folder of a finished"),
     ],
 )
 def test_what_it_refuses_in_one_line(folder, monkeypatch, capsys, options, message):
@@ -96,3 +97,12 @@ def test_what_it_refuses_in_one_line(folder, monkeypatch, capsys, options, messa
     assert message in " ".join(err.split())
     assert "Traceback" not in err
     assert not (folder[0] / "m.mz").exists()
+
+
+def test_the_smallest_file_that_is_named_can_be_had(folder, monkeypatch, capsys):
+    path, _ = folder
+    _, _, err = run(monkeypatch, capsys, "compress", "m.safetensors", "m.mz", "--target-bytes", "10")
+    assert "more than the 10 that it may have" in " ".join(err.split())
+    least = re.search(r"has ([\d,]+) bytes", " ".join(err.split()))[1].replace(",", "")
+    assert run(monkeypatch, capsys, "compress", "m.safetensors", "m.mz", "--target-bytes", least)[0] == 0
+    assert (path / "m.mz").stat().st_size <= int(least)

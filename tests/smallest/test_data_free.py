@@ -173,3 +173,21 @@ def test_each_leaf_is_freed_once_it_is_packed():
     assert len(counts) == 8
     assert counts[0] >= 7
     assert counts[-1] <= 4
+
+
+def test_scales_and_biases_of_stacked_layers_are_no_kernels():
+    rng = np.random.default_rng(0)
+    params = {
+        "blocks": {
+            "kernel": rng.normal(size=(3, 32, 32)).astype("f4"),
+            "norm": {
+                "scale": rng.normal(1, 0.1, (3, 32)).astype("f4"),
+                "bias": rng.normal(size=(3, 32)).astype("f4"),
+            },
+        }
+    }
+    packed = mz.unpack(mz.compress(params, mz.smallest(before=mz.prune(sparsity=0.5))))["blocks"]
+    assert np.mean(np.asarray(packed["kernel"]) == 0) > 0.45
+    for name in ("scale", "bias"):
+        error = np.abs(np.asarray(packed["norm"][name]) - params["blocks"]["norm"][name])
+        assert error.max() < 0.03

@@ -1,5 +1,7 @@
 """The smallest file within bytes, or within a drop: targets are met, data helps, and wrong calls are told."""
 
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -173,7 +175,7 @@ def test_what_it_refuses():
         mz.compress(PARAMS, mz.smallest(bytes=5_000), calibrate=(apply, []))
     with pytest.raises(TransformError, match="at least two"):
         mz.compress(PARAMS, mz.smallest(max_drop=0.1), calibrate=(apply, BATCHES[:1]))
-    with pytest.raises(TransformError, match="finds stats itself"):
+    with pytest.raises(TransformError, match="finds stats= itself"):
         mz.compress(PARAMS, mz.smallest(bytes=5_000), stats=PARAMS)
     with pytest.raises(TransformError, match="outputs depend on no leaf"):
         mz.compress(PARAMS, mz.smallest(bytes=5_000), calibrate=(lambda p, x: x.reshape(len(x), -1), BATCHES))
@@ -183,6 +185,32 @@ def test_what_it_refuses():
         mz.compress(jax.tree.map(lambda x: x * jnp.nan, PARAMS), mz.smallest(bytes=5_000))
     with pytest.raises(LeafError, match="no floating-point leaf"):
         mz.compress({"n": np.arange(4)}, mz.smallest(bytes=5_000))
+    for gives, said in ((lambda y: jnp.argmax(y, -1), r"gives int32\[32\]"), (lambda y: (y, y), "gives a tuple"),
+                        (jnp.sum, r"gives float32\[\]")):  # fmt: skip
+        with pytest.raises(TransformError, match=said):
+            mz.compress(
+                PARAMS, mz.smallest(bytes=5_000), calibrate=(lambda p, x, g=gives: g(apply(p, x)), BATCHES)
+            )
+    for measured in ({}, "good", np.zeros(0)):
+        with pytest.raises(TransformError, match="measure= must give a score"):
+            mz.compress(PARAMS, mz.smallest(max_drop=0.1, measure=lambda _, m=measured: m))
+    with pytest.raises(LeafError, match="kept by keep="):
+        mz.compress(PARAMS, mz.smallest(bytes=5_000, min_ndim=7))
+    with pytest.raises(TransformError, match="only= takes path patterns"):
+        mz.smallest(only=3)
+    with pytest.raises(TransformError, match="outside of jit"):
+        jax.jit(lambda p: mz.compress(p, mz.smallest()))(PARAMS)
+    with pytest.raises(mz.errors.TraceError, match=r"batch 0 of those held out.*KeyError: 'w9'"):
+        mz.compress(PARAMS, mz.smallest(max_drop=0.1), calibrate=(lambda p, x: x @ p["w9"], BATCHES))
+    with pytest.raises(TransformError, match="did you mean 'calibrate'"):
+        mz.compress(PARAMS, mz.smallest(bytes=5_000), calibrates=(apply, BATCHES))
+    for how in (mz.smallest(bytes=5_000), mz.quantize(4, rounding=mz.rounding.error_feedback())):
+        with pytest.raises(TransformError, match=r"not one array, of shape \(128, 6, 6, 1\)"):
+            mz.compress(PARAMS, how, calibrate=(apply, X))
+    with pytest.raises(TransformError, match="from 0 to 1"):
+        mz.compress(PARAMS, mz.smallest(max_drop=2), calibrate=(apply, BATCHES))
+    with pytest.raises(mz.errors.TraceError, match=r"cannot be run on batch 0, of shapes .*KeyError: 'w9'"):
+        mz.compress(PARAMS, mz.smallest(bytes=5_000), calibrate=(lambda p, x: x @ p["w9"], BATCHES))
     seen = []
 
     def first_then_nan(params):
@@ -209,3 +237,36 @@ def test_searches_end_on_any_falling_curve(seed):
     assert len(tries) < 30
     drop = within_drop(lambda step: (None, 1e-3 * step**steepness), 10.0 ** rng.uniform(-2, 2), 0.02)
     assert 0.02 * 2 ** (-0.06 * steepness) <= drop.figure <= 0.02
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_the_batch_that_holds_nan_is_named(value):
+    batches = [BATCHES[0], BATCHES[1].at[3, 2].set(value)]
+    with pytest.raises(mz.errors.NonFiniteError, match="batch 1 of calibrate= holds NaN or infinity"):
+        mz.compress(PARAMS, mz.smallest(bytes=5_000), calibrate=(apply, batches))
+    bad = lambda p, x: apply(p, x) * value  # noqa: E731
+    with pytest.raises(mz.errors.NonFiniteError, match="outputs or gradients"):
+        mz.compress(PARAMS, mz.smallest(bytes=5_000), calibrate=(bad, BATCHES))
+
+
+def test_inputs_of_zeros_tell_nothing_of_kernels_that_they_meet():
+    packed = mz.compress(PARAMS, mz.smallest(bytes=8_000), calibrate=(apply, [jnp.zeros_like(X)]))
+    assert file_sizes(packed).total <= 8_000
+
+
+@pytest.mark.parametrize("measure", [lambda p: 1.0, lambda p: -float(np.sum(np.abs(p["Dense_0"]["kernel"])))])
+def test_a_measure_that_never_falls_is_an_error_and_no_empty_file(measure):
+    with pytest.raises(TransformError, match="however coarse the weights are"):
+        mz.compress(PARAMS, mz.smallest(max_drop=0.1, measure=measure))
+
+
+def test_the_smallest_file_that_is_named_can_be_had():
+    found = []
+    for target in (200, None):
+        target = target or found[0]
+        try:
+            packed = mz.compress(PARAMS, mz.smallest(bytes=target))
+            assert file_sizes(packed).total <= target
+        except TransformError as error:
+            found.append(int(re.search(r"has ([\d,]+) bytes", str(error))[1].replace(",", "")))
+    assert len(found) == 1

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from modelzip_jax.errors import DataError
+from modelzip_jax.sampling import proportional_shares, sample_size
 from modelzip_jax.training.data.batches import epoch_order
 
 __all__ = ["subset"]
@@ -29,24 +29,12 @@ def subset(arrays: Mapping[str, np.ndarray], size: float | int, *, seed: int = 0
     ([0, 0, 0, 1], [0, 0, 0, 1])
     """
     labels = np.asarray(arrays["labels"])
-    count = _count(size, len(labels))
+    count = sample_size(size, len(labels))
     classes = labels if labels.ndim == 1 else np.zeros(len(labels), np.int32)
     shuffled = epoch_order(seed, 0, len(classes))
     order = shuffled[np.argsort(classes[shuffled], kind="stable")]
     sizes = np.unique(classes, return_counts=True)[1]
-    # Shares rounded down, and one more for the largest remainders, in integers: never a whole example off.
-    taken, remainders = np.divmod(sizes.astype(np.int64) * count, len(classes))
-    taken[np.argsort(-remainders, kind="stable")[: count - taken.sum()]] += 1
+    taken = proportional_shares(sizes, count)
     starts = np.cumsum(sizes) - sizes
     chosen = np.sort(np.concatenate([order[a : a + k] for a, k in zip(starts, taken, strict=True)]))
     return {name: array[chosen] for name, array in arrays.items()}
-
-
-def _count(size: float | int, examples: int) -> int:
-    if isinstance(size, float) and 0 < size <= 1:
-        return max(1, round(size * examples))
-    if isinstance(size, (int, np.integer)) and not isinstance(size, bool) and 1 <= size <= examples:
-        return int(size)
-    raise DataError(
-        f"size={size!r} must be a fraction in (0, 1] or a number of examples from 1 to {examples:,}"
-    )
