@@ -30,7 +30,10 @@ def groups(names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def tables(data: Sequence[dict[str, Any]]) -> list[Table]:
-    """A table for each of ours: rows are networks and drops of each measure, columns are peers."""
+    """A table for each of ours: rows are networks and drops of each measure, columns are peers.
+
+    Networks on which ours, or all peers, have not been measured yet are left out.
+    """
     by_name = {task["task"]: task for task in data}
     found = []
     for ours in OURS:
@@ -45,7 +48,8 @@ def tables(data: Sequence[dict[str, Any]]) -> list[Table]:
                     cells = [
                         _cell([ratio(task, ours, peer, goals, drop) for task in tasks]) for peer in peers
                     ]
-                    rows.append([group, f"{goals.measure}, drop {drop:g}", *cells])
+                    if any(cell is not None for cell in cells):
+                        rows.append([group, f"{goals.measure}, drop {drop:g}", *cells])
         title = f"Bytes of {METHODS[ours].title} over the peer's at equal drop on the validation part"
         found.append((title, ["network", "at", *(METHODS[peer].title for peer in peers)], rows))
     return found
