@@ -13,8 +13,8 @@
     cache: "float16" or "float32": the teacher's logits are computed once, into the run's folder; "" runs
     the teacher in each step. top_k: keeps only so many logits of each row there; 0 is all.
 
-The teacher sees what the student sees, augmented or not, in evaluation mode with batch statistics of its own. Projectors
-are trained by `config.optimizer`. All of it is in the run's checkpoints and none in its `model.mz`.
+The teacher sees what the student sees, augmented or not, in evaluation mode with batch statistics of its own.
+Projectors are trained by `config.optimizer`. All of it is in the run's checkpoints and none in its `model.mz`.
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ import optax
 
 from modelzip_jax import distillation
 from modelzip_jax.errors import ConfigError
-from modelzip_jax.naming import require_known
 from modelzip_jax.training import config as configs
-from modelzip_jax.training import distilled_losses as named
+from modelzip_jax.training import distill_fields as fields
 from modelzip_jax.training.frameworks import Network
 from modelzip_jax.training.objectives import Objective, softmax_cross_entropy
 from modelzip_jax.training.starting import network_of, read_weights
@@ -42,9 +41,6 @@ from modelzip_jax.training.state import TrainState
 from modelzip_jax.tree import PyTree
 
 __all__ = ["Beside", "Distilling", "distilling_of"]
-
-CACHES = ("", "float16", "float32")
-PLACES = ("activations", "inputs", "outputs")
 
 
 class Beside(NamedTuple):
@@ -161,7 +157,7 @@ class Distilling:
     @functools.cached_property
     def weights(self) -> dict[str, float]:
         """The weight of each loss before any balance, by its name."""
-        return named.weights_of(self.distill)
+        return fields.weights_of(self.distill)
 
     @property
     def _pairs(self) -> list[tuple[str, str]]:
@@ -183,14 +179,14 @@ class Distilling:
         batch: PyTree, key: jax.Array,
     ) -> tuple[dict[str, jax.Array], tuple[PyTree, dict[str, jax.Array]]]:  # fmt: skip
         """`(losses, (variables, metrics))` of the student, in training mode."""
-        distill, projector = self.distill, named.projector_of(self.distill.features.projector)
+        distill, projector = self.distill, fields.projector_of(self.distill.features.projector)
         layers = dict.fromkeys((ours for ours, _ in self._pairs), distill.features.place)
         own = _say(network, trained["params"], variables, batch["inputs"], key, layers)
         label_loss, metrics = objective(own.logits, batch)
         losses = {"labels": label_loss}
-        if logit_loss := named.logit_loss_of(distill):
+        if logit_loss := fields.logit_loss_of(distill):
             losses[distill.loss] = logit_loss(own.logits, said.logits, batch["labels"])
-        if feature_loss := named.feature_loss_of(distill.features):
+        if feature_loss := fields.feature_loss_of(distill.features):
             losses[distill.features.loss] = sum(
                 (
                     feature_loss(
@@ -210,7 +206,7 @@ class Distilling:
         layers = dict.fromkeys((ours for ours, _ in self._pairs), self.distill.features.place)
         say = lambda params, inputs: _say(self.student, params, variables, inputs, key, layers)  # noqa: E731
         own = jax.eval_shape(say, params, batch["inputs"]).features
-        init = named.projector_of(self.distill.features.projector).init
+        init = fields.projector_of(self.distill.features.projector).init
         return [
             init(jax.random.fold_in(key, index), own[ours].shape[-1], taught[theirs].shape[-1])
             for index, (ours, theirs) in enumerate(self._pairs)
@@ -237,7 +233,7 @@ def distilling_of(
       ConfigError: a field, or fields together, that cannot work; the message names them.
       DistillationError: a number out of range.
     """
-    distill = _checked(config)
+    distill = fields.checked_fields(config)
     if not distill.teacher:
         return None
     teacher = student
@@ -258,7 +254,7 @@ def distilling_of(
 
     return Distilling(
         distill, student, teacher, read, prepare, tx, softmax_cross_entropy(config.label_smoothing),
-        named.balance_of(distill.balance, epoch), config.data.batch_size,
+        fields.balance_of(distill.balance, epoch), config.data.batch_size,
     )  # fmt: skip
 
 
@@ -266,8 +262,8 @@ def _network_of_run(folder: Path, config: Any, inputs: np.ndarray) -> Network:
     theirs = configs.run_config(folder)
     if theirs.data.name != config.data.name:
         raise ConfigError(
-            f"the teacher {folder} was trained on {theirs.data.name!r} and standardises inputs as of that set; this run "
-            f"is on {config.data.name!r}"
+            f"the teacher {folder} was trained on {theirs.data.name!r}, of which it standardises its inputs; this run is "
+            f"on {config.data.name!r}"
         )
     return network_of(theirs, inputs)
 
@@ -287,77 +283,3 @@ def _say(
         return _Said(logits, {}, changed)
     (logits, changed), found = distillation.features(apply, params, *arguments, layers=layers)
     return _Said(logits, found, changed)
-
-
-def _checked(config: Any) -> Any:
-    """The group of fields, complete, after all checks that need no data."""
-    defaults = configs.base().distill
-    distill, given = configs.base().distill, config.distill
-    _require_fields("distill", given, defaults)
-    try:
-        distill.update(given)
-    except (TypeError, ValueError, KeyError) as error:
-        raise ConfigError(f"config.distill cannot be read: {error}") from error
-    if not distill.teacher:
-        if distill != defaults:
-            changed = sorted(name for name in distill if distill[name] != defaults[name])
-            raise ConfigError(
-                f"distill.{changed[0]} is set, but there is no teacher: set distill.teacher to 'self', 'average' or a path"
-            )
-        return distill
-    features = distill.features
-    named.weights_of(distill)
-    named.logit_loss_of(distill)
-    named.feature_loss_of(features)
-    named.projector_of(features.projector)
-    require_known("distill.features.place", features.place, PLACES)
-    require_known("distill.cache", distill.cache, CACHES)
-    _require_together(config, distill)
-    _require_layers(features)
-    return distill
-
-
-def _require_fields(path: str, given: Any, known: Any) -> None:
-    for name, value in given.items():
-        require_known(f"a field of {path}", name, known)
-        if name == "features":
-            _require_fields("distill.features", value, known[name])
-
-
-def _require_together(config: Any, distill: Any) -> None:
-    """Refuses fields that contradict each other."""
-    if distill.teacher == "self" and not config.start:
-        raise ConfigError(
-            "distill.teacher is 'self', the network that training starts from, which without config.start is a random "
-            "one: set start to its weights, or distill.teacher to 'average'"
-        )
-    if distill.teacher == "average" and not 0.0 <= distill.decay < 1.0:
-        raise ConfigError(f"distill.decay must be at least 0 and below 1, not {distill.decay!r}")
-    if distill.top_k and not (distill.cache and distill.loss == "soft_targets"):
-        raise ConfigError(
-            "distill.top_k says how many logits are kept on disk for soft targets: it goes with distill.cache and "
-            "distill.loss 'soft_targets'"
-        )
-    if not distill.cache:
-        return
-    if config.data.augment != "none":
-        raise ConfigError(
-            f"distill.cache keeps what the teacher says of each example as it is stored, and data.augment is "
-            f"{config.data.augment!r}: set distill.cache='' to run the teacher on what the student sees, or augment='none'"
-        )
-    if distill.teacher == "average" or distill.features.loss:
-        what = "features" if distill.features.loss else "the average of the student, which moves"
-        raise ConfigError(f"distill.cache keeps logits of a frozen teacher, not {what}: set distill.cache=''")
-
-
-def _require_layers(features: Any) -> None:
-    counts = len(features.layers), len(features.teacher_layers or features.layers)
-    if features.loss and (not counts[0] or counts[0] != counts[1]):
-        raise ConfigError(
-            f"distill.features.loss is {features.loss!r}: name the student's layers in distill.features.layers, and as "
-            f"many of the teacher in teacher_layers if they have other names; there are {counts[0]} and {counts[1]}"
-        )
-    if not features.loss and (features.layers or features.projector):
-        raise ConfigError(
-            "distill.features has layers or a projector, but no loss: set distill.features.loss"
-        )
