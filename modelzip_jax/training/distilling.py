@@ -262,8 +262,8 @@ def _network_of_run(folder: Path, config: Any, inputs: np.ndarray) -> Network:
     theirs = configs.run_config(folder)
     if theirs.data.name != config.data.name:
         raise ConfigError(
-            f"the teacher {folder} was trained on {theirs.data.name!r}, of which it standardises its inputs; this run is "
-            f"on {config.data.name!r}"
+            f"the teacher {folder} was trained on {theirs.data.name!r}, of which it standardises its inputs; this run "
+            f"is on {config.data.name!r}"
         )
     return network_of(theirs, inputs)
 
