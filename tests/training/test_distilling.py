@@ -1,6 +1,7 @@
 """Runs with a teacher: from a config, with every family of transforms, killed and resumed, cached or not."""
 
 import json
+import shutil
 
 import flax.linen as nn
 import jax
@@ -60,7 +61,7 @@ def from_start(start, **distill):
 
 
 FAMILIES = {
-    "pruned": mz.only("**/kernel", mz.prune(sparsity=0.8)),
+    "pruned": mz.only("**/kernel", mz.prune(sparsity=0.6)),
     "quantized": mz.only("**/kernel", mz.quantize(2)),
     "clustered": mz.only("Dense_0/kernel", mz.cluster(4)),
     "wavelet-coded": mz.only("Dense_0/kernel", mz.chain(mz.wavelet(), mz.prune(sparsity=0.8))),
@@ -261,6 +262,20 @@ def test_what_does_not_fit_the_teacher_is_named(tmp_path, floats):
     other.data.name = "kjv"
     with pytest.raises(ConfigError, match="was trained on 'digits'"):
         distilling_of(other, None, np.zeros((1, 2)), None, None, 1)
+
+
+def test_a_run_from_before_there_were_teachers_goes_on(tmp_path, floats):
+    folder = shutil.copytree(floats, tmp_path / "run")
+    written = json.loads((folder / "config.json").read_text())
+    config = small()
+    config.steps, config.model.options = 90, {"widths": (24,)}
+    assert written.pop("distill") == json.loads(json.dumps(config.distill.to_dict()))
+    (folder / "config.json").write_text(json.dumps(written))
+    experiment.run(config, folder, quiet=True)
+    assert (folder / "model.mz").read_bytes() == (floats / "model.mz").read_bytes()
+    config.distill.teacher = "average"
+    with pytest.raises(ConfigError, match="distill differ"):
+        experiment.run(config, folder, quiet=True)
 
 
 def test_names_of_layers_from_the_command_line():
