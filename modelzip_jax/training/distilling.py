@@ -36,7 +36,7 @@ from modelzip_jax.training import config as configs
 from modelzip_jax.training import distill_fields as fields
 from modelzip_jax.training.frameworks import Network
 from modelzip_jax.training.objectives import Objective, softmax_cross_entropy
-from modelzip_jax.training.starting import network_of, read_weights
+from modelzip_jax.training.starting import network_of, starting_weights
 from modelzip_jax.training.state import TrainState
 from modelzip_jax.tree import PyTree
 
@@ -250,7 +250,7 @@ def distilling_of(
 
         def read(params: PyTree, variables: PyTree) -> dict[str, PyTree]:
             like = jax.jit(teacher.init)(jax.random.key(0), sample())
-            return dict(zip(("params", "variables"), read_weights(path, *like)[:2], strict=True))
+            return dict(zip(("params", "variables"), starting_weights(path, *like)[:2], strict=True))
 
     return Distilling(
         distill, student, teacher, read, prepare, tx, softmax_cross_entropy(config.label_smoothing),

@@ -28,7 +28,7 @@ from modelzip_jax.training.distilling import Distilling, distilling_of
 from modelzip_jax.training.distributed import Placement, initialize
 from modelzip_jax.training.measuring import make_evaluate
 from modelzip_jax.training.snapshots import Checkpoints
-from modelzip_jax.training.starting import network_of, preparation_of, read_weights
+from modelzip_jax.training.starting import network_of, preparation_of, starting_weights
 from modelzip_jax.training.state import TrainState, begin
 from modelzip_jax.transform import Transform, identity
 from modelzip_jax.tree import PyTree
@@ -126,7 +126,7 @@ def _weights(experiment: Experiment) -> tuple[PyTree, PyTree, packing.Packed | N
     sample = jax.tree.map(lambda x: jnp.asarray(x[:1]), experiment.train)
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     params, variables = jax.jit(network.init)(key, experiment.prepare(sample, None)["inputs"])
-    return read_weights(config.start, params, variables) if config.start else (params, variables, None)
+    return starting_weights(config.start, params, variables) if config.start else (params, variables, None)
 
 
 def _examples(experiment: Experiment, folder: Path) -> Arrays:

@@ -19,7 +19,7 @@ from modelzip_jax.training import data, frameworks
 from modelzip_jax.transform import identity
 from modelzip_jax.tree import PyTree
 
-__all__ = ["network_of", "preparation_of", "read_weights"]
+__all__ = ["network_of", "preparation_of", "starting_weights"]
 
 AUGMENTATIONS = ("none", "crop", "crop+flip")
 
@@ -63,7 +63,7 @@ def preparation_of(spec: data.DataSpec, augment: str) -> Callable[[PyTree, jax.A
     return prepare
 
 
-def read_weights(
+def starting_weights(
     path: str | Path, params: PyTree, variables: PyTree
 ) -> tuple[PyTree, PyTree, packing.Packed | None]:
     """Weights and variables of a checkpoint or `.mz` file, and the packed model from which training resumes.
