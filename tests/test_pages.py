@@ -19,6 +19,7 @@ DOCS = Path(__file__).parents[1] / "docs"
         "mixed_precision.md",
         "activations.md",
         "accelerators.md",
+        "distillation.md",
         "distillation_minmax.md",
         "distillation_losses.md",
         "distillation_data.md",

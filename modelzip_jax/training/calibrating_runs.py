@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from modelzip_jax.coding.reader import load
-from modelzip_jax.errors import ConfigError
 from modelzip_jax.training import config as configs
 from modelzip_jax.training.experiment import build
 from modelzip_jax.tree import PyTree
@@ -31,17 +29,10 @@ def run_calibration(folder: str | Path, count: int = 1024) -> tuple[Callable[...
     Raises:
       ConfigError: the folder holds no finished run, or not one of this version. DataError: its data are not here.
     """
-    folder = Path(folder)
-    for name in ("config.json", "model.mz"):
-        if not (folder / name).is_file():
-            raise ConfigError(f"{folder} holds no finished run of `modelzip train`: there is no {name} in it")
-    config = configs.base()
-    try:
-        config.update(json.loads((folder / "config.json").read_text()))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{folder / 'config.json'} is no config of a run: {error}") from error
+    config = configs.run_config(folder)
+    config.distill = configs.base().distill  # A teacher has no say in it, and may be gone.
     experiment = build(config)
-    variables = load(folder / "model.mz").variables
+    variables = load(Path(folder) / "model.mz").variables
     size = min(64, config.data.batch_size)
     inputs = experiment.train["inputs"]
     rows = np.linspace(0, len(inputs) - 1, min(count, len(inputs)) // size * size).round().astype(np.int64)

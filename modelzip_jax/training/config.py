@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,13 @@ from typing import Any
 from modelzip_jax.errors import ConfigError, MissingExtraError
 from modelzip_jax.naming import nearest_name
 
-__all__ = ["base", "load_config", "override"]
+__all__ = ["base", "load_config", "override", "run_config"]
 
 PREFIX = "--config."
 _LEAST = {
     "epochs": 0.0, "steps": 0, "data.batch_size": 1, "block": 1, "record_every": 0, "evaluate_every": 0,
     "save_every": 0, "patience": 0, "optimizer.accumulate": 1, "optimizer.schedule.warmup": 0,
-    "distributed.processes": 1,
+    "distill.top_k": 0, "distributed.processes": 1,
 }  # fmt: skip
 
 
@@ -47,6 +48,7 @@ def base() -> Any:
     tensorboard: also write TensorBoard logs.
     start: a .mz file or checkpoint to begin from. recipe: `module:name` or a .json file of the transform
     that compresses while training.
+    distill: see `training.distilling`; without a teacher nothing of it counts.
     distributed: coordinator "host:port", the number of processes and which one this is.
     """
     return _config_dict()(
@@ -78,6 +80,14 @@ def base() -> Any:
             "tensorboard": False,
             "start": "",
             "recipe": "",
+            "distill": {
+                "teacher": "", "loss": "soft_targets", "temperature": 4.0, "weight": 1.0, "label_weight": 1.0,
+                "options": {}, "balance": "fixed", "decay": 0.999, "cache": "", "top_k": 0,
+                "features": {
+                    "loss": "", "weight": 1.0, "layers": (), "teacher_layers": (), "place": "inputs",
+                    "projector": "", "options": {},
+                },
+            },
             "distributed": {"coordinator": "", "processes": 1, "process": 0},
         }
     )  # fmt: skip
@@ -109,10 +119,29 @@ def load_config(path: str | Path) -> Any:
     return found
 
 
+def run_config(folder: str | Path) -> Any:
+    """The config of a finished run, from the folder that `modelzip train` wrote.
+
+    Raises:
+      ConfigError: the folder holds no finished run, or not one of this version.
+    """
+    folder = Path(folder)
+    for name in ("config.json", "model.mz"):
+        if not (folder / name).is_file():
+            raise ConfigError(f"{folder} holds no finished run of `modelzip train`: there is no {name} in it")
+    config = base()
+    try:
+        config.update(json.loads((folder / "config.json").read_text()))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{folder / 'config.json'} is no config of a run: {error}") from error
+    return config
+
+
 def override(config: Any, arguments: Iterable[str]) -> Any:
     """A copy of the config with `--config.field=value` arguments applied.
 
-    Values are Python literals, strings may go without quotes; a value must have the field's type.
+    Values are Python literals, strings may go without quotes, and names in a row with commas between them
+    (`Dense_0,Dense_1`); a value must have the field's type.
 
     Raises:
       ConfigError: a misspelt field (its nearest neighbour is named), or a value of another type.
@@ -181,4 +210,6 @@ def _parse(path: str, text: str, old: Any) -> Any:
         return float(value)
     if isinstance(old, tuple) and isinstance(value, list | int | float):
         return tuple(value) if isinstance(value, list) else (value,)
+    if old == () and isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
     raise ConfigError(f"{path} is of type {type(old).__name__} ({old!r}), so it cannot be {text!r}")

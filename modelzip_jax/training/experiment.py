@@ -16,20 +16,19 @@ import numpy as np
 import optax
 from flax.training.early_stopping import EarlyStopping
 
-from modelzip_jax import checkpoints as files
-from modelzip_jax import models, packing
-from modelzip_jax import tree as trees
+from modelzip_jax import packing
 from modelzip_jax.atomic import atomic_file
-from modelzip_jax.coding.reader import load
 from modelzip_jax.coding.writer import save
 from modelzip_jax.errors import ConfigError
 from modelzip_jax.loop.reading import averaged, pack, start
 from modelzip_jax.loop.wrapping import wrap
-from modelzip_jax.naming import require_known
+from modelzip_jax.training import config as configs
 from modelzip_jax.training import data, frameworks, objectives, optimizers, records, train_loop
+from modelzip_jax.training.distilling import Distilling, distilling_of
 from modelzip_jax.training.distributed import Placement, initialize
 from modelzip_jax.training.measuring import make_evaluate
 from modelzip_jax.training.snapshots import Checkpoints
+from modelzip_jax.training.starting import network_of, preparation_of, starting_weights
 from modelzip_jax.training.state import TrainState, begin
 from modelzip_jax.transform import Transform, identity
 from modelzip_jax.tree import PyTree
@@ -37,7 +36,6 @@ from modelzip_jax.tree import PyTree
 __all__ = ["Experiment", "build", "run"]
 
 Arrays = dict[str, np.ndarray]
-AUGMENTATIONS = ("none", "crop", "crop+flip")
 
 
 class Experiment(NamedTuple):
@@ -45,7 +43,7 @@ class Experiment(NamedTuple):
 
     network: as pure functions. tx: the optimizer, wrapped if there is a transform. train, validation,
     test: arrays. steps: of the whole run. prepare: `(batch, key) -> batch` for training (key None: for
-    evaluation).
+    evaluation). distilling: what a teacher adds, if there is one.
     """
 
     config: Any
@@ -58,6 +56,7 @@ class Experiment(NamedTuple):
     steps: int
     prepare: Callable[[PyTree, jax.Array | None], PyTree]
     place: Placement
+    distilling: Distilling | None = None
 
 
 def build(config: Any, transform: Transform | None = None) -> Experiment:
@@ -78,10 +77,13 @@ def build(config: Any, transform: Transform | None = None) -> Experiment:
         )
     batches = len(train["labels"]) // chosen.batch_size
     steps = config.steps or max(round(config.epochs * batches), 1)
+    network = network_of(config, train["inputs"])
+    prepare = preparation_of(data.spec(chosen.name), chosen.augment)
+    beside_tx = _optimizer(config, None, steps)
     return Experiment(
-        config, transform, _network(config, train), _optimizer(config, transform, steps), train,
-        load_split("validation"), load_split("test"),
-        steps, _preparation(data.spec(chosen.name), chosen.augment), Placement(chosen.batch_size),
+        config, transform, network, _optimizer(config, transform, steps), train, load_split("validation"),
+        load_split("test"), steps, prepare, Placement(chosen.batch_size),
+        distilling_of(config, network, train["inputs"], prepare, beside_tx, batches),
     )  # fmt: skip
 
 
@@ -95,61 +97,45 @@ def _optimizer(
     return optax.MultiSteps(tx, accumulate).gradient_transformation() if accumulate > 1 else tx
 
 
-def _network(config: Any, train: Arrays) -> frameworks.Network:
-    chosen, inputs = config.model, train["inputs"]
-    options = {"dtype": config.precision, **chosen.options}
-    created = models.create(chosen.name, framework=chosen.framework, **options)
-    if chosen.framework == "nnx":
-        return frameworks.from_nnx(lambda rngs: created(inputs.shape[1:], rngs=rngs))
-    return frameworks.from_linen(created)
+def initial_state(experiment: Experiment, train: Arrays | None = None) -> TrainState:
+    """The state before the first step, on the devices.
 
-
-def _preparation(spec: data.DataSpec, augment: str) -> Callable[[PyTree, jax.Array | None], PyTree]:
-    """Standardises images by the training set's mean and deviation in each channel; tokens pass."""
-    require_known("data.augment", augment, AUGMENTATIONS)
-    if spec.kind != "images":
-        return lambda batch, key: batch
-
-    def prepare(batch: PyTree, key: jax.Array | None) -> PyTree:
-        images = batch["inputs"]
-        if key is not None and augment != "none":
-            crop_key, flip_key = jax.random.split(key)
-            # The paper's 4 of 32 pixels (He et al. 2016, §4.2), for any size.
-            padding, fill = images.shape[1] // 8, tuple(round(m) for m in spec.mean)
-            images = data.random_crop(crop_key, images, padding, fill)
-            images = data.random_flip(flip_key, images) if augment == "crop+flip" else images
-        return {**batch, "inputs": data.normalize(images, spec.mean, spec.std)}
-
-    return prepare
-
-
-def initial_state(experiment: Experiment) -> TrainState:
-    """The state before the first step, on the devices."""
-    config, network = experiment.config, experiment.network
-    key = jax.random.key(config.seed)
-    sample = jax.tree.map(lambda x: jnp.asarray(x[:1]), experiment.train)
-    inputs = experiment.prepare(sample, None)["inputs"]
-    params, variables = jax.jit(network.init)(jax.random.fold_in(key, 1), inputs)
-    packed = None
-    if config.start:
-        params, variables, packed = _read(config.start, params, variables)
+    Args:
+      train: the training set as the steps see it, by default as it is.
+    """
+    params, variables, packed = _weights(experiment)
+    key = jax.random.key(experiment.config.seed)
+    beside: PyTree = ()
+    if experiment.distilling is not None:
+        arrays = experiment.train if train is None else train
+        rows = {name: jnp.asarray(x[: experiment.config.data.batch_size]) for name, x in arrays.items()}
+        beside = experiment.distilling.init(
+            params, variables, experiment.prepare(rows, None), jax.random.fold_in(key, 2)
+        )
     if experiment.transform is not None:
-        tx = _optimizer(config, experiment.transform, experiment.steps, packed)
+        tx = _optimizer(experiment.config, experiment.transform, experiment.steps, packed)
         params, opt_state = start(tx, params)
     else:
         opt_state = experiment.tx.init(params)
-    return experiment.place.replicate(begin(params, variables, opt_state, key))
+    return experiment.place.replicate(begin(params, variables, opt_state, key, beside=beside))
 
 
-def _read(path: str, params: PyTree, variables: PyTree) -> tuple[PyTree, PyTree, packing.Packed | None]:
-    """The weights of a checkpoint, or of a `.mz` file with the packed model from which training resumes."""
-    if Path(path).suffix == ".mz":
-        packed = load(path, like=params)
-        return packing.unpack(packed), packed.variables or variables, packed
-    tree = files.read(Path(path))
-    found = tree.get("params", tree) if isinstance(tree, dict) else tree
-    rest = {name: tree[name] for name in variables if name in tree} if isinstance(tree, dict) else {}
-    return trees.restructured(found, params), {**variables, **rest}, None
+def _weights(experiment: Experiment) -> tuple[PyTree, PyTree, packing.Packed | None]:
+    """Float weights and variables that training starts from, and the packed model that it resumes."""
+    config, network = experiment.config, experiment.network
+    sample = jax.tree.map(lambda x: jnp.asarray(x[:1]), experiment.train)
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    params, variables = jax.jit(network.init)(key, experiment.prepare(sample, None)["inputs"])
+    return starting_weights(config.start, params, variables) if config.start else (params, variables, None)
+
+
+def _examples(experiment: Experiment, folder: Path) -> Arrays:
+    """The training set, with what a teacher says of it if that is cached in the run's folder."""
+    if experiment.distilling is None or not experiment.config.distill.cache:
+        return experiment.train
+    params, variables, _ = _weights(experiment)
+    inputs = experiment.train["inputs"]
+    return {**experiment.train, **experiment.distilling.cached(folder / "teacher", params, variables, inputs)}
 
 
 def run(
@@ -187,7 +173,8 @@ def run(
 def _train(experiment: Experiment, folder: Path, stack: ExitStack, quiet: bool) -> TrainState:
     """Runs the loop from the last checkpoint on; gives the state that is to be kept."""
     config, place = experiment.config, experiment.place
-    state, batches = initial_state(experiment), _batches(experiment)
+    train = _examples(experiment, folder)
+    state, batches = initial_state(experiment, train), _batches(experiment)
     stopper = EarlyStopping(config.min_delta, config.patience)
     keep = stack.enter_context(Checkpoints(folder / "checkpoints", best="validation_loss", mode="min"))
     if keep.steps():
@@ -224,9 +211,10 @@ def _train(experiment: Experiment, folder: Path, stack: ExitStack, quiet: bool) 
         step = train_loop.make_step(
             experiment.network, objectives.softmax_cross_entropy(config.label_smoothing), experiment.tx,
             experiment.prepare,
+            experiment.distilling.gradients if experiment.distilling else train_loop.objective_gradients,
         )  # fmt: skip
         run = train_loop.Run(place.split, record, evaluate, stop, store)
-        arrays = place.replicate(experiment.train)
+        arrays = place.replicate(train)
         state = train_loop.train_until(state, train_loop.make_block(step), arrays, batches, cadence, run)
     best = keep.best_step() if config.patience else None
     return state if best is None else keep.restore(state, best)[0]
@@ -305,7 +293,9 @@ def _claim(folder: Path, config: Any) -> None:
             with atomic_file(path) as file:
                 file.write((json.dumps(ours, indent=1) + "\n").encode())
         return
-    theirs = json.loads(path.read_text())
+    # A run that began before there was a field has the field's default.
+    defaults = json.loads(json.dumps(configs.base().to_dict()))
+    theirs = {**{k: v for k, v in defaults.items() if k in ours}, **json.loads(path.read_text())}
     changed = sorted(k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k))
     if changed:
         raise ConfigError(

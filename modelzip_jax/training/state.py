@@ -18,7 +18,8 @@ class TrainState(NamedTuple):
 
     step: int32 scalar, steps taken. params: the weights. variables: what the network updates by itself,
     such as batch statistics. opt_state: the optimizer's state. key: the run's PRNG key; a step uses
-    `fold_in(key, step)`, so that its randomness depends on nothing but the step.
+    `fold_in(key, step)`, so that its randomness depends on nothing but the step. beside: what a run keeps and
+    trains beside the network and never ships, such as a teacher and its projectors.
     """
 
     step: jax.Array
@@ -26,10 +27,16 @@ class TrainState(NamedTuple):
     variables: PyTree
     opt_state: optax.OptState
     key: jax.Array
+    beside: PyTree = ()
 
 
 def begin(
-    params: PyTree, variables: PyTree, opt_state: optax.OptState, key: jax.Array, step: int = 0
+    params: PyTree,
+    variables: PyTree,
+    opt_state: optax.OptState,
+    key: jax.Array,
+    step: int = 0,
+    beside: PyTree = (),
 ) -> TrainState:
     """A state at the given step, copied so that the loop may donate it.
 
@@ -39,5 +46,5 @@ def begin(
     >>> begin({"w": jnp.ones(2)}, {}, (), jax.random.key(0)).step
     Array(0, dtype=int32)
     """
-    state = TrainState(jnp.asarray(step, jnp.int32), params, variables, opt_state, key)
+    state = TrainState(jnp.asarray(step, jnp.int32), params, variables, opt_state, key, beside)
     return jax.tree.map(lambda x: jnp.array(x, copy=True), state)

@@ -4,7 +4,8 @@
     state ──block─> state          many steps in one compiled call: lax.scan
     fit                            blocks until the end; evaluates, logs and saves in between
 
-Compression enters through the optimizer alone (`mz.wrap`); nothing here knows of it.
+Compression enters through the optimizer alone (`mz.wrap`), a teacher through the gradients alone
+(`training.distilling`); nothing here knows of them.
 """
 
 from __future__ import annotations
@@ -23,15 +24,52 @@ from modelzip_jax.training.objectives import Objective
 from modelzip_jax.training.state import TrainState
 from modelzip_jax.tree import PyTree
 
-__all__ = ["BatchSource", "Cadence", "Run", "Step", "make_block", "make_step", "train_until"]
+__all__ = [
+    "BatchSource",
+    "Cadence",
+    "Gradients",
+    "Run",
+    "Step",
+    "make_block",
+    "make_step",
+    "objective_gradients",
+    "train_until",
+]
 
 Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, PyTree], tuple[TrainState, Metrics]]
 CompiledBlock = Callable[[TrainState, PyTree, PyTree], tuple[TrainState, Metrics]]
 
 
+class Gradients(Protocol):
+    """How the gradients of a step are made: `objective_gradients`, or what has other terms beside the objective."""
+
+    def __call__(
+        self, network: Network, objective: Objective, state: TrainState, batch: PyTree, key: jax.Array
+    ) -> tuple[PyTree, TrainState, Metrics]:
+        """`(gradients, state, metrics)`: of the state nothing but `variables` and `beside` has moved."""
+
+
+def objective_gradients(
+    network: Network, objective: Objective, state: TrainState, batch: PyTree, key: jax.Array
+) -> tuple[PyTree, TrainState, Metrics]:
+    """Gradients of the objective, and of nothing else."""
+
+    def loss_of(params: PyTree) -> tuple[jax.Array, tuple[PyTree, Metrics]]:
+        outputs, variables = network.apply(params, state.variables, batch["inputs"], True, key)
+        loss, metrics = objective(outputs, batch)
+        return loss, (variables, {"loss": loss, **metrics})
+
+    grads, (variables, metrics) = jax.grad(loss_of, has_aux=True)(state.params)
+    return grads, state._replace(variables=variables), metrics
+
+
 def make_step(
-    network: Network, objective: Objective, tx: optax.GradientTransformation, prepare: Callable[..., PyTree]
+    network: Network,
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    prepare: Callable[..., PyTree],
+    gradients: Gradients = objective_gradients,
 ) -> Step:
     """One step on one batch: pure, ready for `jit` and `scan`.
 
@@ -40,21 +78,16 @@ def make_step(
       objective: what to minimise.
       tx: any optax optimizer, wrapped by `mz.wrap` or not.
       prepare: `(batch, key) -> batch` before the network: normalisation, augmentation.
+      gradients: how the objective's gradients are made.
     """
 
     def step(state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
         prepare_key, network_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         batch = prepare(batch, prepare_key)
-
-        def loss_of(params: PyTree) -> tuple[jax.Array, tuple[PyTree, Metrics]]:
-            outputs, variables = network.apply(params, state.variables, batch["inputs"], True, network_key)
-            loss, metrics = objective(outputs, batch)
-            return loss, (variables, {"loss": loss, **metrics})
-
-        grads, (variables, metrics) = jax.grad(loss_of, has_aux=True)(state.params)
+        grads, state, metrics = gradients(network, objective, state, batch, network_key)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, variables, opt_state, state.key), metrics
+        return state._replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return step
 

@@ -1,0 +1,83 @@
+"""What a run starts from: the network that its config names, prepared inputs, and weights from files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from modelzip_jax import checkpoints as files
+from modelzip_jax import models, packing
+from modelzip_jax import tree as trees
+from modelzip_jax.coding.reader import load
+from modelzip_jax.naming import require_known
+from modelzip_jax.recipe import alike
+from modelzip_jax.training import data, frameworks
+from modelzip_jax.transform import identity
+from modelzip_jax.tree import PyTree
+
+__all__ = ["network_of", "preparation_of", "starting_weights"]
+
+AUGMENTATIONS = ("none", "crop", "crop+flip")
+
+
+def network_of(config: Any, inputs: np.ndarray) -> frameworks.Network:
+    """The network of `config.model`, for inputs like these, `(n, ...)`.
+
+    Raises:
+      ModelError: there is no such network or option.
+    """
+    chosen = config.model
+    options = {"dtype": config.precision, **chosen.options}
+    created = models.create(chosen.name, framework=chosen.framework, **options)
+    if chosen.framework == "nnx":
+        return frameworks.from_nnx(lambda rngs: created(inputs.shape[1:], rngs=rngs))
+    return frameworks.from_linen(created)
+
+
+def preparation_of(spec: data.DataSpec, augment: str) -> Callable[[PyTree, jax.Array | None], PyTree]:
+    """`(batch, key) -> batch`: standardises images by the training set's mean and deviation in each channel.
+
+    With a key it augments them before that. Tokens pass.
+
+    Raises:
+      ConfigError: an unknown way to augment.
+    """
+    require_known("data.augment", augment, AUGMENTATIONS)
+    if spec.kind != "images":
+        return lambda batch, key: batch
+
+    def prepare(batch: PyTree, key: jax.Array | None) -> PyTree:
+        images = batch["inputs"]
+        if key is not None and augment != "none":
+            crop_key, flip_key = jax.random.split(key)
+            # The paper's 4 of 32 pixels (He et al. 2016, §4.2), for any size.
+            padding, fill = images.shape[1] // 8, tuple(round(m) for m in spec.mean)
+            images = data.random_crop(crop_key, images, padding, fill)
+            images = data.random_flip(flip_key, images) if augment == "crop+flip" else images
+        return {**batch, "inputs": data.normalize(images, spec.mean, spec.std)}
+
+    return prepare
+
+
+def starting_weights(
+    path: str | Path, params: PyTree, variables: PyTree
+) -> tuple[PyTree, PyTree, packing.Packed | None]:
+    """Weights and variables of a checkpoint or `.mz` file, and the packed model from which training resumes.
+
+    Of a model that was stored as it is, any transform begins anew, and none resumes.
+
+    Args:
+      params, variables: of the same structure; variables that the file does not have stay.
+    """
+    if Path(path).suffix == ".mz":
+        packed = load(path, like=params)
+        compressed = packed if not alike(packed.transform, identity()) else None
+        return packing.unpack(packed), packed.variables or variables, compressed
+    tree = files.read(Path(path))
+    found = tree.get("params", tree) if isinstance(tree, dict) else tree
+    rest = {name: tree[name] for name in variables if name in tree} if isinstance(tree, dict) else {}
+    return trees.restructured(found, params), {**variables, **rest}, None
