@@ -101,7 +101,7 @@ def test_a_repetition_has_its_streams_length_and_is_not_of_a_repetition():
         specs = [["dense", [0, "uint8", n], [n]] for n in lengths]
         names = {str(i): None for i in range(len(lengths))}
         codings = bytes([0] + [streams.REPEATED] * (len(lengths) - 1))
-        return headers._parse([names, None, 0, 0, specs, codings, details, []], b"", 100_000, 2)
+        return headers._parse([names, None, 0, 0, specs, codings, details, []], b"", 100_000, 2, 1 << 30)
 
     assert [p.back for p in parse([300, 300, 300], [[1], [2]]).plans] == [0, 1, 2]
     with pytest.raises(FormatError, match="cannot repeat"):
