@@ -60,9 +60,10 @@ def claimed_bytes(spec: Spec) -> int:
     for field, item in zip(dataclasses.fields(kind), spec[1:], strict=True):  # type: ignore[arg-type]
         if field.metadata.get("static"):
             told[field.name] = tuple(item) if isinstance(item, list) else item
-        elif item is not None and item[0] == 0:
+            continue
+        told[field.name] = item
+        if item is not None and item[0] == 0:
             total += ITEM + math.prod(item[2:]) * stored_dtype(item[1]).itemsize
-            told[field.name] = item
         elif item is not None:
             total += claimed_bytes(item)
     total += math.prod(told.get("shape", ())) * _width(told)

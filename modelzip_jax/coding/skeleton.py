@@ -167,6 +167,6 @@ def check_names(names: list[str]) -> None:
     for name in names:
         if name in seen:
             raise TreeError(f"two leaves have the path {name[:200]!r}; rename one of them")
-        if "\0" in name or not name.isascii() and _SURROGATE.search(name):
+        if "\0" in name or (not name.isascii() and _SURROGATE.search(name)):
             raise TreeError(f"the path {name[:200]!r} has characters that are no text; rename the leaf")
         seen.add(name)
