@@ -187,7 +187,9 @@ def _instance(name: str, fields: dict[str, Any]) -> Any:
         raise RecipeError(f"the recipe of {name!r} is wrong: {name} {' and '.join(lacks + more)}")
     wrong = misfits(cls, fields, _may_be_any) if ":" not in name else []
     if wrong:
-        raise RecipeError(f"the recipe of {name!r} is wrong: {wrong[0]!r} cannot be {str(fields[wrong[0]])[:100]}")
+        raise RecipeError(
+            f"the recipe of {name!r} is wrong: {wrong[0]!r} cannot be {str(fields[wrong[0]])[:100]}"
+        )
     try:
         return cls(**fields)
     except Exception as error:  # Of somebody else's class, any.

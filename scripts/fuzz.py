@@ -187,13 +187,23 @@ def work(folder: Path, seed: int, count: int, seconds: float) -> None:
     print(tried)
 
 
-def run(folder: Path, seconds: float, count: int = 1 << 40, seed: int = 0, each: int = 4000) -> tuple[int, list[str]]:
+def run(
+    folder: Path, seconds: float, count: int = 1 << 40, seed: int = 0, each: int = 4000
+) -> tuple[int, list[str]]:
     """Mutations tried, and what was found, by workers one after the other; each begins with fresh memory."""
     folder.mkdir(parents=True, exist_ok=True)
     end, tried, found = time.monotonic() + seconds, 0, []
     while tried < count and time.monotonic() < end:
         left = end - time.monotonic()
-        command = [sys.executable, __file__, "--work", str(folder), str(seed), str(min(each, count - tried)), str(left)]
+        command = [
+            sys.executable,
+            __file__,
+            "--work",
+            str(folder),
+            str(seed),
+            str(min(each, count - tried)),
+            str(left),
+        ]
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
         try:
             done = subprocess.run(
@@ -205,12 +215,16 @@ def run(folder: Path, seconds: float, count: int = 1 << 40, seed: int = 0, each:
         if status:  # The file that it was at is still there.
             for path in folder.glob(f"now-{seed}.mz"):
                 path.rename(folder / f"finding-{seed}-crash.mz")
-            (folder / f"finding-{seed}-crash.txt").write_text(f"status {status}\n{told[-4000:]}", encoding="utf-8")
+            (folder / f"finding-{seed}-crash.txt").write_text(
+                f"status {status}\n{told[-4000:]}", encoding="utf-8"
+            )
             tried += 1
         else:
             tried += int(done.stdout.split()[-1])
         seed += 1
-    found = [f"{path.stem}: {path.read_text(encoding='utf-8')}" for path in sorted(folder.glob("finding-*.txt"))]
+    found = [
+        f"{path.stem}: {path.read_text(encoding='utf-8')}" for path in sorted(folder.glob("finding-*.txt"))
+    ]
     return tried, found
 
 

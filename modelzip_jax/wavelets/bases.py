@@ -141,7 +141,10 @@ class Basis:
             depths = [min(self.size, max(n - 1, 0).bit_length()) for n in lengths]
             if max(depths) > MAX_PACKET_LEVELS:
                 raise LeafError(f"packets of {max(depths)} levels; they have at most {MAX_PACKET_LEVELS}")
-            bands, matrices = math.prod(min(1 << d, max(n, 1)) for d, n in zip(depths, lengths, strict=True)), 0
+            bands, matrices = (
+                math.prod(min(1 << d, max(n, 1)) for d, n in zip(depths, lengths, strict=True)),
+                0,
+            )
         most = MAX_OWN_BANDS if each else MAX_BANDS
         if bands > most:
             what = " with gains or statistics of their own" if each else ""

@@ -55,7 +55,11 @@ class Coefficients(PackedArray):
         codes: PackedArray | None = None
         boxes = kept_bands(self.basis, self.view, self.corner)
         few = len(boxes) <= MAX_OWN_BANDS
-        if few and isinstance(inner, Elementwise) and isinstance(bits := getattr(inner, inner.element_field), Bits):
+        if (
+            few
+            and isinstance(inner, Elementwise)
+            and isinstance(bits := getattr(inner, inner.element_field), Bits)
+        ):
             codes = _sorted(inner.host_elements().reshape(self.corner), boxes, bits.bits)
         if codes is not None:
             inner = inner.with_elements(np.zeros(0, np.uint8))  # type: ignore[attr-defined]

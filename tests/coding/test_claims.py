@@ -10,7 +10,6 @@ import modelzip_jax as mz
 from modelzip_jax.coding import claims
 from modelzip_jax.coding.reader import Archive
 from modelzip_jax.errors import FormatError, TreeError
-from modelzip_jax.model import Packed
 from modelzip_jax.packed import Bits, Dense
 from modelzip_jax.quantization.factored import Factored
 from modelzip_jax.sharing.clustered import VectorClustered
@@ -54,7 +53,7 @@ HOSTILE = {
 
 
 def saved(path, params, variables=None):
-    mz.save(path, Packed(params, {} if variables is None else variables, mz.identity(), 0))
+    mz.save(path, mz.Packed(params, {} if variables is None else variables, mz.identity(), 0))
     return path
 
 
