@@ -107,8 +107,8 @@ class PackedArray:
     def claims(cls, fields: Mapping[str, Any]) -> int:
         """Bytes that `unpack` needs beside the arrays and the unpacked values, by the fields that a file states.
 
-        Asked before anything is made of the file: static fields are as they will be, arrays and packed arrays as
-        their description in the header, None where there is none. Raises ValueError, or any of Python's, for fields out of bounds.
+        Asked before anything is made of the file: static fields are as they will be, arrays and packed arrays as their
+        description in the header, None where there is none. Raises ValueError for fields out of bounds.
         """
         return 0
 

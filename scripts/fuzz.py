@@ -2,9 +2,10 @@
 
     python scripts/fuzz.py --seconds 600 [--findings FOLDER]
 
-The corpus has a file of each stored form (tests/golden, and tests/fuzz/seeds: what was found before). Worker processes of 4
-GB load mutations of them. Whatever else than a `ModelzipError` leaves `mz.load`, takes more than 2 s, or more memory than 64
-MB and 8 times the bytes that the header claims, is a finding: its file is kept, and the exit status is 1.
+The corpus has a file of each stored form (tests/golden, and tests/fuzz/seeds: what was found before). Worker
+processes of 4 GB load mutations of them. Whatever else than a `ModelzipError` leaves `mz.load`, takes more than 2 s, or
+more memory than 64 MB and 8 times the bytes that the header claims, is a finding: its file is kept, and the exit status
+is 1.
 """
 
 from __future__ import annotations
@@ -139,6 +140,7 @@ def peak() -> int:
 
 
 def forget_peak() -> None:
+    """Makes `peak` begin anew, where the system can."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
@@ -229,6 +231,7 @@ def run(
 
 
 def main() -> int:
+    """The command's exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--count", type=int, default=1 << 40)

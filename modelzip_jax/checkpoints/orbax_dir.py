@@ -88,7 +88,7 @@ def _check_old_arrays(item: Path) -> None:
 
 
 def _check_sizes(item: Path, sizes: list[int]) -> None:
-    """Refuses arrays that their files cannot hold: TensorStore takes the memory first, and ends the process without it."""
+    """Refuses arrays that their files cannot hold. TensorStore takes the memory first, or ends the process."""
     held = sum(file.stat().st_size for file in item.rglob("*") if file.is_file())
     if sum(sizes) > allowance(held):
         raise CheckpointError(f"its arrays claim {sum(sizes):,} bytes, and its files have {held:,}")
