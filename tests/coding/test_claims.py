@@ -2,8 +2,11 @@
 
 import threading
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
+import page_bounds
+import page_reader
 import pytest
 
 import modelzip_jax as mz
@@ -18,6 +21,7 @@ from modelzip_jax.summed_terms import Summed
 from modelzip_jax.wavelets.coefficients import Coefficients
 
 N = 2**15
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def floats(*shape):
@@ -66,8 +70,18 @@ def test_a_leaf_that_stands_for_gigabytes(tmp_path, name):
         with pytest.raises(FormatError, match=r"limit=|DCT|packets|sub-bands"):
             mz.load(path)
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
+        with pytest.raises(page_bounds.Refused):
+            page_reader.read(path)
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.mz")), ids=lambda path: path.stem)
+def test_the_page_counts_as_the_reader_does(path):
+    with Archive(path) as archive:
+        for spec in archive.header.specs:
+            assert page_bounds.claim(spec) == claims.claimed_bytes(spec)
+        page_bounds.check(archive.header.outline, archive.header.specs, archive.size)
 
 
 def test_a_larger_limit_is_given_by_who_trusts_the_file(tmp_path):
