@@ -51,7 +51,7 @@ def claimed_bytes(spec: Spec) -> int:
       FormatError: a kind with fields out of its bounds.
 
     >>> claimed_bytes(["dense", [0, "float32", 2, 3], [2, 3]]) - 2 * ITEM
-    72
+    48
     """
     kind = kinds[spec[0]]
     if kind is Bits:

@@ -85,12 +85,12 @@ def test_the_page_counts_as_the_reader_does(path):
 
 
 def test_a_larger_limit_is_given_by_who_trusts_the_file(tmp_path):
-    wide = SharedNeurons(floats(2**11, 1), np.zeros(N, np.uint8), (2**11, N), "float32")
+    wide = SharedNeurons(floats(2**12, 1), np.zeros(N, np.uint8), (2**12, N), "float32")
     path = saved(tmp_path / "x.mz", {"w": wide})
-    with pytest.raises(FormatError, match=r"claim 268,\d{3},\d{3} bytes in memory, beyond the limit"):
+    with pytest.raises(FormatError, match=r"claim 536,\d{3},\d{3} bytes in memory, beyond the limit"):
         mz.load(path)
-    assert mz.load(path, limit=1 << 30).params["w"].shape == (2**11, N)
-    assert mz.load_tensor(path, "w", limit=1 << 30).shape == (2**11, N)
+    assert mz.load(path, limit=1 << 30).params["w"].shape == (2**12, N)
+    assert mz.load_tensor(path, "w", limit=1 << 30).shape == (2**12, N)
     with pytest.raises(FormatError, match="limit="):
         mz.load_tensor(path, "w")
 
