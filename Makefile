@@ -19,7 +19,7 @@ QUICK_XLA = --xla_cpu_parallel_codegen_split_count=1 --xla_backend_optimization_
 # Later jaxlibs stop at a flag that they no longer know.
 OLD_XLA = --xla_cpu_use_fusion_emitters=false
 
-.PHONY: demo test test-quick test-all lint format bench docs clean
+.PHONY: demo test test-quick test-all fuzz lint format bench docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python scripts/demo.py
@@ -69,6 +69,11 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.default_quality
 	$(BIN)/python -m benchmarks.rate_distortion
 	$(BIN)/python -m benchmarks.report
+
+# Mutated files with right checksums; findings are kept, and belong into tests/fuzz/seeds.
+SECONDS = 600
+fuzz: $(VENV)/.test
+	$(BIN)/python scripts/fuzz.py --seconds $(SECONDS)
 
 # The tables in docs/benchmarks.md, from the recorded results.
 docs: $(VENV)/.test

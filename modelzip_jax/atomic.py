@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -20,8 +21,9 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     The bytes are written under a temporary name in the same directory, flushed to the disk and
     renamed; a reader sees the old file or the new one, never a part. After an exception, a
-    `KeyboardInterrupt` included, the temporary file is gone and an old file is as it was. A
-    symbolic link is followed; an old file's permissions are kept.
+    `KeyboardInterrupt` included, the temporary file is gone and an old file is as it was; what a
+    killed process has left, the next writer of that name removes. A symbolic link is followed; an
+    old file's permissions are kept.
 
     Raises:
       IsADirectoryError: `path` is a directory.
@@ -38,10 +40,8 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     target = Path(os.path.realpath(path))
     mode = _replaceable_mode(target)
-    temporary = _temporary_name(target)
-    # O_EXCL: never write through a file or link that somebody put at the temporary name.
-    with _naming(target, temporary):
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _O_BINARY, 0o666)
+    _sweep(target)
+    temporary, descriptor = _created(target)
     try:
         with _naming(target, temporary), open(descriptor, "wb") as file:
             yield file
@@ -81,9 +81,20 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise FileExistsError(f"{target} is a file, and a directory is to be written there")
     if target.is_dir() and any(target.iterdir()):
         raise FileExistsError(f"{target} is a directory that is not empty; remove it first")
+    _sweep(target)
     staging = _temporary_name(target)
     with _naming(target, staging):
         staging.mkdir()
+    with contextlib.ExitStack() as owner:
+        with contextlib.suppress(OSError):  # Windows opens no directory, and has nothing to sweep.
+            held = os.open(staging, os.O_RDONLY)
+            owner.callback(os.close, held)
+            _is_free(held)
+        yield from _filled(target, staging)
+    _sync_directory(target.parent)
+
+
+def _filled(target: Path, staging: Path) -> Iterator[Path]:
     try:
         content = staging / "content"
         content.mkdir()
@@ -94,7 +105,55 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.rename(content, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    _sync_directory(target.parent)
+
+
+def _created(target: Path) -> tuple[Path, int]:
+    """A new file under a temporary name, owned by whoever has it open, and its descriptor."""
+    while True:
+        temporary = _temporary_name(target)
+        # O_EXCL: never write through a file or link that somebody put at the temporary name.
+        with _naming(target, temporary):
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _O_BINARY, 0o666)
+        # Another writer may have taken it for a leftover in between.
+        if _is_free(descriptor) is not False and os.fstat(descriptor).st_nlink:
+            return temporary, descriptor
+        os.close(descriptor)
+
+
+def _is_free(descriptor: int) -> bool | None:
+    """Whether nobody alive owns what is open, which is now ours; None where the system has no locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return None
+    return True
+
+
+def _sweep(target: Path) -> None:
+    """Removes what writers of this name have left behind that did not live to do so."""
+    pattern = re.compile(re.escape(f".{target.name[:40]}.") + r"[0-9a-f]{12}\.tmp")
+    with contextlib.suppress(OSError):
+        for name in filter(pattern.fullmatch, os.listdir(target.parent)):
+            _remove_leftover(target.parent / name)
+
+
+def _remove_leftover(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | _O_NOFOLLOW | _O_BINARY)
+        try:
+            if _is_free(descriptor):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    os.unlink(path)
+        finally:
+            os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -109,6 +168,7 @@ def _naming(target: Path, temporary: Path) -> Iterator[None]:
 
 
 _O_BINARY: int = getattr(os, "O_BINARY", 0)
+_O_NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
 
 
 def _replaceable_mode(target: Path) -> int | None:

@@ -141,7 +141,10 @@ class Synthesized(PackedArray):
 
     def check(self) -> None:
         super().check()
-        json.loads(self.recipe), json.loads(self.map)
+        transform = from_plain(json.loads(self.recipe))
+        if isinstance(transform, Linear) and type(transform).pack is not Linear.pack:
+            raise ValueError(f"{type(transform).__name__} is stored in another form")
+        hash(self.leaf().value)
 
     def unpack(self) -> jax.Array:
         transform = from_plain(json.loads(self.recipe))

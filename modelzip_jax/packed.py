@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import jax
@@ -102,6 +102,15 @@ class PackedArray:
     def unpack_host(self) -> np.ndarray | None:
         """The same as a NumPy array, bit for bit, without compiling anything; None if this kind defines none."""
         return None
+
+    @classmethod
+    def claims(cls, fields: Mapping[str, Any]) -> int:
+        """Bytes that `unpack` needs beside the arrays and the unpacked values, by the fields that a file states.
+
+        Asked before anything is made of the file: static fields are as they will be, arrays and packed arrays as their
+        description in the header, None where there is none. Raises ValueError for fields out of bounds.
+        """
+        return 0
 
     def check(self) -> None:
         """Raises ValueError if the fields of what a file holds do not fit together.

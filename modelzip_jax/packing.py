@@ -384,7 +384,7 @@ def _resumed(params: PyTree, transform: Transform) -> Encoded:
     keep = selects(transform, trees.outlines(params, is_packed))
     try:
         offsets, state, inner = transform.resume(trees.select(params, keep, treedef))
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, LookupError, ArithmeticError) as error:
         raise RecipeError(
             f"the packed model was not made by {_short(transform)}; pass the transform that packed it, in which "
             "schedules may differ"

@@ -36,6 +36,12 @@ class Partition(Combinator):
     min_ndim: int = 0
     floating: bool = False
 
+    def __post_init__(self) -> None:
+        known = [name for name, _ in self.parts]
+        unknown = [label for _, label in self.labels if label not in known]
+        if unknown or len(set(known)) < len(known):
+            raise TransformError(f"labels {unknown[:3]} of no part, or parts of one label, among {known[:8]}")
+
     @property
     def leafwise(self) -> bool:
         return all(part.leafwise for _, part in self.parts)

@@ -12,19 +12,28 @@ from modelzip_jax.suggestions import listed, similar
 __all__ = ["matches", "require_matches"]
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1 << 12)
 def _regex(pattern: str) -> re.Pattern[str]:
-    parts: list[str] = []
-    segments = pattern.split("/")
-    for index, part in enumerate(segments):
-        last = index == len(segments) - 1
+    """Time O(pattern · name): of what lies between two wildcards the first place will do, so none is tried twice."""
+    blocks: list[list[str]] = [[]]
+    for part in pattern.split("/"):
         if part == "**":
-            parts.append(".*" if last else "(?:.*/)?")
-            continue
-        parts.append("".join("[^/]*" if c == "*" else "[^/]" if c == "?" else re.escape(c) for c in part))
-        if not last:
-            parts.append("/")
-    return re.compile("".join(parts) + r"\Z", re.DOTALL)
+            blocks.append([])
+        else:
+            blocks[-1].append(_segment(part))
+    first, *rest = blocks
+    if not rest:
+        return re.compile("/".join(first) + r"\Z")
+    whole = [f"{part}/" for part in first]
+    whole += [rf"(?>(?:[^/]*/)*?{''.join(f'{part}/' for part in block)})" for block in rest[:-1] if block]
+    whole += [rf"(?:[^/]*/)*?{'/'.join(rest[-1])}\Z"] if rest[-1] else []
+    return re.compile("".join(whole))
+
+
+def _segment(part: str) -> str:
+    first, *rest = ("".join("[^/]" if c == "?" else re.escape(c) for c in piece) for piece in part.split("*"))
+    middle = "".join(f"(?>[^/]*?{piece})" for piece in rest[:-1] if piece)
+    return first + middle + (f"[^/]*{rest[-1]}" if rest else "")
 
 
 def matches(pattern: str, name: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from modelzip_jax.errors import RecipeError
 from modelzip_jax.naming import nearest_name
+from modelzip_jax.recipe_types import misfits
 
 __all__ = ["Opaque", "alike", "from_plain", "opaque_fields", "recordable", "recorded", "to_plain"]
 
@@ -117,14 +118,14 @@ def from_plain(data: Any) -> Any:
     """The inverse of `to_plain`; lists become tuples.
 
     Raises:
-      RecipeError: an unknown class or field, or data of another shape.
+      RecipeError: an unknown class or field, a value of another type than a field has, or data of another shape.
 
     >>> import modelzip_jax as mz
     >>> t = mz.only("**", mz.chain(mz.prune(sparsity=0.5), mz.quantize(4)))
     >>> from_plain(to_plain(t)) == t
     True
     """
-    return _built(data, strict=True)
+    return _without_depth(data, strict=True)
 
 
 def recorded(data: Any) -> Any:
@@ -139,7 +140,14 @@ def recorded(data: Any) -> Any:
     >>> recorded({"type": "others:Best", "fields": {}}).description
     "the recipe names the class 'others:Best', which is not registered: import the module others first"
     """
-    return _built(data, strict=False)
+    return _without_depth(data, strict=False)
+
+
+def _without_depth(data: Any, strict: bool) -> Any:
+    try:
+        return _built(data, strict)
+    except RecursionError as error:
+        raise RecipeError("the recipe is nested too deeply to be read here") from error
 
 
 def _built(data: Any, strict: bool) -> Any:
@@ -151,9 +159,11 @@ def _built(data: Any, strict: bool) -> Any:
         return Opaque(str(data["opaque"]))
     if not isinstance(data, dict) or set(data) != {"type", "fields"} or not isinstance(data["fields"], dict):
         raise RecipeError(f"not a recipe: {str(data)[:100]}")
+    if not isinstance(data["type"], str) or not all(isinstance(name, str) for name in data["fields"]):
+        raise RecipeError(f"not a recipe, whose classes and fields have names: {str(data)[:100]}")
     fields = {name: _built(item, strict) for name, item in data["fields"].items()}
     try:
-        return _instance(str(data["type"]), fields)
+        return _instance(data["type"], fields)
     except RecipeError as error:
         if strict:
             raise
@@ -175,10 +185,20 @@ def _instance(name: str, fields: dict[str, Any]) -> Any:
         known = nearest_name(foreign[0], names) if names and foreign else "it has none"
         more = [f"has no field {', '.join(map(repr, foreign))}: {known}"] if foreign else []
         raise RecipeError(f"the recipe of {name!r} is wrong: {name} {' and '.join(lacks + more)}")
+    wrong = misfits(cls, fields, _may_be_any) if ":" not in name else []
+    if wrong:
+        raise RecipeError(
+            f"the recipe of {name!r} is wrong: {wrong[0]!r} cannot be {str(fields[wrong[0]])[:100]}"
+        )
     try:
         return cls(**fields)
-    except (TypeError, ValueError, AttributeError) as error:
+    except Exception as error:  # Of somebody else's class, any.
         raise RecipeError(f"the recipe of {name!r} does not make one: {error}") from error
+
+
+def _may_be_any(value: Any) -> bool:
+    """Whether nothing can be said of what a value is: unknown here, or somebody else's."""
+    return isinstance(value, Opaque) or (type(value) in _classes.values() and ":" in _name(type(value)))
 
 
 def _is_needed(field: dataclasses.Field[Any]) -> bool:

@@ -59,7 +59,7 @@ def test_a_transform_that_is_not_recordable_is_opaque():
         ({"type": "Identity", "fields": []}, "not a recipe"),
         ({1: 2}, "not a recipe"),
         (b"bytes", "not a recipe"),
-        ({"type": "Chain", "fields": {"parts": 5}}, "does not make one"),
+        ({"type": "Chain", "fields": {"parts": 5}}, ".parts. cannot be 5"),
     ],
 )
 def test_data_that_is_no_recipe_is_refused(data, message):

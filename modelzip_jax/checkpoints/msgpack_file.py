@@ -30,6 +30,16 @@ __all__ = ["read", "write"]
 ARRAY, COMPLEX, SCALAR = 1, 2, 3
 CHUNKED = "__msgpack_chunked_array__"
 MAX_CHUNK = 2**30  # bytes, Flax's own limit
+MOST_ITEMS, BYTES_AN_ITEM = 1 << 18, 64
+# Of each code: bytes that it takes, and if there are more the number that says how many. Lists and maps: their head.
+_WIDTHS = {
+    **{0xCA: (5, ""), 0xCB: (9, ""), 0xCC: (2, ""), 0xCD: (3, ""), 0xCE: (5, ""), 0xCF: (9, "")},
+    **{0xD0: (2, ""), 0xD1: (3, ""), 0xD2: (5, ""), 0xD3: (9, "")},
+    **{0xD4: (3, ""), 0xD5: (4, ""), 0xD6: (6, ""), 0xD7: (10, ""), 0xD8: (18, "")},
+    **{0xC4: (1, "B"), 0xC5: (1, ">H"), 0xC6: (1, ">I"), 0xD9: (1, "B"), 0xDA: (1, ">H"), 0xDB: (1, ">I")},
+    **{0xC7: (2, "B"), 0xC8: (2, ">H"), 0xC9: (2, ">I")},
+    **{0xDC: (3, ""), 0xDD: (5, ""), 0xDE: (3, ""), 0xDF: (5, "")},
+}
 HEAD = 4096  # bytes, more than the shape and dtype of any array take
 
 
@@ -40,6 +50,7 @@ def read(path: Path) -> Contents:
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
     ):
         # Every length is within the file's: msgpack sets its limits so when given all the data.
+        _check_items(data)
         hook = functools.partial(_extension_of, data)
         tree = msgpack.unpackb(data, ext_hook=hook, raw=False, strict_map_key=False)
     return Contents(_joined(tree))
@@ -58,6 +69,33 @@ def write(path: Path, params: Any) -> None:
     with atomic_file(path) as file:
         for piece in _packed(state, ""):
             file.write(piece)
+
+
+def _check_items(data: mmap.mmap) -> None:
+    """Refuses what holds more items than checkpoints do: an empty map is a byte here, and a hundred in memory."""
+    most = MOST_ITEMS + len(data) // BYTES_AN_ITEM
+    at, items = 0, 0
+    while at < len(data):
+        items += 1
+        if items > most:
+            raise CheckpointError(
+                f"it holds more than {most} items in {len(data)} bytes, which no checkpoint does"
+            )
+        at += _width(data, at)
+
+
+def _width(data: mmap.mmap, at: int) -> int:
+    """Bytes from one item to the next; those inside a list or map are items of their own."""
+    code = data[at]
+    if 0xA0 <= code <= 0xBF:
+        return 1 + (code & 0x1F)
+    fixed, counted = _WIDTHS.get(code, (1, ""))
+    if not counted:
+        return fixed
+    size = struct.calcsize(counted)
+    if at + 1 + size > len(data):
+        raise CheckpointError("it is cut short")
+    return fixed + size + int(struct.unpack_from(counted, data, at + 1)[0])
 
 
 def _extension_of(source: mmap.mmap, code: int, data: bytes) -> Any:

@@ -37,7 +37,7 @@ __all__ = ["read", "write"]
 SEPARATOR = "/"
 MARK = "@"
 NPY_MAGIC = b"\x93NUMPY"
-MAX_HEADER = 1 << 16  # bytes; a shape and a dtype take about a hundred
+MAX_HEADER = 1 << 12  # bytes; a shape and a dtype take about a hundred, and what is longer may be nested
 MAX_DEFLATE_RATIO = 1032  # what the deflate format can reach
 
 
@@ -142,7 +142,7 @@ def _npy_header(member: Readable, name: str) -> tuple[tuple[int, ...], bool, np.
     try:
         header = ast.literal_eval(text.decode("utf-8" if prefix[6] == 3 else "latin1").strip())
         descr, fortran, shape = header["descr"], header["fortran_order"], header["shape"]
-    except (ValueError, SyntaxError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError) as error:
         raise CheckpointError(f"the header of array {name!r} cannot be read: {error}") from error
     sizes = isinstance(shape, tuple) and all(type(n) is int and 0 <= n < 2**62 for n in shape)
     if not sizes or len(shape) > 32 or not isinstance(fortran, bool):

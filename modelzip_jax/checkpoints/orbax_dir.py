@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 import itertools
+import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import numpy as np
 from modelzip_jax.atomic import atomic_directory
 from modelzip_jax.checkpoints.arrays import as_stored
 from modelzip_jax.checkpoints.contents import Contents
+from modelzip_jax.coding.claims import allowance
 from modelzip_jax.errors import CheckpointError, MissingExtraError
 from modelzip_jax.tree import leaf_name, segment
 
@@ -24,6 +27,7 @@ OLD_TREE_FILE = "checkpoint"  # what its first versions put there: the tree, wit
 OLD_ARRAY_FILE = ".zarray"  # in each array's own folder
 DATABASE_FILE = "manifest.ocdbt"  # of all arrays, which do not know their names
 STEP_FILE = "_CHECKPOINT_METADATA"  # what it puts beside the items of a step
+_MAX_DESCRIPTION = 1 << 20
 UNFINISHED = ".orbax-checkpoint-tmp"
 USUAL_ITEMS = ("params", "default", "state", "pytree", "model", "train_state")
 STEP = re.compile(r"(.*?)(\d+)")
@@ -34,11 +38,13 @@ def read(path: Path) -> Contents:
     item, notes = _item(path.absolute())  # Orbax takes no relative path
     ocp = _orbax()
     with ocp.PyTreeCheckpointer() as checkpointer:
+        _check_old_arrays(item)
         if not (item / TREE_FILE).is_file():  # Orbax reads it, and without metadata always as NumPy arrays.
             return Contents(checkpointer.restore(item), notes=notes)
         metadata = checkpointer.metadata(item).item_metadata
         if metadata is None:
             raise CheckpointError(f"its {TREE_FILE} describes no tree")
+        _check_sizes(item, [_size(x) for x in jax.tree.leaves(metadata.tree, is_leaf=_is_described)])
         # NumPy, wherever the arrays lived: the devices of the writer need not exist here.
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree)
         return Contents(checkpointer.restore(item, restore_args=as_numpy), notes=notes)
@@ -53,6 +59,39 @@ def write(path: Path, params: Any) -> None:
     with atomic_directory(path) as directory, ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(directory.absolute(), arrays, force=True)
         checkpointer.wait_until_finished()
+
+
+def _is_described(x: Any) -> bool:
+    return hasattr(x, "shape")
+
+
+def _size(described: Any) -> int:
+    """Bytes of an array, or of one of its chunks if that is more."""
+    chunk = getattr(getattr(described, "storage", None), "chunk_shape", None)
+    values = max(math.prod(shape) for shape in (getattr(described, "shape", None) or (), chunk or ()))
+    dtype = getattr(described, "dtype", None)
+    return values * (np.dtype(dtype).itemsize if dtype is not None else 8)
+
+
+def _check_old_arrays(item: Path) -> None:
+    """The same of arrays in folders of their own, whose descriptions Orbax may not read before the arrays."""
+    claims = []
+    for file in item.glob(f"*/{OLD_ARRAY_FILE}"):
+        try:
+            told = json.loads(file.read_bytes()[:_MAX_DESCRIPTION])
+            values = max(math.prod(map(int, told[key])) for key in ("shape", "chunks"))
+            width = re.search(r"\d+$", str(told["dtype"]))
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise CheckpointError(f"{file.parent.name}/{file.name} describes no array: {error}") from error
+        claims.append(values * (int(width[0]) if width else 2))
+    _check_sizes(item, claims)
+
+
+def _check_sizes(item: Path, sizes: list[int]) -> None:
+    """Refuses arrays that their files cannot hold. TensorStore takes the memory first, or ends the process."""
+    held = sum(file.stat().st_size for file in item.rglob("*") if file.is_file())
+    if sum(sizes) > allowance(held):
+        raise CheckpointError(f"its arrays claim {sum(sizes):,} bytes, and its files have {held:,}")
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -13,11 +13,11 @@ from typing import Any, BinaryIO
 import msgpack
 import numpy as np
 
-from modelzip_jax.coding import rans, tables
-from modelzip_jax.coding.skeleton import count_leaves
+from modelzip_jax.coding import claims, rans, tables
+from modelzip_jax.coding.skeleton import count_leaves, named_characters
 from modelzip_jax.coding.streams import CODED, ESCAPED, MAX_REPEATS, RAW, REPEATED, Plan
 from modelzip_jax.coding.symbols import Spec, stream_lengths
-from modelzip_jax.errors import FormatError
+from modelzip_jax.errors import FormatError, ModelzipError
 from modelzip_jax.metadata import NOTHING, Metadata
 from modelzip_jax.packed import kinds
 
@@ -104,8 +104,10 @@ class Header:
         return body + checksum(body), parts
 
     @staticmethod
-    def read(file: BinaryIO, size: int) -> tuple[Header, int]:
+    def read(file: BinaryIO, size: int, limit: int | None = None) -> tuple[Header, int]:
         """Reads a header from the beginning of a file of `size` bytes.
+
+        limit: bytes that its tensors may take in memory; see `claims`.
 
         Returns:
           The header, and the byte offset behind it.
@@ -133,8 +135,13 @@ class Header:
         if checksum(start + body) != file.read(CHECKSUM):
             raise FormatError(f"the header (bytes 0 to {end}) is damaged: its checksum does not match")
         try:
-            return _parse(_inflate(body[:stored_meta]), body[stored_meta:], size, version), end
-        except FormatError as error:
+            limit = claims.allowance(size) if limit is None else limit
+            return _parse(_inflate(body[:stored_meta]), body[stored_meta:], size, version, limit), end
+        except RecursionError as error:
+            raise FormatError(
+                f"the header (bytes 0 to {end}) is nested too deeply to be read here"
+            ) from error
+        except ModelzipError as error:
             raise FormatError(f"the header (bytes 0 to {end}): {error}") from error
 
 
@@ -182,7 +189,7 @@ def _check_depth(data: Any, left: int = MAX_DEPTH) -> None:
             _check_depth(item, left - 1)
 
 
-def _parse(meta: Any, table_bytes: bytes, file_size: int, version: int) -> Header:
+def _parse(meta: Any, table_bytes: bytes, file_size: int, version: int, limit: int) -> Header:
     parts = 9 if version >= 3 else 8
     if not isinstance(meta, list) or len(meta) != parts:
         raise FormatError(f"it does not have its {parts} parts")
@@ -200,6 +207,7 @@ def _parse(meta: Any, table_bytes: bytes, file_size: int, version: int) -> Heade
     if count_leaves(outline) != len(specs):
         raise FormatError(f"{count_leaves(outline)} names for {len(specs)} tensors")
     lengths = [n for spec in specs for n in stream_lengths(spec)]
+    claims.check_claims(specs, named_characters(outline), limit)
     if len(lengths) != len(codings):
         raise FormatError(f"{len(codings)} codings for {len(lengths)} streams")
     plans = _plans(lengths, codings, escapes, table_bytes)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import collections
+import functools
+import math
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
@@ -17,8 +21,8 @@ from modelzip_jax.coding import escapes, rans, skeleton, sparse, symbols
 from modelzip_jax.coding.header import CHECKSUM, Header, checksum
 from modelzip_jax.coding.streams import ESCAPED, RAW, REPEATED
 from modelzip_jax.coding.writer import MAX_CHUNK, MAX_PIECES, Progress
-from modelzip_jax.errors import FormatError, PatternError, TransformError
-from modelzip_jax.packed import PackedArray, is_packed
+from modelzip_jax.errors import FormatError, ModelzipError, PatternError, TransformError, TreeError
+from modelzip_jax.packed import Dense, PackedArray, is_packed
 from modelzip_jax.packing import Packed
 from modelzip_jax.patterns import require_matches
 from modelzip_jax.recipe import recorded
@@ -32,28 +36,36 @@ class Archive:
 
     Args:
       source: the file's path, or an open binary file that can seek.
+      limit: bytes that the tensors may take in memory, see `load`.
+
+    Threads may share it: they wait for each other.
 
     Raises:
       FormatError: the file is foreign, newer, truncated or damaged; the message names the place.
       OSError: it cannot be opened.
     """
 
-    def __init__(self, source: str | os.PathLike[str] | BinaryIO):
+    def __init__(self, source: str | os.PathLike[str] | BinaryIO, *, limit: int | None = None):
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
+            raise TransformError(f"limit= is a number of bytes, not {limit!r}")
         named = isinstance(source, str | os.PathLike)
         self.path = Path(source) if named else Path("(memory)")  # type: ignore[arg-type]
         self._file: BinaryIO = open(source, "rb") if named else source  # type: ignore  # noqa: SIM115
         try:
             self.size = self._file.seek(0, os.SEEK_END)
             self._file.seek(0)
-            self.header, start = Header.read(self._file, self.size)
+            self.header, start = Header.read(self._file, self.size, limit)
             self._locate(start)
         except BaseException as error:
             self._file.close()
-            if isinstance(error, FormatError):
+            if isinstance(error, ModelzipError):
                 raise FormatError(f"{self.path}: {error}") from error
             raise
+        self._lock = threading.RLock()
         self._cached: tuple[int, list[tuple[int, np.ndarray]]] | None = None
         self._cached_raw: tuple[int, bytes] | None = None
+        self._repeated: dict[int, np.ndarray] = {}
+        self._repeats_left = collections.Counter[int]()
 
     def __enter__(self) -> Archive:
         return self
@@ -171,8 +183,19 @@ class Archive:
 
     def _stream(self, stream: int) -> np.ndarray:
         plan = self.header.plans[stream]
-        if plan.coding == REPEATED:
-            return self._stream(stream - plan.back)
+        first = stream - plan.back
+        if plan.coding != REPEATED:
+            found = self._decoded(stream)
+            if self._repeats_left[stream]:
+                self._repeated[stream] = found
+            return found
+        if first not in self._repeated:
+            return self._decoded(first)
+        self._repeats_left[first] -= 1
+        return self._repeated[first] if self._repeats_left[first] else self._repeated.pop(first)
+
+    def _decoded(self, stream: int) -> np.ndarray:
+        plan = self.header.plans[stream]
         if plan.coding == RAW:
             return self._raw(stream)
         segment = int(self._first_segment[stream])
@@ -186,16 +209,18 @@ class Archive:
         """The packed array of a leaf, by its place in `names`."""
         first, last = int(self._first_stream[index]), int(self._first_stream[index + 1])
         try:
-            stored = symbols.rebuild(self.header.specs[index], (self._stream(s) for s in range(first, last)))
+            with self._lock:
+                streams = (self._stream(s) for s in range(first, last))
+                stored = symbols.rebuild(self.header.specs[index], streams)
             packed = sparse.in_memory(stored)
             packed.check()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # That JAX narrows 64 bits is for `unpack` to say.
-                shape = jax.eval_shape(_unpack, packed).shape
+            shape = _unpacked_shape(packed)
             if shape != packed.shape:
                 raise FormatError(f"it unpacks to the shape {shape}, not {packed.shape}")
-        except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
-            raise FormatError(f"{self.path}: tensor {self.names[index]!r}: {error}") from error
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # Whatever kinds of others, NumPy or JAX make of fields that do not fit.
+            raise FormatError(f"{self.path}: tensor {self.names[index][:200]!r}: {error}") from error
         return packed
 
     @property
@@ -205,6 +230,12 @@ class Archive:
 
     def leaves(self) -> Iterator[PackedArray]:
         """All packed arrays, in order; each chunk is decoded once."""
+        plans = self.header.plans
+        with self._lock:
+            self._repeated.clear()
+            self._repeats_left = collections.Counter(
+                stream - plan.back for stream, plan in enumerate(plans) if plan.coding == REPEATED
+            )
         return (self.leaf(index) for index in range(len(self.header.specs)))
 
     def coded_bytes(self) -> list[int]:
@@ -232,11 +263,54 @@ class Archive:
         return found
 
 
+def _unpacked_shape(packed: PackedArray) -> tuple[int, ...]:
+    """The shape of what `unpack` gives, without computing it."""
+    if isinstance(packed, Dense):
+        return packed.shape if np.size(packed.array) == math.prod(packed.shape) else np.shape(packed.array)
+    leaves, treedef = jax.tree.flatten(packed)
+    return _traced_shape(treedef, tuple(jax.ShapeDtypeStruct(np.shape(x), x.dtype) for x in leaves))
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _traced_shape(treedef: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> tuple[int, ...]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # That JAX narrows 64 bits is for `unpack` to say.
+        return tuple(jax.eval_shape(_unpack, jax.tree.unflatten(treedef, leaves)).shape)
+
+
 def _unpack(packed: PackedArray) -> jax.Array:
     return packed.unpack()
 
 
-def load(path: str | os.PathLike[str], like: PyTree = None, *, progress: Progress | None = None) -> Packed:
+def _model_names(archive: Archive) -> list[str]:
+    """The path of every leaf of a file that holds a model.
+
+    Raises:
+      FormatError: it holds something else, variables that are packed, or two leaves of one path.
+    """
+    outline = archive.header.outline
+    if not isinstance(outline, dict) or set(outline) != {"params", "variables"}:
+        raise FormatError(f"{archive.path}: it holds {str(outline)[:80]} instead of params and variables")
+    names = archive.names
+    try:
+        skeleton.check_names(names)
+    except TreeError as error:
+        raise FormatError(f"{archive.path}: the header: {error}") from error
+    for name, spec in zip(names, archive.header.specs, strict=True):
+        if spec[0] != Dense.tag and (name == "variables" or name.startswith("variables/")):
+            raise FormatError(
+                f"{archive.path}: {name[:200]!r} is of the kind {spec[0]!r}; variables are dense"
+            )
+    return names
+
+
+def load(
+    path: str | os.PathLike[str],
+    like: PyTree = None,
+    *,
+    progress: Progress | None = None,
+    limit: int | None = None,
+) -> Packed:
     """Reads a compressed model.
 
     Args:
@@ -245,13 +319,16 @@ def load(path: str | os.PathLike[str], like: PyTree = None, *, progress: Progres
         eqx.is_array)` or the output of `jax.eval_shape`; the loaded params take its structure. Without it,
         dicts, lists and tuples come back as they were, boxes of one array as the array and other nodes as dicts.
       progress: called with each leaf's path and its bytes in the file once it is decoded.
+      limit: bytes that the file's tensors may take in memory, unpacked and with what unpacking needs; 256 MiB and
+        1,024 times the file's size unless you say so. It is held against the header before anything is decoded.
 
     Returns:
       A `Packed` model, bit for bit the one that was saved; `mz.unpack` gives the weights. If its recipe names
       a class that is not registered, only training on needs that (`mz.resume` says so).
 
     Raises:
-      FormatError: the file is foreign, newer, truncated or damaged; the message names the place.
+      FormatError: the file is foreign, newer, truncated or damaged, or claims more than `limit`; the message names
+        the place.
       RecipeError: what stands for the recipe is none.
       TreeError: `like` has other leaves.
 
@@ -264,11 +341,8 @@ def load(path: str | os.PathLike[str], like: PyTree = None, *, progress: Progres
     """
     if not isinstance(path, str | os.PathLike) and not hasattr(path, "read"):
         raise TransformError(f"load() takes the path of a .mz file, not a {type(path).__name__}")
-    with Archive(path) as archive:
-        header, paths = archive.header, archive.names
-        if not isinstance(header.outline, dict) or set(header.outline) != {"params", "variables"}:
-            found = str(header.outline)[:80]
-            raise FormatError(f"{path}: it holds {found} instead of params and variables")
+    with Archive(path, limit=limit) as archive:
+        header, paths = archive.header, _model_names(archive)
         leaves = list(_told(archive, progress))
     tree = skeleton.unflatten_outline(header.outline, iter(leaves))
     variables = jax.tree.map(lambda p: np.asarray(p.unpack()), tree["variables"], is_leaf=is_packed)
@@ -293,14 +367,16 @@ def _told(archive: Archive, progress: Progress | None) -> Iterator[PackedArray]:
         yield leaf
 
 
-def load_tensor(path: str | os.PathLike[str], name: str) -> PackedArray:
+def load_tensor(path: str | os.PathLike[str], name: str, *, limit: int | None = None) -> PackedArray:
     """Reads one tensor, decoding only the chunks that hold it.
 
     Args:
       path: a `.mz` file.
       name: the leaf's path in the params, such as "Dense_0/kernel".
+      limit: as of `load`.
 
     Raises:
+      FormatError: as of `load`.
       PatternError: there is no such leaf; the message lists the paths.
 
     >>> import tempfile, modelzip_jax as mz
@@ -310,8 +386,8 @@ def load_tensor(path: str | os.PathLike[str], name: str) -> PackedArray:
     ...     load_tensor(folder + "/model.mz", "Dense_0/kernel").unpack()
     Array([ 0., -2.], dtype=float32)
     """
-    with Archive(path) as archive:
-        names = archive.names
+    with Archive(path, limit=limit) as archive:
+        names = _model_names(archive)
         if f"params/{name}" not in names:
             inside = [n.removeprefix("params/") for n in names if n.startswith("params/")]
             require_matches([name], inside)

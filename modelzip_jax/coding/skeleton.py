@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,9 +11,17 @@ import jax
 from modelzip_jax.errors import FormatError, TreeError
 from modelzip_jax.tree import PyTree, segment
 
-__all__ = ["count_leaves", "outline", "outline_names", "unflatten_outline"]
+__all__ = [
+    "check_names",
+    "count_leaves",
+    "named_characters",
+    "outline",
+    "outline_names",
+    "unflatten_outline",
+]
 
 LEAF = None
+_SURROGATE = re.compile("[\ud800-\udfff]")
 NOTHING = False
 BOX = "value"
 """The attribute in which boxes (flax's `Partitioned`, NNX variables) hold their array: no part of its name."""
@@ -109,18 +118,55 @@ def outline_names(data: Any, prefix: str = "") -> list[str]:
     >>> outline_names({"a": None, "b": [1, None, False], "c": [2, "Partitioned", {"value": None}]})
     ['a', 'b/0', 'c']
     """
+    found: list[str] = []
+    _append_names(data, prefix, found)
+    return found
+
+
+def _append_names(data: Any, prefix: str, found: list[str]) -> None:
     if data is LEAF:
-        return [prefix]
-    children = _children(data)
-    if isinstance(data, list):
-        keys: list[Any] = list(data[2]) if data[0] == _OTHER else list(range(len(children)))
-    else:
-        keys = list(data) if isinstance(data, dict) else []
-    found = []
+        found.append(prefix)
+        return
     boxes = isinstance(data, list) and data[0] == _OTHER
-    for key, child in zip(keys, children, strict=True):
+    for key, child in zip(_keys(data), _children(data), strict=True):
         if boxes and key == BOX and child is LEAF:
             found.append(prefix)
-            continue
-        found += outline_names(child, f"{prefix}/{key}" if prefix else str(key))
-    return found
+        else:
+            _append_names(child, f"{prefix}/{key}" if prefix else str(key), found)
+
+
+def _keys(data: Any) -> list[Any]:
+    """What the children of a node are called."""
+    if isinstance(data, list):
+        return list(data[2]) if data[0] == _OTHER else list(range(len(data) - 1))
+    return list(data) if isinstance(data, dict) else []
+
+
+def named_characters(data: Any, above: int = 0) -> int:
+    """How long the paths of all leaves are together, without making them.
+
+    >>> named_characters({"a": None, "b": [1, None, False]})
+    6
+    """
+    if data is LEAF:
+        return above
+    return sum(
+        named_characters(child, above + len(str(key)) + 1)
+        for key, child in zip(_keys(data), _children(data), strict=True)
+    )
+
+
+def check_names(names: list[str]) -> None:
+    """Raises `TreeError` for a path that two leaves have, and for one that is no text without NUL.
+
+    >>> check_names(["a/b", "a/b"])
+    Traceback (most recent call last):
+    modelzip_jax.errors.TreeError: two leaves have the path 'a/b'; rename one of them
+    """
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise TreeError(f"two leaves have the path {name[:200]!r}; rename one of them")
+        if "\0" in name or (not name.isascii() and _SURROGATE.search(name)):
+            raise TreeError(f"the path {name[:200]!r} has characters that are no text; rename the leaf")
+        seen.add(name)

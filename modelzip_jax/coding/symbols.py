@@ -8,7 +8,9 @@ one-bit `Bits` one with eight to a byte; any other array gives a stream for each
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,10 +21,12 @@ from modelzip_jax.coding import planes
 from modelzip_jax.errors import FormatError
 from modelzip_jax.packed import Bits, PackedArray, kinds
 
-__all__ = ["Spec", "packed_spec", "rebuild", "stream_lengths", "streams"]
+__all__ = ["Spec", "packed_spec", "rebuild", "stored_dtype", "stream_lengths", "streams"]
 
 Spec = list[Any]
 MAX_SIZE = 1 << 40
+MAX_AXES = 64
+_DTYPE = re.compile(r"\|?[A-Za-z][A-Za-z0-9_]{0,30}(\[[0-9A-Za-z]{1,8}\])?")
 
 
 def packed_spec(packed: PackedArray) -> Spec:
@@ -90,6 +94,8 @@ def stream_lengths(spec: Spec) -> list[int]:
         if field.metadata.get("static") or item is None:
             if field.name == "shape":
                 _shape(item)
+            elif field.name == "dtype":
+                stored_dtype(item)
             continue
         if _is_array(item):
             dtype, shape = _array(item)
@@ -167,18 +173,38 @@ def _is_array(item: Any) -> bool:
 
 
 def _shape(item: Any) -> tuple[int, ...]:
-    if not isinstance(item, list) or not all(map(_is_size, item)) or math.prod(item) > MAX_SIZE:
+    few = isinstance(item, list) and len(item) <= MAX_AXES and all(map(_is_size, item))
+    if not few or math.prod(item) > MAX_SIZE:
         raise FormatError(f"an array of shape {str(item)[:80]}")
     return tuple(item)
 
 
 def _array(item: Spec) -> tuple[np.dtype, tuple[int, ...]]:
     shape = _shape(item[2:])
+    return stored_dtype(item[1]), shape
+
+
+def stored_dtype(name: Any) -> np.dtype:
+    """The dtype of that name in a file.
+
+    Raises:
+      FormatError: a name that no dtype of numbers has.
+
+    >>> stored_dtype("bfloat16").itemsize
+    2
+    """
+    if not isinstance(name, str) or not _DTYPE.fullmatch(name):  # Of others, NumPy would evaluate some.
+        raise FormatError(f"unknown dtype {str(name)[:80]!r}")
+    return _known_dtype(name)
+
+
+@functools.lru_cache(maxsize=256)
+def _known_dtype(name: str) -> np.dtype:
     try:
-        dtype = np.dtype(jnp.dtype(item[1]))
+        dtype = np.dtype(jnp.dtype(name))
         planes.split_planes(np.empty(0, dtype))  # No planes would hold any number of elements.
-    except TypeError as error:
-        raise FormatError(f"unknown dtype {item[1]!r}") from error
-    if str(dtype) != item[1]:
-        raise FormatError(f"unknown dtype {item[1]!r}")
-    return dtype, shape
+    except (TypeError, ValueError) as error:
+        raise FormatError(f"unknown dtype {name!r}") from error
+    if str(dtype) != name:
+        raise FormatError(f"unknown dtype {name!r}")
+    return dtype

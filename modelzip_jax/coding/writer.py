@@ -15,7 +15,7 @@ from modelzip_jax.atomic import atomic_file
 from modelzip_jax.coding import rans, sparse, symbols
 from modelzip_jax.coding.header import CHECKSUM, Header, checksum
 from modelzip_jax.coding.planes import check_dtype
-from modelzip_jax.coding.skeleton import outline, outline_names
+from modelzip_jax.coding.skeleton import check_names, outline, outline_names
 from modelzip_jax.coding.streams import RAW, Plan, Segment, plan_all
 from modelzip_jax.errors import FormatError, LeafError, TransformError
 from modelzip_jax.leaf_checks import check_arrays
@@ -159,6 +159,7 @@ class _File:
             outline(tree, is_packed),
             Metadata(packed.metadata if metadata is None else metadata),
         )
+        check_names(outline_names(structure))
         _check_storable(packed.params)
         _check_storable(carried)
         leaves = jax.tree.leaves(tree, is_leaf=is_packed)

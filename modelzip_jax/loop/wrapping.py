@@ -11,7 +11,7 @@ import optax
 
 from modelzip_jax import tree as trees
 from modelzip_jax.combinator import check_transform, selected, support_of, told, wide
-from modelzip_jax.errors import TreeError, WrapError
+from modelzip_jax.errors import RecipeError, TreeError, WrapError
 from modelzip_jax.leaf_checks import all_finite, check_arrays, check_finite, check_floating
 from modelzip_jax.loop.callables import at_weights
 from modelzip_jax.loop.moments import hold_hidden, renew_hidden
@@ -200,6 +200,11 @@ def _begun(
     if isinstance(params, optax.LookaheadParams):
         raise _wants_pairs("its params are LookaheadParams")
     if resume is not None:
+        if not 0 <= resume.step < 1 << 31:
+            raise RecipeError(
+                f"the packed model says that {resume.step} steps were taken, and steps are counted in 32 bits; with "
+                "dataclasses.replace(packed, step=...) you say how many"
+            )
         encoded = resumed(resume, transform, params)
         check_floating(encoded.latents, "wrap()")
         return encoded, resume.step

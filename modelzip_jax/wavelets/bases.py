@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 
-from modelzip_jax.errors import TransformError
+from modelzip_jax.errors import LeafError, TransformError
 from modelzip_jax.recipe import recordable
 from modelzip_jax.wavelets.block_cosines import dct, idct
 from modelzip_jax.wavelets.filters import LIFTING, check_filter
@@ -18,6 +18,13 @@ from modelzip_jax.wavelets.multilevel import check_axes, dwt, idwt
 __all__ = ["Band", "Basis"]
 
 MAX_SIZE = 1 << 24
+MAX_BLOCK = 1 << 12
+"""Most samples of a DCT: its matrix has the square of that."""
+MAX_PACKET_LEVELS = 10
+MAX_BANDS = 1 << 16
+MAX_OWN_BANDS = 1 << 12
+"""Most sub-bands that have gains, or codes of their own."""
+_BAND_BYTES = 1 << 10
 KINDS = ("wavelet", "packets", "dct")
 
 
@@ -109,6 +116,40 @@ class Basis:
         the DCT a band's frequency is the larger of those along its axes.
         """
         return _bands(self, tuple(shape))
+
+    def work(self, shape: tuple[int, ...], each: bool = False) -> int:
+        """Bytes that the transform of an array of that shape needs beside the array: matrices, and lists of bands.
+
+        each: whether something is done with each band by itself, which so many of them do not allow.
+
+        Raises:
+          LeafError: an axis that is not there; a block, packets or bands beyond what files may hold.
+
+        >>> Basis("dct", "", 8, (0,)).work((1000,))
+        9728
+        """
+        axes = check_axes(self.axes, len(shape), f"an array of shape {shape}")
+        lengths = [shape[axis] for axis in axes]
+        if self.kind == "wavelet":
+            return _BAND_BYTES * min(self.size, max(lengths).bit_length()) * len(axes) ** 2
+        if self.kind == "dct":
+            blocks = [min(self.size, n) for n in lengths]
+            if max(blocks) > MAX_BLOCK:
+                raise LeafError(f"a DCT of {max(blocks)} samples; blocks have at most {MAX_BLOCK}")
+            bands, matrices = math.prod(blocks), sum(24 * n * n for n in blocks)
+        else:
+            depths = [min(self.size, max(n - 1, 0).bit_length()) for n in lengths]
+            if max(depths) > MAX_PACKET_LEVELS:
+                raise LeafError(f"packets of {max(depths)} levels; they have at most {MAX_PACKET_LEVELS}")
+            bands, matrices = (
+                math.prod(min(1 << d, max(n, 1)) for d, n in zip(depths, lengths, strict=True)),
+                0,
+            )
+        most = MAX_OWN_BANDS if each else MAX_BANDS
+        if bands > most:
+            what = " with gains or statistics of their own" if each else ""
+            raise LeafError(f"{bands} sub-bands{what}; an array may have {most}")
+        return _BAND_BYTES * bands + matrices
 
     def corner(self, shape: tuple[int, ...], keep: int) -> tuple[int, ...]:
         """The shape of the corner from index 0 on that holds all bands of frequencies below `keep`."""

@@ -15,7 +15,7 @@ from modelzip_jax.wavelets.multilevel import check_axes
 __all__ = ["dct", "dct_matrix", "idct"]
 
 
-@functools.cache
+@functools.lru_cache(maxsize=16)
 def dct_matrix(size: int) -> Float64[np.ndarray, "size size"]:
     """Orthonormal DCT-II, float64 (size, size): row k is frequency k."""
     k, i = np.arange(size)[:, None], np.arange(size)[None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from modelzip_jax.coding.entropy import cheapest_cuts
 from modelzip_jax.coding.joined import Joined
 from modelzip_jax.errors import ModelzipError
 from modelzip_jax.packed import Bits, Elementwise, PackedArray, packed_kind, static
-from modelzip_jax.wavelets.bases import Band, Basis
+from modelzip_jax.wavelets.bases import MAX_OWN_BANDS, Band, Basis
 from modelzip_jax.wavelets.shapes import kept_bands, synthesize
 
 __all__ = ["Coefficients"]
@@ -53,7 +54,12 @@ class Coefficients(PackedArray):
         """The same around another packed array, sorted by sub-bands where that makes the file smaller."""
         codes: PackedArray | None = None
         boxes = kept_bands(self.basis, self.view, self.corner)
-        if isinstance(inner, Elementwise) and isinstance(bits := getattr(inner, inner.element_field), Bits):
+        few = len(boxes) <= MAX_OWN_BANDS
+        if (
+            few
+            and isinstance(inner, Elementwise)
+            and isinstance(bits := getattr(inner, inner.element_field), Bits)
+        ):
             codes = _sorted(inner.host_elements().reshape(self.corner), boxes, bits.bits)
         if codes is not None:
             inner = inner.with_elements(np.zeros(0, np.uint8))  # type: ignore[attr-defined]
@@ -83,6 +89,17 @@ class Coefficients(PackedArray):
         values = inner.unpack() if self.codes is None else inner.assemble(self._elements())
         weights = synthesize(values, self.basis, self.view, self.corner, self.gains, self.shape)
         return weights.astype(self.dtype)
+
+    @classmethod
+    def claims(cls, fields: Mapping[str, Any]) -> int:
+        view, axes, size = fields["view"], fields["axes"], fields["levels"]
+        if not all(isinstance(x, tuple) and all(type(n) is int for n in x) for x in (view, axes)):
+            raise ValueError(f"coefficients of the view {view} along {axes}")
+        if math.prod(view) != math.prod(fields["shape"]) or any(n < 0 for n in view):
+            raise ValueError(f"the view {view} of a leaf of {fields['shape']}")
+        each = fields["codes"] is not None or fields["gains"] is not None
+        basis = Basis(fields["kind"], fields["filter"], size, axes)
+        return 8 * math.prod(view) + (basis.work(view, each) if view else 0)
 
     def check(self) -> None:
         super().check()

@@ -58,6 +58,10 @@ class Wavelet(Linear):
                 f"leaf {name!r} of shape {view} has no axes {self.basis.axes}; select other leaves, for "
                 "example with min_ndim=2"
             )
+        try:
+            self.basis.work(view, bool(self.gains)) if view else 0
+        except LeafError as error:
+            raise LeafError(f"leaf {name!r} of shape {view}: {error}") from error
         corner = view if self.keep is None or not view else self.basis.corner(view, self.keep)
         return Geometry(shape, view, corner)
 

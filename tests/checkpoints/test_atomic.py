@@ -1,6 +1,8 @@
 """Files and directories appear whole or not at all."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 from checkpoint_trees import values
@@ -115,3 +117,31 @@ def test_errors_of_the_system_name_the_target(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
     with pytest.raises(OSError, match="other") as caught, atomic_file(tmp_path / "m.mz"):
         raise OSError(2, "No such file", "other")
+
+
+KILLED = """
+import os, sys
+from modelzip_jax.atomic import atomic_directory, atomic_file
+with {writer}({path!r}) as held:
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("writer", ["atomic_file", "atomic_directory"])
+def test_what_a_killed_writer_left_is_swept_by_the_next(tmp_path, writer):
+    target = tmp_path / "f"
+    code = KILLED.format(writer=writer, path=str(target))
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"writing\n"
+        with atomic_file(target) as file:  # One that lives keeps what it writes to.
+            file.write(b"new")
+        target.unlink()
+        assert len(os.listdir(tmp_path)) == 1
+        process.kill()
+    (tmp_path / ".other.0123456789ab.tmp").write_bytes(b"")
+    with atomic_file(target) as file:
+        file.write(b"newer")
+    assert sorted(os.listdir(tmp_path)) == [".other.0123456789ab.tmp", "f"]

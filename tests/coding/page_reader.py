@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import msgpack
 import numpy as np
+import page_bounds
 
 PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
 DICTIONARY = ast.literal_eval(f"({re.search(r'```python(.*?)```', PAGE, re.S)[1]})")
@@ -47,6 +48,7 @@ def read(path):
     held = msgpack.unpackb(meta, strict_map_key=False)
     outline, _, _, lane_bits, specs, codings, escapes, chunks = held[:8]
     assert len(held) == 8 + (version >= 3)
+    page_bounds.check(outline, specs, len(data))
     lengths = [n for spec in specs for n in stream_lengths(spec)]
     table_bits = Bits(data[20 + meta_size : end])
     todo, segments = iter(escapes), []  # (length, table) of each

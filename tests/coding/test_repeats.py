@@ -93,7 +93,7 @@ def test_a_repetition_of_what_is_not_there_is_refused(details):
     specs = [["dense", [0, "uint8", 300], [300]], ["dense", [0, "uint8", 300], [300]]]
     parts = {"a": None, "b": None}, None, 0, 0, specs, bytes([0, streams.REPEATED]), details, []
     with pytest.raises(FormatError):
-        headers._parse(list(parts), b"", 10_000, 2)
+        headers._parse(list(parts), b"", 10_000, 2, 1 << 30)
 
 
 def test_a_repetition_has_its_streams_length_and_is_not_of_a_repetition():
@@ -101,7 +101,7 @@ def test_a_repetition_has_its_streams_length_and_is_not_of_a_repetition():
         specs = [["dense", [0, "uint8", n], [n]] for n in lengths]
         names = {str(i): None for i in range(len(lengths))}
         codings = bytes([0] + [streams.REPEATED] * (len(lengths) - 1))
-        return headers._parse([names, None, 0, 0, specs, codings, details, []], b"", 100_000, 2)
+        return headers._parse([names, None, 0, 0, specs, codings, details, []], b"", 100_000, 2, 1 << 30)
 
     assert [p.back for p in parse([300, 300, 300], [[1], [2]]).plans] == [0, 1, 2]
     with pytest.raises(FormatError, match="cannot repeat"):
