@@ -20,7 +20,7 @@ from modelzip_jax import checkpoints as files
 from modelzip_jax import models, packing
 from modelzip_jax import tree as trees
 from modelzip_jax.atomic import atomic_file
-from modelzip_jax.coding.reader import load
+from modelzip_jax.coding.loading import load
 from modelzip_jax.coding.writer import save
 from modelzip_jax.errors import ConfigError
 from modelzip_jax.loop.reading import averaged, pack, start
