@@ -10,7 +10,7 @@ params = mz.unpack(mz.load("model.mz"))
 
 from modelzip_jax import distillation, errors, loop, rewrites, sharing, testing, trace, tree, wavelets
 from modelzip_jax.chaining import chain
-from modelzip_jax.coding.reader import load, load_tensor
+from modelzip_jax.coding.loading import load, load_tensor
 from modelzip_jax.coding.writer import save
 from modelzip_jax.compute.int4_layout import int4_matrix
 from modelzip_jax.compute.int4_products import packed_matmul

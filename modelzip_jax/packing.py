@@ -21,6 +21,7 @@ from modelzip_jax.recipe import opaque_fields
 from modelzip_jax.search import Search
 from modelzip_jax.transform import Context, Encoded, Transform, dense
 from modelzip_jax.tree import PyTree
+from modelzip_jax.tree_depth import check_depth
 
 __all__ = ["Packed", "compress", "decoded", "resume", "unpack"]
 
@@ -125,6 +126,7 @@ def compress(
             held.pop(), variables=variables, calibrate=calibrate, progress=progress, given=given
         )
     check_transform(transform, "compress()")
+    check_depth(params)
     trees.check_not_module(params)
     model, params = params if calibrate is not None else None, trees.plain(params)
     _check_not_packed(params, "compress()")

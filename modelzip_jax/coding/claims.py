@@ -66,7 +66,8 @@ def claimed_bytes(spec: Spec) -> int:
             total += ITEM + math.prod(item[2:]) * stored_dtype(item[1]).itemsize
         elif item is not None:
             total += claimed_bytes(item)
-    total += math.prod(told.get("shape", ())) * _width(told)
+    if "shape" in told:
+        total += math.prod(told["shape"]) * _width(told)
     count = told.get("count", 0)
     total += count if type(count) is int else 0
     try:

@@ -25,6 +25,7 @@ from modelzip_jax.packing import Packed
 from modelzip_jax.recipe import to_plain
 from modelzip_jax.transform import dense
 from modelzip_jax.tree import PyTree, named_leaves, plain
+from modelzip_jax.tree_depth import check_depth
 
 __all__ = ["FileSizes", "Progress", "encoded", "file_sizes", "save"]
 
@@ -152,6 +153,8 @@ class _File:
         metadata: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
     ) -> _File:
+        for tree in (packed.params, packed.variables):
+            check_depth(tree)
         carried = plain(packed.variables)
         check_arrays(carried)
         tree = {"params": packed.params, "variables": dense(carried)}

@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from modelzip_jax.coding.reader import load
+from modelzip_jax.coding.loading import load
 from modelzip_jax.training import config as configs
 from modelzip_jax.training.experiment import build
 from modelzip_jax.tree import PyTree

@@ -12,7 +12,7 @@ import numpy as np
 from modelzip_jax import checkpoints as files
 from modelzip_jax import models, packing
 from modelzip_jax import tree as trees
-from modelzip_jax.coding.reader import load
+from modelzip_jax.coding.loading import load
 from modelzip_jax.naming import require_known
 from modelzip_jax.recipe import alike
 from modelzip_jax.training import data, frameworks

@@ -175,3 +175,19 @@ def test_threads_share_an_archive(tmp_path):
         for thread in threads:
             thread.join()
     assert not wrong
+
+
+@pytest.mark.parametrize("depth", [254, 255, 2000])
+def test_trees_as_deep_as_files_and_deeper(tmp_path, depth):
+    tree = np.ones(3, np.float32)
+    for _ in range(depth):
+        tree = {"a": tree}
+    if depth == 254:
+        mz.save(tmp_path / "x.mz", mz.compress(tree, mz.identity()))
+        with Archive(tmp_path / "x.mz") as archive:
+            assert len(archive.names[0]) == len("params") + 2 * depth
+        return
+    with pytest.raises(TreeError, match="254 levels"):
+        mz.compress(tree, mz.identity())
+    with pytest.raises(TreeError, match="254 levels"):
+        mz.save(tmp_path / "x.mz", mz.Packed(tree, {}, mz.identity()))
