@@ -108,7 +108,9 @@ class Distilling:
             trained = {"params": params, "projectors": projectors}
             of_batch = jax.jit(functools.partial(self._losses, self.student, self.objective))
             losses = of_batch(trained, variables, jax.jit(said)(batch), batch, key)[0]
-        return Beside(teacher, projectors, self.tx.init(projectors), self.balance.init(losses))
+        # Optimizers need not take a tree without leaves: an average has nothing to average.
+        opt_state = self.tx.init(projectors) if jax.tree.leaves(projectors) else ()
+        return Beside(teacher, projectors, opt_state, self.balance.init(losses))
 
     def gradients(
         self, network: Network, objective: Objective, state: TrainState, batch: PyTree, key: jax.Array
@@ -124,8 +126,10 @@ class Distilling:
             lambda trained: self._losses(network, objective, trained, state.variables, said, batch, key),
             trained, weights, norms=self.balance.reads_gradients, shared="params/**", has_aux=True,
         )  # fmt: skip
-        steps, opt_state = self.tx.update(grads["projectors"], beside.opt_state, beside.projectors)
-        projectors = optax.apply_updates(beside.projectors, steps)
+        projectors, opt_state = beside.projectors, beside.opt_state
+        if jax.tree.leaves(projectors):
+            steps, opt_state = self.tx.update(grads["projectors"], opt_state, projectors)
+            projectors = optax.apply_updates(projectors, steps)
         balance = self.balance.update(beside.balance, losses, norms)
         metrics = {"loss": distillation.weighted_sum(weights, losses), **metrics}
         metrics |= {f"loss/{name}": loss for name, loss in losses.items()}

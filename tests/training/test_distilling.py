@@ -151,6 +151,7 @@ def interrupt(monkeypatch, config, folder, transform):
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_interrupted_run_with_a_teacher_ends_with_the_same_bytes(tmp_path, floats, kind, monkeypatch):
     config = small(**{"teacher": str(floats), **KINDS[kind]})
+    config.optimizer.average = 0.8
     int4 = mz.only("**/kernel", mz.quantize(bits=4))
     interrupt(monkeypatch, config, tmp_path / "run", int4)
     for name in ("run", "whole"):
