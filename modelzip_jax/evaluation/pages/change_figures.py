@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from modelzip_jax.evaluation.estimate import Estimate
@@ -10,9 +12,11 @@ from modelzip_jax.evaluation.pages.markup import Markup
 from modelzip_jax.evaluation.score_changes import ScoreChange
 from modelzip_jax.evaluation.weight_histograms import WeightHistogram
 
-__all__ = ["histogram_figure", "score_figure"]
+__all__ = ["MOST_LEVELS", "histogram_figure", "score_figure"]
 
-_MOST_LINES = 65
+MOST_LEVELS = 300
+"""Of a grid that is drawn: those of biases are finer than a screen."""
+_WHOLE_LINES = 65
 
 
 def histogram_figure(name: str, histogram: WeightHistogram) -> Markup:
@@ -20,10 +24,8 @@ def histogram_figure(name: str, histogram: WeightHistogram) -> Markup:
     with canvas(5.2, 2.2, name) as figure:
         axes = figure.subplots()
         edges, levels = histogram.edges, histogram.levels
-        if levels is not None and 0 < len(levels) <= _MOST_LINES:
-            axes.vlines(levels, 0, 1, transform=axes.get_xaxis_transform(), color=GRID, linewidth=0.5)
-        elif levels is not None:
-            axes.vlines(levels, 0, 0.04, transform=axes.get_xaxis_transform(), color=GRID, linewidth=0.5)
+        if levels is not None and 0 < len(levels) <= MOST_LEVELS:
+            _draw_levels(axes, levels)
         axes.stairs(histogram.before, edges, fill=True, color=BEFORE, alpha=0.55, linewidth=0, label="before")
         axes.stairs(histogram.after, edges, color=AFTER, linewidth=0.9, label="after")
         shares = np.concatenate([histogram.before, histogram.after])
@@ -35,6 +37,15 @@ def histogram_figure(name: str, histogram: WeightHistogram) -> Markup:
         )  # fmt: skip
         axes.legend(loc="upper right", fontsize=8)
         return svg(figure, f"Histogram of the weights of {name} before and after compression")
+
+
+def _draw_levels(axes: Any, levels: np.ndarray) -> None:
+    """Thin lines, short ones where they are many, in one stroke: an element for each would make pages large."""
+    gaps = np.full_like(levels, np.nan)
+    top = 1.0 if len(levels) <= _WHOLE_LINES else 0.05
+    x = np.stack([levels, levels, gaps], axis=1).reshape(-1)
+    y = np.tile([0.0, top, np.nan], len(levels))
+    axes.plot(x, y, transform=axes.get_xaxis_transform(), color=GRID, linewidth=0.5)
 
 
 def score_figure(change: ScoreChange) -> Markup:

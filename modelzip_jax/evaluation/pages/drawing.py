@@ -96,5 +96,6 @@ def svg(figure: Figure, label: str, told: Mapping[str, str] | None = None, class
     for colour, own in _OF_PAGE.items():
         rest = rest.replace(colour, own)
     rest = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", rest)
+    rest = re.sub(r"(\d\.\d)\d+", r"\1", rest)
     rest = re.sub(r"[ \t]*\n[ \t]*", "\n", rest.replace("xlink:href", "href"))
     return Markup(f"{start}>{rest.strip()}")
