@@ -37,7 +37,9 @@ def _treemap(
     shown, others = order[:_MOST], order[_MOST:]
     sizes = [float(layers[i].row.file_bytes) for i in shown]
     rest = sum(layers[i].row.file_bytes for i in others)
-    most = max(layers[i].row.bits_per_weight for i in shown)
+    # Of the few numbers of a layer norm, side information makes many bits: they are as strong as the largest.
+    large = [i for i in shown if layers[i].row.file_bytes * 200 >= sum(sizes)]
+    most = max(layers[i].row.bits_per_weight for i in large or shown)
     told = {}
     with canvas(width, height, f"treemap {class_}") as figure:
         axes = plain_axes(figure, width, height)
@@ -46,18 +48,18 @@ def _treemap(
             row = layers[i].row
             gid = f"{class_}-{i}"
             told[gid] = f"{row.name}: {row.file_bytes:,} bytes, {row.bits_per_weight:.2f} bits a weight"
-            shade = 0.12 + 0.55 * row.bits_per_weight / most if most else 0.12
-            lines = [row.name, f"{row.file_bytes:,} bytes"]
+            shade = 0.12 + 0.5 * min(row.bits_per_weight / most, 1.0) if most else 0.12
+            lines = (row.name, f"{row.file_bytes:,} bytes")
             _box(axes, rectangle, lines, shade, gid, f"#layer-{i}")
         if rest:
             told[f"{class_}-others"] = f"{len(others)} smaller tensors: {rest:,} bytes"
-            lines = [f"{len(others)} others"]
+            lines = (f"{len(others)} others", "")
             _box(axes, rectangles[-1], lines, 0.05, f"{class_}-others", None)
         names = ", ".join(f"{layers[i].row.name} {layers[i].row.file_bytes:,}" for i in shown[:5])
         return svg(figure, f"Treemap of the file's bytes, largest first: {names}", told, class_)
 
 
-def _box(axes: Any, at: Rectangle, lines: list[str], shade: float, gid: str, link: str | None) -> None:
+def _box(axes: Any, at: Rectangle, lines: tuple[str, str], shade: float, gid: str, link: str | None) -> None:
     from matplotlib.patches import Rectangle as Patch
 
     room = 0.015
@@ -69,14 +71,24 @@ def _box(axes: Any, at: Rectangle, lines: list[str], shade: float, gid: str, lin
     letters, fits = int((at.width - 0.12) / _LETTER), int((at.height - 0.06) / _LINE)
     if letters < 4:
         return
-    for number, line in enumerate(lines[:fits]):
-        cut = line if len(line) <= letters else "…" + line[-letters + 1 :]
-        if number and cut != line:
-            continue
-        axes.text(
-            at.x + 0.06, at.y + 0.06 + number * _LINE, cut, va="top", size=9 if number == 0 else 8,
-            color=INK, parse_math=False,
-        )  # fmt: skip
+    name = _wrapped(lines[0], letters)
+    told = name[-fits:] if fits else []
+    if len(told) < len(name) and told:
+        told[0] = "…" + told[0][-letters + 1 :]
+    for number, line in enumerate(told):
+        axes.text(at.x + 0.06, at.y + 0.06 + number * _LINE, line, va="top", color=INK)
+    if len(told) < fits and len(lines[1]) <= letters:
+        axes.text(at.x + 0.06, at.y + 0.06 + len(told) * _LINE, lines[1], va="top", size=8, color=INK)
+
+
+def _wrapped(path: str, letters: int) -> list[str]:
+    """A path in lines of so many letters, broken behind slashes where that can be."""
+    lines = [""]
+    for part in path.replace("/", "/\0").split("\0"):
+        if lines[-1] and len(lines[-1] + part) > letters:
+            lines.append("")
+        lines[-1] += part
+    return [line[start : start + letters] for line in lines for start in range(0, len(line), letters)]
 
 
 def bars(

@@ -22,7 +22,9 @@ _WHOLE_LINES = 65
 def histogram_figure(name: str, histogram: WeightHistogram) -> Markup:
     """Shares of the weights before (filled) and after (line), over the levels of the grid (thin lines)."""
     with canvas(5.2, 2.2, name) as figure:
-        axes = figure.subplots()
+        # A layout that is found by drawing everything twice would take most of the time.
+        figure.set_layout_engine("none")
+        axes = figure.add_axes((0.13, 0.2, 0.85, 0.76))
         edges, levels = histogram.edges, histogram.levels
         if levels is not None and 0 < len(levels) <= MOST_LEVELS:
             _draw_levels(axes, levels)
@@ -31,6 +33,9 @@ def histogram_figure(name: str, histogram: WeightHistogram) -> Markup:
         shares = np.concatenate([histogram.before, histogram.after])
         axes.set_yscale("log")
         axes.set_ylim(bottom=max(shares[shares > 0].min() * 0.6, 1e-6))
+        # Powers of ten would be set as formulas, each of them parsed for every figure.
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+        axes.yaxis.set_minor_formatter(lambda value, _: "")
         axes.set(
             xlim=(edges[0], edges[-1]), ylabel="share of the weights",
             xlabel="weight, in steps of its own" if histogram.in_steps else "weight",

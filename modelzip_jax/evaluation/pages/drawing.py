@@ -31,6 +31,7 @@ _STYLE = {
     "axes.edgecolor": INK, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK,
     "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6,
     "axes.spines.top": False, "axes.spines.right": False,
+    "text.parse_math": False, "axes.formatter.use_mathtext": False,
     "axes.facecolor": "none", "figure.facecolor": "none", "legend.frameon": False,
 }  # fmt: skip
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
@@ -85,10 +86,9 @@ def svg(figure: Figure, label: str, told: Mapping[str, str] | None = None, class
     box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', head)
     assert box is not None
     names = " ".join(("figure", class_)).strip()
-    start = (
-        f'<svg class="{names}" role="img" aria-label="{html.escape(label)}" {box[0]} '
-        f'style="max-width:{float(box[1]) * 4 / 3:.0f}px"'
-    )
+    # What is drawn for a width of screen fills it; of others, letters grow no larger than the page's.
+    width = "" if class_ else f' style="max-width:{float(box[1]) * 4 / 3:.0f}px"'
+    start = f'<svg class="{names}" role="img" aria-label="{html.escape(label)}" {box[0]}{width}'
     for gid, words in (told or {}).items():
         rest = rest.replace(f'<g id="{gid}">', f"<g><title>{html.escape(words)}</title>", 1)
     used = set(re.findall(r"#([\w-]+)", rest))

@@ -11,7 +11,7 @@ from typing import Any
 from modelzip_jax.evaluation.estimate import Estimate
 from modelzip_jax.evaluation.findings import MOST_HISTOGRAMS, Findings, findings
 from modelzip_jax.evaluation.pages.byte_figures import bars, treemap
-from modelzip_jax.evaluation.pages.change_figures import histogram_figure, score_figure
+from modelzip_jax.evaluation.pages.change_figures import MOST_LEVELS, histogram_figure, score_figure
 from modelzip_jax.evaluation.pages.markup import Markup, element, joined
 from modelzip_jax.evaluation.pages.numbers import share, shown, size
 from modelzip_jax.evaluation.pages.tables import layer_table, score_table, search_field
@@ -118,7 +118,7 @@ def _glance(found: Findings) -> list[tuple[str, str]]:
     report = found.report
     pairs = [
         ("bits a weight", f"{report.bits_per_weight:.2f}"),
-        ("in the file", f"{report.file_bytes:,} bytes"),
+        ("bytes in the file", f"{report.file_bytes:,}"),
         ("packed in memory", size(report.packed_bytes)),
         ("values", f"{report.size:,}"),
     ]
@@ -159,6 +159,11 @@ def _layer_figures(found: Findings) -> Markup:
     return element("div", *figures, class_="figures")
 
 
+def _about_grid(levels: int) -> Markup:
+    drawn = "thin lines" if levels <= MOST_LEVELS else "too many to draw"
+    return element("p", f"Levels of the grid in this range: {levels:,}, {drawn}.", class_="hint")
+
+
 def _layers(found: Findings) -> Markup:
     parts = []
     for index, layer in enumerate(found.layers):
@@ -175,11 +180,7 @@ def _layers(found: Findings) -> Markup:
             facts += [("relative error", share(error.relative)), ("largest error", shown(error.largest))]
         content = [_facts(facts), histogram_figure(row.name, histogram) if histogram else None]
         if histogram and histogram.levels is not None:
-            content.append(
-                element(
-                    "p", f"Thin lines: the {len(histogram.levels)} levels of the grid here.", class_="hint"
-                )
-            )
+            content.append(_about_grid(len(histogram.levels)))
         summary = element("summary", row.name, " ", element("span", told))
         names = {"class_": "layer", "id_": f"layer-{index}", "data_search": f"{row.name} {row.form}"}
         parts.append(element("details", summary, *content, **names))
