@@ -69,9 +69,9 @@ def _box(axes: Any, at: Rectangle, lines: tuple[str, str], shade: float, gid: st
     )  # fmt: skip
     axes.add_patch(patch)
     letters, fits = int((at.width - 0.12) / _LETTER), int((at.height - 0.06) / _LINE)
-    if letters < 4:
+    if letters < 6:
         return
-    name = _wrapped(lines[0], letters)
+    name = _wrapped(lines[0], letters) if letters > 7 else [lines[0].rpartition("/")[2][:letters]]
     told = name[-fits:] if fits else []
     if len(told) < len(name) and told:
         told[0] = "…" + told[0][-letters + 1 :]

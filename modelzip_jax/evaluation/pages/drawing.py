@@ -97,5 +97,5 @@ def svg(figure: Figure, label: str, told: Mapping[str, str] | None = None, class
         rest = rest.replace(colour, own)
     rest = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", rest)
     rest = re.sub(r"(\d\.\d)\d+", r"\1", rest)
-    rest = re.sub(r"[ \t]*\n[ \t]*", "\n", rest.replace("xlink:href", "href"))
+    rest = re.sub(r"[ \t]*\n[ \t]*", "\n", rest.replace("xlink:href", "href").replace(' target="_blank"', ""))
     return Markup(f"{start}>{rest.strip()}")
