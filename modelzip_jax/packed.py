@@ -121,6 +121,12 @@ class PackedArray:
             if isinstance(inner := getattr(self, field.name), PackedArray):
                 inner.check()
 
+    def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
+        """How treescope shows it in notebooks: how it is stored and how large it is, and its fields on a click."""
+        from modelzip_jax.evaluation.notebook_views import treescope_of
+
+        return treescope_of(self, path, subtree_renderer)
+
     @property
     def size(self) -> int:
         """Number of values, stored or implied."""

@@ -62,6 +62,13 @@ class Packed:
         count = len(jax.tree.leaves(self.params, is_leaf=is_packed))
         return f"Packed({count} leaves, {self.nbytes:,} bytes packed, {self.dense_bytes:,} dense, step {self.step})"
 
+    def _repr_html_(self) -> str:
+        """The table of `inspect`, as notebooks show it."""
+        # Of the core only this looks at files: it is imported by whoever shows a model.
+        from modelzip_jax.evaluation.notebook_views import html_of
+
+        return html_of(self)
+
 
 def unpacked_bytes(packed: PackedArray) -> int:
     """Bytes of a packed array's values, unpacked."""

@@ -1,5 +1,10 @@
-"""Measuring what compression costs: tasks, their metrics with standard errors, latency and sizes.
+"""Measuring what compression costs: tasks, their metrics with standard errors, latency, sizes and reports.
 
 The tasks `classification`, `generation` and `image_search` have one form: `evaluate(predict, inputs, labels)`
 gives a dict of named numbers, as `modelzip evaluate --task` takes them, from scores of each example.
 """
+
+from modelzip_jax.evaluation.findings import Findings, LayerFinding, findings
+from modelzip_jax.evaluation.pages.page_building import html_report
+
+__all__ = ["Findings", "LayerFinding", "findings", "html_report"]

@@ -91,7 +91,8 @@ class Report:
             "metadata": dict(self.metadata), "tensors": rows,
         }  # fmt: skip
 
-    def __str__(self) -> str:
+    def cells(self) -> list[list[str]]:
+        """The table as text: headings, a row for each tensor, what else is in the file, and totals."""
         heading = [
             "tensor",
             "shape",
@@ -107,8 +108,11 @@ class Report:
         rows.append(["header and checksums", *[""] * 6, f"{rest:,}"])
         total = [f"{len(self.tensors)} tensors", "", "", "", f"{self.bits_per_weight:.2f}", ""]
         rows.append([*total, f"{self.packed_bytes:,}", f"{self.file_bytes:,}"])
+        return rows
+
+    def __str__(self) -> str:
         sizes = f"{self.dense_bytes:,} bytes dense, {self.packed_bytes:,} packed in memory"
-        lines = [*_aligned(rows, left=4), "", f"{sizes}, {self.file_bytes:,} in the file"]
+        lines = [*_aligned(self.cells(), left=4), "", f"{sizes}, {self.file_bytes:,} in the file"]
         lines += [f"after {self.step:,} steps of training"] if self.step else []
         lines += [f"metadata: {name} = {str(value)[:80]}" for name, value in self.metadata.items()]
         return "\n".join(lines)
