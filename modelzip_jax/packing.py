@@ -57,7 +57,10 @@ class Packed:
         return sum(unpacked_bytes(p) for p in jax.tree.leaves(self.params, is_leaf=is_packed))
 
     def __repr__(self) -> str:
-        if not all(map(is_packed, jax.tree.leaves(self.params, is_leaf=is_packed))):  # Within a tree.map.
+        arrays = all(hasattr(x, "dtype") for x in jax.tree.leaves(self.params))
+        if not arrays or not all(
+            map(is_packed, jax.tree.leaves(self.params, is_leaf=is_packed))
+        ):  # In a tree.map.
             return f"Packed({self.params!r:.200})"
         count = len(jax.tree.leaves(self.params, is_leaf=is_packed))
         return f"Packed({count} leaves, {self.nbytes:,} bytes packed, {self.dense_bytes:,} dense, step {self.step})"

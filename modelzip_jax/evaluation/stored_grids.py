@@ -22,7 +22,7 @@ __all__ = ["StoredGrid", "stored_grid"]
 class StoredGrid:
     """Values v of a leaf lie where `v / unit + shift` is one of the levels.
 
-    levels: float64 `(k,)`, ascending. unit: positive, broadcasts to the leaf's shape; shape `()` where one unit holds
+    levels: float64 `(k,)`, ascending, from the least to the largest that occurs. unit: positive, broadcasts to the leaf's shape; shape `()` where one unit holds
     for all, and then 1, so that levels are values. shift: the same, in units.
     """
 
@@ -40,7 +40,7 @@ def stored_grid(packed: PackedArray) -> StoredGrid | None:
     """The grid of a packed array, behind its mask if it has one; None of what is lossless or has no grid of weights.
 
     >>> import numpy as np, modelzip_jax as mz
-    >>> weights = np.float32([[0.0, 1.0, 3.0]])
+    >>> weights = np.float32([[-3.0, 1.0, 3.0]])
     >>> stored_grid(mz.compress({"w": weights}, mz.quantize(2, granularity="tensor")).params["w"]).levels
     array([-3.,  0.,  3.])
     """

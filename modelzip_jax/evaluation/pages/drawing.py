@@ -56,7 +56,8 @@ def canvas(width: float, height: float, salt: str) -> Iterator[Figure]:
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": salt}):
+    style: Any = {**_STYLE, "svg.hashsalt": salt}
+    with matplotlib.rc_context(style):
         yield Figure(figsize=(width, height), layout="constrained")
 
 
