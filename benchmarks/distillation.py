@@ -12,12 +12,19 @@ from __future__ import annotations
 
 import argparse
 import math
+from typing import Any
 
 from benchmarks import harness
-from benchmarks.teaching import compressed, quarter
+from benchmarks.teaching import compressed, quarter, step_time, subsets, weak
 from benchmarks.teaching.cells import Cells, OutOfTimeError
 
-PARTS = {"losses": quarter, "compressed": compressed}
+PARTS: dict[str, Any] = {
+    "losses": quarter,
+    "compressed": compressed,
+    "weak": weak,
+    "subsets": subsets,
+    "step_time": step_time,
+}
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ class Cells:
 
     def __init__(self, path: Path | None, seconds: float = math.inf):
         self.path, self.end = path, time.monotonic() + seconds
-        self.found: dict[str, Cell] = json.loads(path.read_text()) if path and path.exists() else {}
+        self.found: dict[str, Cell] = self._kept()
 
     def get(self, name: str, make: Callable[[], Cell]) -> Cell:
         """What is kept under a name; made and kept where there is nothing.
@@ -38,18 +38,23 @@ class Cells:
             said = ", ".join(f"{k} {v:.2f}" for k, v in self.found[name].items() if isinstance(v, float))
             print(f"{name}: {said} ({time.perf_counter() - began:.0f} s)", flush=True)
             if self.path:
+                # Another process may be at another part.
+                self.found = {**self._kept(), **self.found}
                 with atomic_file(self.path) as file:
                     file.write((json.dumps(self.found, indent=0) + "\n").encode())
         return self.found[name]
 
+    def _kept(self) -> dict[str, Cell]:
+        return json.loads(self.path.read_text()) if self.path and self.path.exists() else {}
 
-def climb(values: Sequence[float], factor: float, score: Callable[[float], float], further: int = 2) -> float:
+
+def climb(values: Sequence[float], factor: float, score: Callable[[float], float], further: int = 1) -> float:
     """The best of `values`, in ascending order; while that is the last or the first, `factor` further on that side.
 
     At most `further` of these.
 
     >>> climb((1.0, 3.0), 3.0, lambda x: -abs(x - 20.0))
-    27.0
+    9.0
     """
     scores = {x: score(x) for x in values}
     for _ in range(further):

@@ -124,7 +124,7 @@ def _top_k(s: Seen) -> jax.Array:
 
 
 _SOFTENED: dict[str, Any] = {"weights": (1.0, 3.0), "factor": 3.0}
-_WARM = (4.0, 2.0)
+_WARM = (2.0, 4.0)
 
 LOSSES = [
     Loss(NONE, weights=(0.0,)),

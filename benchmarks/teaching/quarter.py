@@ -21,7 +21,7 @@ from modelzip_jax.tree import PyTree
 __all__ = ["SEEDS", "peak", "report", "run"]
 
 SEEDS = 3
-PEAKS = (1e-3, 3e-3, 6e-3)
+PEAKS = (1e-3, 3e-3, 6e-3, 1e-2, 2e-2)
 
 
 def run(cells: Cells) -> None:
@@ -47,7 +47,7 @@ def _trained(cells: Cells, loss: Loss, best: float) -> list[dict[str, Any]]:
     """
 
     def cell(weight: float, temperature: float, seed: int) -> dict[str, Any]:
-        name = f"quarter/{loss.title}/w={weight:g},T={temperature:g}/seed={seed}"
+        name = f"quarter/{loss.title}/peak={best:g},w={weight:g},T={temperature:g}/seed={seed}"
         made = cells.get(name, lambda: _fit(loss, best, weight, temperature, seed))
         return {**made, "weight": weight, "temperature": temperature}
 

@@ -1,0 +1,98 @@
+"""What distillation adds to a training step: LeNet-5 teaches a quarter of its widths."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from benchmarks import harness
+from benchmarks.teaching import students
+from benchmarks.teaching.cells import Cells
+from benchmarks.teaching.students import BATCH, QUARTER
+from modelzip_jax import distillation
+from modelzip_jax.tree import PyTree
+
+__all__ = ["report", "run"]
+
+ROUNDS = 200
+STUDENT, AGAIN, TEACHER = "student step", "student step, a second time", "teacher forward"
+TAUGHT, CACHED = "distilled step, teacher within", "distilled step, cached logits"
+CELL = "step time"
+
+
+def run(cells: Cells) -> None:
+    """Times what has not been timed. Ask for one core: then CPU time counts, and other programs do not."""
+    cells.get(CELL, _measured)
+
+
+def _measured() -> dict[str, Any]:
+    data = students.training_data()
+    images, labels = data["inputs"][:BATCH], data["labels"][:BATCH]
+    forward = jax.jit(students.logits_of)
+    teacher = students.teacher_params()
+    logits = jax.block_until_ready(forward(teacher, images))
+    cases: dict[str, Callable[[], Any]] = {
+        STUDENT: _step(lambda *_: None, images, labels),
+        AGAIN: _step(lambda *_: None, images, labels),
+        TEACHER: lambda: jax.block_until_ready(forward(teacher, images)),
+        TAUGHT: _step(lambda images, teacher: students.logits_of(teacher, images), images, labels, teacher),
+        CACHED: _step(lambda _, cached: cached, images, labels, logits.astype(jnp.float16)),
+    }
+    times = harness.interleave(cases, ROUNDS, warmup=3)
+    sums = {**times, "both": [a + b for a, b in zip(times[STUDENT], times[TEACHER], strict=True)]}
+    found: dict[str, Any] = {"ms": {case: 1e3 * harness.median(seconds) for case, seconds in times.items()}}
+    for name, (case, baseline) in {
+        "within": (TAUGHT, "both"), "cached": (CACHED, STUDENT), "control": (AGAIN, STUDENT),
+    }.items():  # fmt: skip
+        each = harness.ratios(sums, case, baseline)
+        found[name] = harness.median(each)
+        found[f"{name}_spread"] = harness.spread(each)
+    return found
+
+
+def _step(
+    teacher_of: Callable[..., jax.Array | None], images: jax.Array, labels: jax.Array, given: Any = ()
+) -> Callable[[], None]:
+    """One step, as a callable that waits for it; `teacher_of(images, given)` is the teacher's logits, or None."""
+    tx = students.adamw(1e-3)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params: PyTree, state: Any, images: jax.Array, labels: jax.Array, given: Any) -> Any:
+        def loss(params: PyTree) -> jax.Array:
+            logits = students.logits_of(params, images)
+            hard, target = students.cross_entropy(logits, labels), teacher_of(images, given)
+            return hard if target is None else hard + distillation.soft_targets(logits, target)
+
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = students.drawn(0, QUARTER)
+    held = [params, tx.init(params)]
+
+    def run() -> None:
+        held[:] = jax.block_until_ready(step(*held, images, labels, given))
+
+    return run
+
+
+def report(cells: Cells, out: harness.Report) -> None:
+    """The table and its bars."""
+    found = cells.found.get(CELL)
+    if found is None:
+        out.note("step times: not measured")
+        return
+    out.table(
+        f"Step time, batch {BATCH}", ["case", "median, ms"], [[case, ms] for case, ms in found["ms"].items()]
+    )
+    remark = f"a student step against itself {found['control']:.3f} ± {found['control_spread']:.3f}"
+    for what, name, limit in (
+        ("distilled step ÷ (student step + teacher forward)", "within", 1.05),
+        ("distilled step with cached logits ÷ student step", "cached", 1.03),
+    ):
+        said = f"± {found[f'{name}_spread']:.3f}; {remark}"
+        out.bar(f"LeNet-5 to a quarter: {what}", limit, found[name], unit=" ×", remark=said)
