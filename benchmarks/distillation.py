@@ -15,7 +15,7 @@ import math
 from typing import Any
 
 from benchmarks import harness
-from benchmarks.teaching import compressed, quarter, step_time, subsets, weak
+from benchmarks.teaching import compressed, quarter, step_time, students, subsets, weak
 from benchmarks.teaching.cells import Cells, OutOfTimeError
 
 PARTS: dict[str, Any] = {
@@ -33,8 +33,10 @@ def main() -> None:
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--seconds", type=float, default=math.inf, help="to stop after")
-    parser.add_argument("--quick", action="store_true", help="written to no file")
+    parser.add_argument("--quick", action="store_true", help="few steps, written to no file")
     chosen = parser.parse_args()
+    if chosen.quick:
+        students.QUICK.append(5)
     report = harness.Report("distillation", "Distillation", chosen)
     report.command = "python -m benchmarks.distillation"
     cells = Cells(None if chosen.quick else harness.RESULTS / "distillation_cells.json", chosen.seconds)

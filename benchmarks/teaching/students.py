@@ -19,7 +19,8 @@ from modelzip_jax.training import data as datasets
 from modelzip_jax.tree import PyTree
 
 __all__ = [
-    "BATCH", "FULL", "QUARTER", "STEPS", "Objective", "accuracies", "adamw", "cross_entropy", "drawn", "logits_of",
+    "BATCH", "FULL", "QUARTER", "QUICK", "STEPS", "Objective", "accuracies", "adamw", "cross_entropy", "drawn",
+    "logits_of",
     "make_run", "orders", "outputs", "read", "split", "standardised", "teacher_outputs", "teacher_params",
     "training_data",
 ]  # fmt: skip
@@ -28,6 +29,8 @@ FULL, QUARTER = (20, 50, 500), (5, 12, 125)
 BATCH, STEPS = 128, 858
 """Two epochs of the 55,000 training images."""
 DECAY = 0.05
+QUICK: list[int] = []
+"""The most steps of a run; filled by `--quick`."""
 PLACES = {
     "first": ("Conv_0/kernel", "activations"),
     "maps": ("Dense_0/kernel", "inputs"),
@@ -139,7 +142,7 @@ def adamw(peak: float, steps: int = STEPS) -> optax.GradientTransformation:
 def orders(seed: int, steps: int, examples: int, batch: int = BATCH, chosen: Any = None) -> jax.Array:
     """Indices of batches (steps, batch), of all examples or of the chosen ones."""
     count = examples if chosen is None else len(chosen)
-    order = datasets.Batches({"index": np.arange(count)}, batch, seed=seed).take(steps)
+    order = datasets.Batches({"index": np.arange(count)}, batch, seed=seed).take(min([steps, *QUICK]))
     return jnp.asarray(order if chosen is None else np.asarray(chosen)[order])
 
 
