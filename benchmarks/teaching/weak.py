@@ -21,7 +21,7 @@ from modelzip_jax.tree import PyTree
 __all__ = ["report", "run"]
 
 SEEDS, SHARE = 3, 0.01
-HALF, TEACHER_BATCH, MEMBERS = (10, 25, 250), 64, 5
+HALF, TEACHER_BATCH, MEMBERS = (10, 25, 250), 64, 3
 CROPS = (0, 2)
 """Pixels of random shifts; 0 for none."""
 HOW: dict[str, dict[str, Any]] = {
@@ -64,9 +64,9 @@ def _results(cells: Cells) -> dict[str, list[dict[str, Any]]]:
     found["the teacher itself"] = [teacher(teacher_crop, MEMBERS, s) for s in seeds]
     for member in found["the teacher itself"]:
         member["how"] = f"{MEMBERS} LeNets of half the widths, crops of {teacher_crop}"
+    how = best({h: taught(TAUGHT, h, 0, 0) for h in HOW})
+    own = best({c: taught(TAUGHT, how, c, 0) for c in CROPS})
     for by in (TAUGHT, ALL):
-        how = best({h: taught(by, h, 0, 0) for h in HOW})
-        own = best({c: taught(by, how, c, 0) for c in CROPS})
         found[by] = [taught(by, how, own, s) | {"how": f"{how}, crops of {own}"} for s in seeds]
     return found
 
