@@ -56,7 +56,8 @@ def _measured() -> dict[str, Any]:
     sums = {**times, "both": [a + b for a, b in zip(times[STUDENT], times[TEACHER], strict=True)]}
     found: dict[str, Any] = {"ms": {case: 1e3 * harness.median(seconds) for case, seconds in times.items()}}
     for name, (case, baseline) in {
-        "before": (TAUGHT, "both"), "within": (WITHIN, "both"), "cached": (CACHED, STUDENT), "control": (AGAIN, STUDENT),
+        "before": (TAUGHT, "both"), "within": (WITHIN, "both"),
+        "cached": (CACHED, STUDENT), "control": (AGAIN, STUDENT),
     }.items():  # fmt: skip
         each = harness.ratios(sums, case, baseline)
         found[name] = harness.median(each)
