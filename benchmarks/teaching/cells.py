@@ -34,12 +34,12 @@ class Cells:
             if time.monotonic() > self.end:
                 raise OutOfTimeError
             began = time.perf_counter()
-            self.found[name] = make()
-            said = ", ".join(f"{k} {v:.2f}" for k, v in self.found[name].items() if isinstance(v, float))
+            made = make()
+            said = ", ".join(f"{k} {v:.2f}" for k, v in made.items() if isinstance(v, float))
             print(f"{name}: {said} ({time.perf_counter() - began:.0f} s)", flush=True)
+            # Another process may have been at another part.
+            self.found = {**(self._kept() if self.path else self.found), name: made}
             if self.path:
-                # Another process may be at another part.
-                self.found = {**self._kept(), **self.found}
                 with atomic_file(self.path) as file:
                     file.write((json.dumps(self.found, indent=0) + "\n").encode())
         return self.found[name]

@@ -23,7 +23,7 @@ ROUNDS = 200
 STUDENT, AGAIN, TEACHER = "student step", "student step, a second time", "teacher forward"
 TAUGHT, CACHED = "teacher forward, then a distilled step", "distilled step, cached logits"
 WITHIN = "distilled step, teacher in the same program"
-CELL = "step time"
+CELL = "step times"
 
 
 def run(cells: Cells) -> None:
