@@ -22,8 +22,9 @@ __all__ = ["StoredGrid", "stored_grid"]
 class StoredGrid:
     """Values v of a leaf lie where `v / unit + shift` is one of the levels.
 
-    levels: float64 `(k,)`, ascending, from the least to the largest that occurs. unit: positive, broadcasts to the leaf's shape; shape `()` where one unit holds
-    for all, and then 1, so that levels are values. shift: the same, in units.
+    levels: float64 `(k,)`, ascending, from the least to the largest that occurs. unit: positive, broadcasts to the
+    leaf's shape; shape `()` where one unit holds for all, and then 1, so that levels are values. shift: the same, in
+    units.
     """
 
     levels: np.ndarray
