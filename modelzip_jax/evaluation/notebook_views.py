@@ -39,7 +39,8 @@ def html_of(model: Packed) -> str:
         "<tr>" + "".join(_cell("td", text, side) for text, side in zip(row, align, strict=True)) + "</tr>"
         for row in rows
     )
-    return f"<p>{html.escape(repr(model))}</p><table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    return f"<p>{html.escape(repr(model))}</p>{table}"
 
 
 def _are_traced(leaves: list[Any]) -> bool:
