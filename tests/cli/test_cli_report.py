@@ -1,4 +1,4 @@
-"""`modelzip report`: a page beside the file, and what is wrong before any work is done."""
+"""`modelzip report` and `compare`: a page beside the file, and what is wrong before any work is done."""
 
 import json
 
@@ -10,6 +10,9 @@ from modelzip_jax import checkpoints
 
 TASK = """
 import numpy as np
+import modelzip_jax as mz
+
+two, eight = mz.quantize(2), mz.quantize(8)
 
 def scores(params):
     return {"hit": np.asarray(params["w"])[:, 0] > 0, "bytes": 12}
@@ -68,3 +71,21 @@ def test_evaluate_shows_scores_of_examples_with_their_standard_error(monkeypatch
     assert "±" in out
     _, out, _ = run(monkeypatch, capsys, "evaluate", "m.mz", "--task", "report_tasks:scores", "--json")
     assert 0 < json.loads(out)["m.mz"]["hit"] < 1
+
+
+def test_recipes_side_by_side(monkeypatch, capsys, compressed):
+    pytest.importorskip("matplotlib")
+    options = ("--recipes", "report_tasks:two,report_tasks:eight", "--task", "report_tasks:scores")
+    code, out, err = run(monkeypatch, capsys, "compare", "m.safetensors", *options, "-o", "c.html", "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    small, large = told["recipes"]
+    assert small["file_bytes"] < large["file_bytes"]
+    assert small["on_front"]
+    page = (compressed / "c.html").read_text()
+    assert f"{small['file_bytes']:,}" in page
+    assert "report_tasks:two" in page
+    code, out, _ = run(monkeypatch, capsys, "compare", "m.safetensors", *options)
+    assert code == 0
+    assert "on the front" in out
+    assert run(monkeypatch, capsys, "compare", "m.safetensors", *options, "--score", "none")[0] == 2

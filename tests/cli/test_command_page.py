@@ -36,7 +36,9 @@ def test_the_examples_of_the_page(monkeypatch, capsys, tmp_path):
                 assert ours == pytest.approx(theirs, rel=0.25), line
 
 
-@pytest.mark.parametrize(("command", "at_least"), [("compress", 11), ("evaluate", 3), ("report", 4)])
+@pytest.mark.parametrize(
+    ("command", "at_least"), [("compress", 11), ("evaluate", 3), ("report", 4), ("compare", 6)]
+)
 def test_every_option_of_a_command_is_on_the_page(monkeypatch, capsys, command, at_least):
     monkeypatch.setenv("COLUMNS", "200")
     _, out, _ = run(monkeypatch, capsys, command, "--help")

@@ -9,7 +9,7 @@ import pytest
 
 import modelzip_jax as mz
 from modelzip_jax.errors import EvaluationError, MissingExtraError, TreeError
-from modelzip_jax.evaluation.findings import findings
+from modelzip_jax.evaluation.compression_findings import findings
 from modelzip_jax.evaluation.pages.squarified import squarified
 from modelzip_jax.evaluation.score_changes import named_scores, score_changes
 from modelzip_jax.evaluation.stored_grids import stored_grid

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from modelzip_jax.evaluation.findings import LayerFinding
+from modelzip_jax.evaluation.compression_findings import LayerFinding
 from modelzip_jax.evaluation.pages.drawing import AFTER, GRID, INK, canvas, plain_axes, svg
 from modelzip_jax.evaluation.pages.markup import Markup, joined
 from modelzip_jax.evaluation.pages.squarified import Rectangle, squarified

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
 
+from modelzip_jax.evaluation.compression_findings import MOST_HISTOGRAMS, Findings, findings
 from modelzip_jax.evaluation.estimate import Estimate
-from modelzip_jax.evaluation.findings import MOST_HISTOGRAMS, Findings, findings
 from modelzip_jax.evaluation.pages.byte_figures import bars, treemap
 from modelzip_jax.evaluation.pages.change_figures import MOST_LEVELS, histogram_figure, score_figure
 from modelzip_jax.evaluation.pages.markup import Markup, element, joined
@@ -18,7 +18,7 @@ from modelzip_jax.evaluation.pages.tables import layer_table, score_table, searc
 from modelzip_jax.packing import Packed
 from modelzip_jax.tree import PyTree
 
-__all__ = ["html_report", "page"]
+__all__ = ["document", "html_report", "page"]
 
 # Nothing is asked of any network, whatever names a file has.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
@@ -76,17 +76,23 @@ def page(found: Findings, title: str) -> str:
         ),
         *sections,
         _data(report.plain()),
-        element("script", Markup(_read("page.js"))),
     ]  # fmt: skip
+    return document(f"{title}: {headline}", body)
+
+
+def document(title: str, body: Sequence[Markup | None]) -> str:
+    """A whole file of HTML, with style and script within it."""
     head = [
         element("meta", charset="utf-8"),
         element("meta", name_="viewport", content="width=device-width, initial-scale=1"),
         element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
         element("link", rel="icon", href="data:,"),
-        element("title", f"{title}: {headline}"),
+        element("title", title),
         element("style", Markup(_read("page.css"))),
     ]
-    whole = element("html", element("head", *head), element("body", element("main", *body)), lang="en")
+    script = element("script", Markup(_read("page.js")))
+    content = element("body", element("main", *body), script)
+    whole = element("html", element("head", *head), content, lang="en")
     return f"<!DOCTYPE html>\n{whole}\n"
 
 

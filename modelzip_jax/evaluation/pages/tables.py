@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from modelzip_jax.evaluation.findings import Findings
+from modelzip_jax.evaluation.compression_findings import Findings
 from modelzip_jax.evaluation.pages.markup import Markup, element, joined
 from modelzip_jax.evaluation.pages.numbers import exact, share, shown
 from modelzip_jax.evaluation.score_changes import ScoreChange
