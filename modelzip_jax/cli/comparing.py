@@ -47,8 +47,8 @@ def compare_command(
     from modelzip_jax import checkpoints
     from modelzip_jax.atomic import atomic_file
     from modelzip_jax.checkpoints.recognition import absence
-    from modelzip_jax.evaluation.pages.comparison_page import comparison_page
     from modelzip_jax.evaluation.pages.drawing import check_installed
+    from modelzip_jax.evaluation.pages.recipe_page import comparison_page
     from modelzip_jax.evaluation.recipe_comparison import compare_recipes, pareto
 
     if not source.exists():

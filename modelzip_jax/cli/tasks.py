@@ -10,7 +10,7 @@ from modelzip_jax.cli.named_objects import named_object
 from modelzip_jax.errors import RecipeError
 
 if TYPE_CHECKING:
-    from modelzip_jax.evaluation.score_changes import Score
+    from modelzip_jax.evaluation.task_scores import Score
 
 __all__ = ["task_of"]
 
@@ -22,7 +22,7 @@ def task_of(text: str) -> Callable[[Any], dict[str, Score]]:
       RecipeError: there is no such function.
       EvaluationError: from what is returned, if the function gives something else than a dict of scores.
     """
-    from modelzip_jax.evaluation.score_changes import named_scores
+    from modelzip_jax.evaluation.task_scores import named_scores
 
     function = named_object(text, "--task")
     if not callable(function):

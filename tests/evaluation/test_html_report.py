@@ -10,9 +10,9 @@ import pytest
 import modelzip_jax as mz
 from modelzip_jax.errors import EvaluationError, MissingExtraError, TreeError
 from modelzip_jax.evaluation.compression_findings import findings
-from modelzip_jax.evaluation.pages.squarified import squarified
-from modelzip_jax.evaluation.score_changes import named_scores, score_changes
+from modelzip_jax.evaluation.pages.treemap_layout import squarified
 from modelzip_jax.evaluation.stored_grids import stored_grid
+from modelzip_jax.evaluation.task_scores import named_scores, score_changes
 from modelzip_jax.evaluation.weight_errors import weight_error
 from modelzip_jax.evaluation.weight_histograms import weight_histogram
 

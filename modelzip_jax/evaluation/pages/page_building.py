@@ -12,9 +12,9 @@ from modelzip_jax.evaluation.compression_findings import MOST_HISTOGRAMS, Findin
 from modelzip_jax.evaluation.estimate import Estimate
 from modelzip_jax.evaluation.pages.byte_figures import bars, treemap
 from modelzip_jax.evaluation.pages.change_figures import MOST_LEVELS, histogram_figure, score_figure
-from modelzip_jax.evaluation.pages.markup import Markup, element, joined
+from modelzip_jax.evaluation.pages.markup import Markup, concatenated, element
 from modelzip_jax.evaluation.pages.numbers import share, shown, size
-from modelzip_jax.evaluation.pages.tables import layer_table, score_table, search_field
+from modelzip_jax.evaluation.pages.page_tables import layer_table, score_table, search_field
 from modelzip_jax.packing import Packed
 from modelzip_jax.tree import PyTree
 
@@ -150,7 +150,7 @@ def _quality(found: Findings) -> Markup | None:
     if any(c.paired for c in found.scores):
         hints.append("Changes are of the same examples, one by one.")
     content = [score_table(found.scores), element("p", " ".join(hints), class_="hint") if hints else None]
-    return _section("Quality", joined(*content, element("div", *figures, class_="scores")), opened=True)
+    return _section("Quality", concatenated(*content, element("div", *figures, class_="scores")), opened=True)
 
 
 def _layer_figures(found: Findings) -> Markup:
@@ -194,4 +194,4 @@ def _layers(found: Findings) -> Markup:
     hint = f"Weights before and after, of the {MOST_HISTOGRAMS} largest compressed tensors at most." if compared else (
         "Give the weights before compression to see errors, and weights before and after."
     )  # fmt: skip
-    return joined(search_field("details.layer", "layers"), element("p", hint, class_="hint"), *parts)
+    return concatenated(search_field("details.layer", "layers"), element("p", hint, class_="hint"), *parts)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from modelzip_jax.evaluation.pages.front_figure import front_figure
 from modelzip_jax.evaluation.pages.markup import element
 from modelzip_jax.evaluation.pages.numbers import exact, shown
 from modelzip_jax.evaluation.pages.page_building import document
-from modelzip_jax.evaluation.pages.tables import Column, table
+from modelzip_jax.evaluation.pages.page_tables import Column, sortable_table
+from modelzip_jax.evaluation.pages.recipe_figures import front_figure
 from modelzip_jax.evaluation.recipe_comparison import ComparedRecipe
 
 __all__ = ["comparison_page"]
@@ -47,6 +47,6 @@ def comparison_page(
         element("p", f"{sum(on_front)} of {len(compared)} recipes are beaten by none", class_="headline"),
         front_figure(compared, on_front, score),
         element("p", "Dashed: before compression. Bars: one standard error.", class_="hint"),
-        table(columns, rows),
+        sortable_table(columns, rows),
     ]
     return document(title, body)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from modelzip_jax.evaluation.compression_findings import Findings
-from modelzip_jax.evaluation.pages.markup import Markup, element, joined
+from modelzip_jax.evaluation.pages.markup import Markup, concatenated, element
 from modelzip_jax.evaluation.pages.numbers import exact, share, shown
-from modelzip_jax.evaluation.score_changes import ScoreChange
+from modelzip_jax.evaluation.task_scores import ScoreChange
 
-__all__ = ["Column", "layer_table", "score_table", "search_field", "table"]
+__all__ = ["Column", "layer_table", "score_table", "search_field", "sortable_table"]
 
 
 class Column(NamedTuple):
@@ -20,7 +20,9 @@ class Column(NamedTuple):
     is_number: bool = True
 
 
-def table(columns: Sequence[Column], rows: Sequence[Sequence[Markup]], foot: Sequence[Markup] = ()) -> Markup:
+def sortable_table(
+    columns: Sequence[Column], rows: Sequence[Sequence[Markup]], foot: Sequence[Markup] = ()
+) -> Markup:
     """Rows of cells below headings that sort by a click."""
     headings = [
         element(
@@ -96,7 +98,9 @@ def layer_table(found: Findings) -> Markup:
                 _number(most_off, shown(most_off) if most_off else "–"),
             ]
         rows.append(cells)
-    return joined(search_field("#layers tbody tr", "tensors"), table(columns, rows, _totals(found, compared)))
+    return concatenated(
+        search_field("#layers tbody tr", "tensors"), sortable_table(columns, rows, _totals(found, compared))
+    )
 
 
 def _totals(found: Findings, compared: bool) -> list[Markup]:
@@ -129,7 +133,7 @@ def score_table(scores: Sequence[ScoreChange]) -> Markup:
         ]
         for change in scores
     ]
-    return table(columns, rows)
+    return sortable_table(columns, rows)
 
 
 def _value(score: object) -> float | None:
