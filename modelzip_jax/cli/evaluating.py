@@ -38,7 +38,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Runs a task on the weights of a file, and on others to compare with."""
-    from modelzip_jax.evaluation.changes_of_scores import summary
+    from modelzip_jax.evaluation.task_scores import summary
 
     function = task_of(task)
     results: dict[str, dict[str, float | Estimate]] = {}

@@ -40,7 +40,7 @@ def report(
     import modelzip_jax as mz
     from modelzip_jax.atomic import atomic_file
     from modelzip_jax.errors import TransformError
-    from modelzip_jax.evaluation.file_findings import findings
+    from modelzip_jax.evaluation.compression_findings import findings
     from modelzip_jax.evaluation.pages.drawing import check_installed
     from modelzip_jax.evaluation.pages.page_building import page
 

@@ -10,19 +10,19 @@ from modelzip_jax.cli.named_objects import named_object
 from modelzip_jax.errors import RecipeError
 
 if TYPE_CHECKING:
-    from modelzip_jax.evaluation.changes_of_scores import TaskScore
+    from modelzip_jax.evaluation.task_scores import Score
 
 __all__ = ["task_of"]
 
 
-def task_of(text: str) -> Callable[[Any], dict[str, TaskScore]]:
+def task_of(text: str) -> Callable[[Any], dict[str, Score]]:
     """The function that `module:function` names; what it raises is the user's own error.
 
     Raises:
       RecipeError: there is no such function.
       EvaluationError: from what is returned, if the function gives something else than a dict of scores.
     """
-    from modelzip_jax.evaluation.changes_of_scores import named_scores
+    from modelzip_jax.evaluation.task_scores import named_scores
 
     function = named_object(text, "--task")
     if not callable(function):
@@ -30,7 +30,7 @@ def task_of(text: str) -> Callable[[Any], dict[str, TaskScore]]:
             f"--task {text} is of type {type(function).__name__}, expected a function of the params"
         )
 
-    def task(params: Any) -> dict[str, TaskScore]:
+    def task(params: Any) -> dict[str, Score]:
         with own_code(f"--task {text}"):
             found = function(params)
         return named_scores(found, f"--task {text}")

@@ -4,7 +4,16 @@ The tasks `classification`, `generation` and `image_search` have one form: `eval
 gives a dict of named numbers, as `modelzip evaluate --task` takes them, from scores of each example.
 """
 
-from modelzip_jax.evaluation.file_findings import Findings, LayerFinding, findings
+from modelzip_jax.evaluation.compression_findings import Findings, LayerFinding, findings
 from modelzip_jax.evaluation.pages.page_building import html_report
+from modelzip_jax.evaluation.recipe_comparison import ComparedRecipe, compare_recipes, pareto
 
-__all__ = ["Findings", "LayerFinding", "findings", "html_report"]
+__all__ = [
+    "ComparedRecipe",
+    "Findings",
+    "LayerFinding",
+    "compare_recipes",
+    "findings",
+    "html_report",
+    "pareto",
+]

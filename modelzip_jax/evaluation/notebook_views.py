@@ -29,7 +29,7 @@ def html_of(model: Packed) -> str:
     True
     """
     leaves = jax.tree.leaves(model, is_leaf=is_packed)
-    if not all(map(is_packed, jax.tree.leaves(model.params, is_leaf=is_packed))) or not _are_arrays(leaves):
+    if not all(map(is_packed, jax.tree.leaves(model.params, is_leaf=is_packed))) or _are_traced(leaves):
         return f"<pre>{html.escape(repr(model))}</pre>"
     found = inspect(model)
     heading, *rows = found.cells()
@@ -39,16 +39,12 @@ def html_of(model: Packed) -> str:
         "<tr>" + "".join(_cell("td", text, side) for text, side in zip(row, align, strict=True)) + "</tr>"
         for row in rows
     )
-    body = "".join(lines)
-    return (
-        f"<p>{html.escape(repr(model))}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    )
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    return f"<p>{html.escape(repr(model))}</p>{table}"
 
 
-def _are_arrays(leaves: list[Any]) -> bool:
-    """Whether all are known numbers, and not, as within a trace or a `tree.map`, something in their place."""
-    every = [x for leaf in leaves for x in jax.tree.leaves(leaf)]
-    return all(hasattr(x, "dtype") and not isinstance(x, jax.core.Tracer) for x in every)
+def _are_traced(leaves: list[Any]) -> bool:
+    return any(isinstance(x, jax.core.Tracer) for leaf in leaves for x in jax.tree.leaves(leaf))
 
 
 def _cell(name: str, text: str, side: str) -> str:

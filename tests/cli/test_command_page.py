@@ -36,9 +36,12 @@ def test_the_examples_of_the_page(monkeypatch, capsys, tmp_path):
                 assert ours == pytest.approx(theirs, rel=0.25), line
 
 
-def test_every_option_of_compress_is_on_the_page(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("command", "at_least"), [("compress", 11), ("evaluate", 3), ("report", 4), ("compare", 6)]
+)
+def test_every_option_of_a_command_is_on_the_page(monkeypatch, capsys, command, at_least):
     monkeypatch.setenv("COLUMNS", "200")
-    _, out, _ = run(monkeypatch, capsys, "compress", "--help")
+    _, out, _ = run(monkeypatch, capsys, command, "--help")
     options = set(re.findall(r"--[a-z][a-z-]+", out)) - {"--help"}
-    assert len(options) > 10
+    assert len(options) >= at_least
     assert [option for option in sorted(options) if f"`{option}`" not in PAGE] == []

@@ -9,10 +9,10 @@ import pytest
 
 import modelzip_jax as mz
 from modelzip_jax.errors import EvaluationError, MissingExtraError, TreeError
-from modelzip_jax.evaluation.changes_of_scores import named_scores, score_changes
-from modelzip_jax.evaluation.file_findings import findings
+from modelzip_jax.evaluation.compression_findings import findings
 from modelzip_jax.evaluation.pages.treemap_layout import squarified
 from modelzip_jax.evaluation.stored_grids import stored_grid
+from modelzip_jax.evaluation.task_scores import named_scores, score_changes
 from modelzip_jax.evaluation.weight_errors import weight_error
 from modelzip_jax.evaluation.weight_histograms import weight_histogram
 
@@ -23,15 +23,11 @@ PARAMS = {
     "table": RNG.normal(size=(40, 8)).astype(np.float32),
     "count": np.arange(3),
 }
-RECIPE = mz.partition(
-    {
-        "pruned": mz.chain(mz.prune(sparsity=0.75), mz.quantize(4)),
-        "shared": mz.cluster(8),
-        "coded": mz.entropy_constrained(0.2),
-        "kept": mz.identity(),
-    },
-    {"dense/kernel": "pruned", "a<b>/*": "shared", "table": "coded", "**": "kept"},
-)
+RECIPE = mz.partition({
+    "dense/kernel": mz.chain(mz.prune(sparsity=0.75), mz.quantize(4)),
+    "a<b>/*": mz.cluster(8),
+    "table": mz.entropy_constrained(0.2),
+})  # fmt: skip
 
 
 class Page(html.parser.HTMLParser):

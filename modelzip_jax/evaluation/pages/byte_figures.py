@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from modelzip_jax.evaluation.file_findings import LayerFinding
+from modelzip_jax.evaluation.compression_findings import LayerFinding
 from modelzip_jax.evaluation.pages.drawing import AFTER, GRID, INK, canvas, plain_axes, svg
-from modelzip_jax.evaluation.pages.markup import Markup, in_sequence
+from modelzip_jax.evaluation.pages.markup import Markup, concatenated
 from modelzip_jax.evaluation.pages.treemap_layout import Rectangle, squarified
 
 __all__ = ["bars", "treemap"]
@@ -24,7 +24,9 @@ def treemap(layers: Sequence[LayerFinding]) -> Markup:
     )
     if not order:
         return Markup("")
-    return in_sequence(_treemap(layers, order, 9.6, 4.4, "wide"), _treemap(layers, order, 4.4, 5.6, "narrow"))
+    return concatenated(
+        _treemap(layers, order, 9.6, 4.4, "wide"), _treemap(layers, order, 4.4, 5.6, "narrow")
+    )
 
 
 def _bytes(layers: Sequence[LayerFinding], index: int) -> tuple[int, int]:

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from modelzip_jax.evaluation.changes_of_scores import ScoreChange
 from modelzip_jax.evaluation.estimate import Estimate
 from modelzip_jax.evaluation.pages.drawing import AFTER, BEFORE, GRID, canvas, svg
 from modelzip_jax.evaluation.pages.markup import Markup
+from modelzip_jax.evaluation.task_scores import ScoreChange
 from modelzip_jax.evaluation.weight_histograms import WeightHistogram
 
 __all__ = ["MOST_LEVELS", "histogram_figure", "score_figure"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 
-__all__ = ["Markup", "element", "in_sequence"]
+__all__ = ["Markup", "concatenated", "element"]
 
 _EMPTY = {"br", "input", "link", "meta"}
 
@@ -35,10 +35,10 @@ def element(name: str, *children: object, **attributes: object) -> Markup:
         elif value is not None and value is not False:
             told.append(f' {key}="{html.escape(str(value))}"')
     start = f"<{name}{''.join(told)}>"
-    return Markup(start if name in _EMPTY else f"{start}{in_sequence(*children)}</{name}>")
+    return Markup(start if name in _EMPTY else f"{start}{concatenated(*children)}</{name}>")
 
 
-def in_sequence(*children: object) -> Markup:
+def concatenated(*children: object) -> Markup:
     """Children one after the other, text escaped."""
     parts = (
         child if isinstance(child, Markup) else html.escape(str(child))

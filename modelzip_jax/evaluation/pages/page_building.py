@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
 
+from modelzip_jax.evaluation.compression_findings import MOST_HISTOGRAMS, Findings, findings
 from modelzip_jax.evaluation.estimate import Estimate
-from modelzip_jax.evaluation.file_findings import MOST_HISTOGRAMS, Findings, findings
 from modelzip_jax.evaluation.pages.byte_figures import bars, treemap
 from modelzip_jax.evaluation.pages.change_figures import MOST_LEVELS, histogram_figure, score_figure
-from modelzip_jax.evaluation.pages.markup import Markup, element, in_sequence
+from modelzip_jax.evaluation.pages.markup import Markup, concatenated, element
 from modelzip_jax.evaluation.pages.numbers import share, shown, size
-from modelzip_jax.evaluation.pages.sortable_tables import layer_table, score_table, search_field
+from modelzip_jax.evaluation.pages.page_tables import layer_table, score_table, search_field
 from modelzip_jax.packing import Packed
 from modelzip_jax.tree import PyTree
 
-__all__ = ["html_report", "page"]
+__all__ = ["document", "html_report", "page"]
 
 # Nothing is asked of any network, whatever names a file has.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
@@ -76,17 +76,23 @@ def page(found: Findings, title: str) -> str:
         ),
         *sections,
         _data(report.plain()),
-        element("script", Markup(_read("page.js"))),
     ]  # fmt: skip
+    return document(f"{title}: {headline}", body)
+
+
+def document(title: str, body: Sequence[Markup | None]) -> str:
+    """A whole file of HTML, with style and script within it."""
     head = [
         element("meta", charset="utf-8"),
         element("meta", name_="viewport", content="width=device-width, initial-scale=1"),
         element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
         element("link", rel="icon", href="data:,"),
-        element("title", f"{title}: {headline}"),
+        element("title", title),
         element("style", Markup(_read("page.css"))),
     ]
-    whole = element("html", element("head", *head), element("body", element("main", *body)), lang="en")
+    script = element("script", Markup(_read("page.js")))
+    content = element("body", element("main", *body), script)
+    whole = element("html", element("head", *head), content, lang="en")
     return f"<!DOCTYPE html>\n{whole}\n"
 
 
@@ -144,7 +150,7 @@ def _quality(found: Findings) -> Markup | None:
     if any(c.paired for c in found.scores):
         hints.append("Changes are of the same examples, one by one.")
     content = [score_table(found.scores), element("p", " ".join(hints), class_="hint") if hints else None]
-    return _section("Quality", in_sequence(*content, element("div", *figures, class_="scores")), opened=True)
+    return _section("Quality", concatenated(*content, element("div", *figures, class_="scores")), opened=True)
 
 
 def _layer_figures(found: Findings) -> Markup:
@@ -188,4 +194,4 @@ def _layers(found: Findings) -> Markup:
     hint = f"Weights before and after, of the {MOST_HISTOGRAMS} largest compressed tensors at most." if compared else (
         "Give the weights before compression to see errors, and weights before and after."
     )  # fmt: skip
-    return in_sequence(search_field("details.layer", "layers"), element("p", hint, class_="hint"), *parts)
+    return concatenated(search_field("details.layer", "layers"), element("p", hint, class_="hint"), *parts)

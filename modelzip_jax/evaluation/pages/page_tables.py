@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from modelzip_jax.evaluation.changes_of_scores import ScoreChange
-from modelzip_jax.evaluation.file_findings import Findings
-from modelzip_jax.evaluation.pages.markup import Markup, element, in_sequence
+from modelzip_jax.evaluation.compression_findings import Findings
+from modelzip_jax.evaluation.pages.markup import Markup, concatenated, element
 from modelzip_jax.evaluation.pages.numbers import exact, share, shown
+from modelzip_jax.evaluation.task_scores import ScoreChange
 
 __all__ = ["Column", "layer_table", "score_table", "search_field", "sortable_table"]
 
@@ -98,7 +98,7 @@ def layer_table(found: Findings) -> Markup:
                 _number(most_off, shown(most_off) if most_off else "–"),
             ]
         rows.append(cells)
-    return in_sequence(
+    return concatenated(
         search_field("#layers tbody tr", "tensors"), sortable_table(columns, rows, _totals(found, compared))
     )
 
