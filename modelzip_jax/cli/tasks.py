@@ -10,12 +10,12 @@ from modelzip_jax.cli.named_objects import named_object
 from modelzip_jax.errors import RecipeError
 
 if TYPE_CHECKING:
-    from modelzip_jax.evaluation.task_scores import Score
+    from modelzip_jax.evaluation.task_scores import TaskScore
 
 __all__ = ["task_of"]
 
 
-def task_of(text: str) -> Callable[[Any], dict[str, Score]]:
+def task_of(text: str) -> Callable[[Any], dict[str, TaskScore]]:
     """The function that `module:function` names; what it raises is the user's own error.
 
     Raises:
@@ -30,7 +30,7 @@ def task_of(text: str) -> Callable[[Any], dict[str, Score]]:
             f"--task {text} is of type {type(function).__name__}, expected a function of the params"
         )
 
-    def task(params: Any) -> dict[str, Score]:
+    def task(params: Any) -> dict[str, TaskScore]:
         with own_code(f"--task {text}"):
             found = function(params)
         return named_scores(found, f"--task {text}")

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from modelzip_jax.evaluation.report import Report, TensorReport, inspect
-from modelzip_jax.evaluation.task_scores import Score, ScoreChange, named_scores, score_changes
+from modelzip_jax.evaluation.task_scores import TaskScore, ScoreChange, named_scores, score_changes
 from modelzip_jax.evaluation.weight_errors import WeightError, leaves_like, weight_error
 from modelzip_jax.evaluation.weight_histograms import WeightHistogram, weight_histogram
 from modelzip_jax.packed import Dense, is_packed
@@ -136,7 +136,7 @@ def _scores(
 ) -> tuple[ScoreChange, ...]:
     variables = dict(model.variables or {})
     after = named_scores(task({"params": params, **variables} if variables else params))
-    before: dict[str, Score] | None = None
+    before: dict[str, TaskScore] | None = None
     if against is not None:
         bare = variables and not (isinstance(against, Mapping) and "params" in against)
         before = named_scores(task({"params": against, **variables} if bare else against))

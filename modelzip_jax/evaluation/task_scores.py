@@ -13,7 +13,7 @@ from modelzip_jax.evaluation.estimate import Estimate, mean
 
 __all__ = ["ScoreChange", "named_scores", "score_changes", "summary"]
 
-Score = float | Estimate | np.ndarray
+TaskScore = float | Estimate | np.ndarray
 """A number, one with its standard error, or float64 `(n,)`: a score for each example."""
 
 
@@ -32,7 +32,7 @@ class ScoreChange:
     paired: bool = False
 
 
-def named_scores(found: Any, what: str = "the task") -> dict[str, Score]:
+def named_scores(found: Any, what: str = "the task") -> dict[str, TaskScore]:
     """What a task returned: a dict of numbers, estimates, or arrays of one axis with a score for each example.
 
     Raises:
@@ -46,7 +46,7 @@ def named_scores(found: Any, what: str = "the task") -> dict[str, Score]:
     return {str(name): _score(value, name, what) for name, value in found.items()}
 
 
-def _score(value: Any, name: Any, what: str) -> Score:
+def _score(value: Any, name: Any, what: str) -> TaskScore:
     if isinstance(value, Estimate):
         return value
     try:
@@ -63,7 +63,7 @@ def _score(value: Any, name: Any, what: str) -> Score:
     return float(array.reshape(())) if array.ndim == 0 else array
 
 
-def summary(score: Score) -> float | Estimate:
+def summary(score: TaskScore) -> float | Estimate:
     """A number as it is; of scores their mean, with its standard error.
 
     >>> print(summary(np.array([1.0, 0.0])))
@@ -73,7 +73,7 @@ def summary(score: Score) -> float | Estimate:
 
 
 def score_changes(
-    after: Mapping[str, Score], before: Mapping[str, Score] | None = None
+    after: Mapping[str, TaskScore], before: Mapping[str, TaskScore] | None = None
 ) -> tuple[ScoreChange, ...]:
     """A row for each number, in the order of `after`; those of `before` alone are left out.
 
@@ -84,7 +84,7 @@ def score_changes(
     return tuple(_change(name, score, (before or {}).get(name)) for name, score in after.items())
 
 
-def _change(name: str, after: Score, before: Score | None) -> ScoreChange:
+def _change(name: str, after: TaskScore, before: TaskScore | None) -> ScoreChange:
     if before is None:
         return ScoreChange(name, summary(after))
     if isinstance(after, np.ndarray) and isinstance(before, np.ndarray) and after.shape == before.shape:

@@ -23,11 +23,15 @@ PARAMS = {
     "table": RNG.normal(size=(40, 8)).astype(np.float32),
     "count": np.arange(3),
 }
-RECIPE = mz.partition({
-    "dense/kernel": mz.chain(mz.prune(sparsity=0.75), mz.quantize(4)),
-    "a<b>/*": mz.cluster(8),
-    "table": mz.entropy_constrained(0.2),
-})  # fmt: skip
+RECIPE = mz.partition(
+    {
+        "pruned": mz.chain(mz.prune(sparsity=0.75), mz.quantize(4)),
+        "shared": mz.cluster(8),
+        "coded": mz.entropy_constrained(0.2),
+        "kept": mz.identity(),
+    },
+    {"dense/kernel": "pruned", "a<b>/*": "shared", "table": "coded", "**": "kept"},
+)
 
 
 class Page(html.parser.HTMLParser):
