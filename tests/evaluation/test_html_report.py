@@ -23,11 +23,14 @@ PARAMS = {
     "table": RNG.normal(size=(40, 8)).astype(np.float32),
     "count": np.arange(3),
 }
-RECIPE = mz.partition({
-    "dense/kernel": mz.chain(mz.prune(sparsity=0.75), mz.quantize(4)),
-    "a<b>/*": mz.cluster(8),
-    "table": mz.entropy_constrained(0.2),
-})  # fmt: skip
+RECIPE = mz.partition(
+    {
+        "sparse": mz.chain(mz.prune(sparsity=0.75), mz.quantize(4)),
+        "shared": mz.cluster(8),
+        "table": mz.entropy_constrained(0.2),
+    },
+    {"dense/kernel": "sparse", "a<b>/*": "shared", "table": "table"},
+)
 
 
 class Page(html.parser.HTMLParser):
