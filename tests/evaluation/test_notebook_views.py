@@ -23,7 +23,7 @@ def test_a_packed_model_shows_the_table_of_inspect():
 
 def test_what_holds_no_arrays_shows_its_repr():
     names = jax.tree.map(lambda x: "x", MODEL)
-    assert "<pre>" in names._repr_html_() or "<table>" in names._repr_html_()
+    assert names._repr_html_().startswith("<pre>")
 
 
 def test_packed_arrays_show_themselves_in_treescope():
@@ -32,5 +32,5 @@ def test_packed_arrays_show_themselves_in_treescope():
     text = treescope.render_to_text(leaf)
     assert "Masked(" in text
     assert "mask + int4 channel, 16×8" in text
-    assert "int4" in treescope.render_to_html(MODEL.params)
-    assert treescope.render_to_text(jax.tree.map(lambda x: None, leaf))
+    assert "lossless, 3, 24 bytes" in treescope.render_to_text(MODEL.params)
+    assert "not of stored arrays" in treescope.render_to_text(jax.tree.map(lambda x: "x", leaf))
