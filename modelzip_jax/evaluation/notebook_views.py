@@ -22,15 +22,15 @@ _LEFT = 4
 
 
 def html_of(model: Packed) -> str:
-    """The table of `inspect`; of a tree that holds no packed arrays, as within a `tree.map`, its repr.
+    """The table of `inspect`; a line without one where a `tree.map` has replaced the arrays.
 
     >>> import numpy as np, modelzip_jax as mz
     >>> "int4 channel" in html_of(mz.compress({"w": np.eye(8, dtype=np.float32)}, mz.quantize(4)))
     True
     """
-    leaves = jax.tree.leaves(model, is_leaf=is_packed)
-    if not all(map(is_packed, jax.tree.leaves(model.params, is_leaf=is_packed))) or _are_traced(leaves):
-        return f"<pre>{html.escape(repr(model))}</pre>"
+    packed = jax.tree.leaves(model.params, is_leaf=is_packed)
+    if not all(map(is_packed, packed)) or not _are_stored(model):
+        return "<pre>Packed, of something else than stored arrays</pre>"
     found = inspect(model)
     heading, *rows = found.cells()
     align = ["left" if index < _LEFT else "right" for index in range(len(heading))]
@@ -43,8 +43,9 @@ def html_of(model: Packed) -> str:
     return f"<p>{html.escape(repr(model))}</p>{table}"
 
 
-def _are_traced(leaves: list[Any]) -> bool:
-    return any(isinstance(x, jax.core.Tracer) for leaf in leaves for x in jax.tree.leaves(leaf))
+def _are_stored(tree: Any) -> bool:
+    """Whether all are arrays that a file could hold: no tracers, and not what a tree.map put in their place."""
+    return all(hasattr(x, "dtype") and not isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
 
 
 def _cell(name: str, text: str, side: str) -> str:
@@ -67,7 +68,7 @@ def treescope_of(packed: PackedArray, path: str | None, subtree_renderer: Any) -
 
 
 def _told(packed: PackedArray) -> str:
-    if not all(hasattr(x, "dtype") for x in jax.tree.leaves(packed)):
-        return "of no arrays"  # A tree.map has replaced them.
+    if not _are_stored(packed):
+        return "not of stored arrays"
     shape = "×".join(map(str, packed.shape)) or "scalar"
     return f"{describe(packed)}, {shape}, {packed.nbytes:,} bytes"

@@ -25,12 +25,11 @@ PARAMS = {
 }
 RECIPE = mz.partition(
     {
-        "pruned": mz.chain(mz.prune(sparsity=0.75), mz.quantize(4)),
+        "sparse": mz.chain(mz.prune(sparsity=0.75), mz.quantize(4)),
         "shared": mz.cluster(8),
-        "coded": mz.entropy_constrained(0.2),
-        "kept": mz.identity(),
+        "table": mz.entropy_constrained(0.2),
     },
-    {"dense/kernel": "pruned", "a<b>/*": "shared", "table": "coded", "**": "kept"},
+    {"dense/kernel": "sparse", "a<b>/*": "shared", "table": "table"},
 )
 
 
