@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from modelzip_jax.evaluation.report import Report, TensorReport, inspect
-from modelzip_jax.evaluation.task_scores import TaskScore, ScoreChange, named_scores, score_changes
+from modelzip_jax.evaluation.task_scores import ScoreChange, TaskScore, named_scores, score_changes
 from modelzip_jax.evaluation.weight_errors import WeightError, leaves_like, weight_error
 from modelzip_jax.evaluation.weight_histograms import WeightHistogram, weight_histogram
 from modelzip_jax.packed import Dense, is_packed

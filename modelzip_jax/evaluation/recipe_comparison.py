@@ -10,7 +10,7 @@ import numpy as np
 
 from modelzip_jax.coding.writer import file_sizes
 from modelzip_jax.errors import EvaluationError
-from modelzip_jax.evaluation.task_scores import TaskScore, ScoreChange, named_scores, score_changes
+from modelzip_jax.evaluation.task_scores import ScoreChange, TaskScore, named_scores, score_changes
 from modelzip_jax.packing import compress, unpack
 from modelzip_jax.search import Search
 from modelzip_jax.transform import Transform
