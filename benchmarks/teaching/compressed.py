@@ -12,7 +12,7 @@ import numpy as np
 import modelzip_jax as mz
 from benchmarks import harness
 from benchmarks.teaching import students
-from benchmarks.teaching.cells import Cells, OutOfTimeError
+from benchmarks.teaching.cells import Cells, OutOfTimeError, climb
 from modelzip_jax import distillation
 from modelzip_jax.tree import PyTree
 
@@ -55,7 +55,8 @@ def _trained(cells: Cells, title: str, method: str) -> list[dict[str, Any]]:
     chosen = best([cell(peak, 0.0, 1.0, 0) for peak in PEAKS[title]])
     if method == DISTILLED:
         first, *others = TEMPERATURES
-        weight = best([cell(chosen["peak"], w, first, 0) for w in WEIGHTS])["weight"]
+        rate = chosen["peak"]
+        weight = climb(WEIGHTS, 4.0, lambda w: cell(rate, w, first, 0)["validation"])
         chosen = best([cell(chosen["peak"], weight, t, 0) for t in (first, *others)])
     return [cell(chosen["peak"], chosen["weight"], chosen["temperature"], seed) for seed in range(SEEDS)]
 
