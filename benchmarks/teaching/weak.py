@@ -188,8 +188,8 @@ def report(cells: Cells, out: harness.Report) -> list[str]:
         f"{np.mean([x[n] for x in found['the teacher itself']]):.1f} %" for n in ("noise", "weighted_noise")
     ]
     out.note(
-        "weak labels: all students take the peak rate that was chosen with all labels, the teachers 1e-3; rates were not "
-        "chosen anew for 550 labels"
+        "weak labels: all students take the peak rate that was chosen with all labels, the teachers 1e-3; rates were "
+        "not chosen anew for 550 labels"
     )
     out.note(
         f"weak labels: of the teacher's labels {noise[0]} are wrong, of their weight by margin {noise[1]}"
