@@ -143,14 +143,21 @@ def _played(
     return scanned(state, data, order).params
 
 
-def report(cells: Cells, out: harness.Report) -> None:
-    """The table and its bar, of the losses that are done."""
-    best, rows, done = peak(cells), [], {}
+def report(cells: Cells, out: harness.Report) -> list[str]:
+    """The table and its bar, of the losses that are done; gives back what is not."""
+    missing: list[str] = []
+    try:
+        best = peak(cells)
+    except OutOfTimeError:
+        return ["all losses"]
+    rows, done = [], {}
     for loss in LOSSES:
         try:
             done[loss.title] = _trained(cells, loss, best)
         except OutOfTimeError:
-            out.note(f"{loss.title}: not finished")
+            missing.append(loss.title)
+    if NONE not in done:
+        return missing
     for title, found in done.items():
         test, gap = (
             np.array([f(x) for x in found]) for f in (lambda x: x["test"], lambda x: x["train"] - x["test"])
@@ -179,8 +186,9 @@ def report(cells: Cells, out: harness.Report) -> None:
     try:
         none, soft = (np.array([x["test"] for x in _trained(cells, loss, best, MANY)]) for loss in LOSSES[:2])
     except OutOfTimeError:
-        return
+        return [*missing, f"{MANY} seeds"]
     out.note(
         f"over {MANY} seeds: none {harness.said(none, digits=2)}, soft targets {harness.said(soft, digits=2)}, the "
         f"difference {harness.said(soft - none, digits=2)}"
     )
+    return missing
