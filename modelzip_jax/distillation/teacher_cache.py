@@ -160,7 +160,9 @@ def _manifest(teacher: Teacher, inputs: PyTree, batch_size: int, dtype: str, top
         raise DistillationError(
             f"dtype={dtype!r} must be one of {DTYPES}, and batch_size={batch_size} at least 1"
         )
-    rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *np.shape(x)[1:]), x.dtype), inputs)
+    rows = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((batch_size, *np.shape(x)[1:]), jnp.result_type(x)), inputs
+    )
     logits = jax.eval_shape(lambda t, x: t(x), teacher, rows)
     if not isinstance(logits, jax.ShapeDtypeStruct) or not jnp.issubdtype(logits.dtype, jnp.floating):
         raise DistillationError(f"a teacher gives one array of floating-point logits, not {logits}")

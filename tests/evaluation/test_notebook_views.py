@@ -26,6 +26,7 @@ def test_what_holds_no_arrays_shows_no_table():
     assert names._repr_html_().startswith("<pre>")
 
 
+@pytest.mark.filterwarnings("ignore:The chararray class is deprecated")  # In treescope, by newer NumPy.
 def test_packed_arrays_show_themselves_in_treescope():
     treescope = pytest.importorskip("treescope")
     leaf = MODEL.params["a<b>"]
