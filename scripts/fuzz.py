@@ -146,7 +146,11 @@ def forget_peak() -> None:
 
 
 def fault(path: Path) -> str | None:
-    """What is wrong with how a file is read; None if nothing."""
+    """What is wrong with how a file is read; None if nothing. What the first time compiles, the second need not."""
+    return _fault(path) and _fault(path)
+
+
+def _fault(path: Path) -> str | None:
     import modelzip_jax as mz
 
     forget_peak()
