@@ -57,7 +57,7 @@ class Archive:
                 raise FormatError(f"{self.path}: {error}") from error
             raise
         self._lock = threading.RLock()
-        self._cached: tuple[int, list[tuple[int, np.ndarray]]] | None = None
+        self._cached: tuple[int, dict[int, np.ndarray]] | None = None
         self._cached_raw: tuple[int, bytes] | None = None
         self._repeated: dict[int, np.ndarray] = {}
         self._repeats_left = collections.Counter[int]()
@@ -133,8 +133,8 @@ class Archive:
             )
         return data
 
-    def _chunk(self, chunk: int) -> list[tuple[int, np.ndarray]]:
-        """`(segment, symbols)` of the decoded pieces of a chunk; the last one is remembered."""
+    def _chunk(self, chunk: int) -> dict[int, np.ndarray]:
+        """The symbols of each segment with a piece in a chunk, decoded; the last one is remembered."""
         if self._cached is None or self._cached[0] != chunk:
             pieces = self._pieces(chunk)
             data = self._read(int(self._offsets[chunk]), self.header.chunks[chunk][1], f"chunk {chunk}")
@@ -146,7 +146,7 @@ class Archive:
                 )
             except FormatError as error:
                 raise FormatError(f"chunk {chunk}: {error}") from error
-            self._cached = (chunk, [(piece[0], part) for piece, part in zip(pieces, decoded, strict=True)])
+            self._cached = (chunk, {piece[0]: part for piece, part in zip(pieces, decoded, strict=True)})
         return self._cached[1]
 
     def _segment(self, segment: int) -> np.ndarray:
@@ -158,7 +158,8 @@ class Archive:
         last = int(np.searchsorted(self._symbol_ends, high, side="left")) - 1
         found = []
         for chunk in range(first, last + 1):
-            found += [decoded for index, decoded in self._chunk(chunk) if index == segment]
+            part = self._chunk(chunk).get(segment)
+            found += [part] if part is not None else []
         return found[0] if len(found) == 1 else np.concatenate(found)
 
     def _raw(self, stream: int) -> np.ndarray:

@@ -153,7 +153,7 @@ class _Bits:
     def __init__(self, data: bytes, offset: int) -> None:
         self.offset = offset
         window = bytes(data[offset : offset + _LONGEST])
-        self.bits = "".join(f"{byte:08b}" for byte in window)
+        self.bits = f"{int.from_bytes(window):0{8 * len(window)}b}" if window else ""
         self.at = 0
 
     def fail(self, what: str) -> FormatError:

@@ -20,7 +20,7 @@ __all__ = ["Band", "Basis"]
 MAX_SIZE = 1 << 24
 MAX_BLOCK = 1 << 12
 """Most samples of a DCT: its matrix has the square of that."""
-MAX_PACKET_LEVELS = 10
+MAX_PACKET_LEVELS = 8
 MAX_BANDS = 1 << 16
 MAX_OWN_BANDS = 1 << 12
 """Most sub-bands that have gains, or codes of their own."""

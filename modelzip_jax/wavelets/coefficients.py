@@ -17,7 +17,7 @@ from modelzip_jax.coding.joined import Joined
 from modelzip_jax.errors import ModelzipError
 from modelzip_jax.packed import Bits, Elementwise, PackedArray, packed_kind, static
 from modelzip_jax.wavelets.bases import MAX_OWN_BANDS, Band, Basis
-from modelzip_jax.wavelets.shapes import kept_bands, synthesize
+from modelzip_jax.wavelets.shapes import FEW_BANDS, kept_bands, synthesize
 
 __all__ = ["Coefficients"]
 
@@ -72,7 +72,13 @@ class Coefficients(PackedArray):
         """The sorted codes, in C order again."""
         codes = self.codes.unpack()  # type: ignore[union-attr]
         placed, at = jnp.zeros(self.corner, codes.dtype), 0
-        for band in kept_bands(self.basis, self.view, self.corner):
+        bands = kept_bands(self.basis, self.view, self.corner)
+        if len(bands) > FEW_BANDS:
+            places = np.arange(placed.size, dtype=np.int32 if placed.size < 1 << 31 else np.int64)
+            places = places.reshape(self.corner)
+            order = np.concatenate([places[band.slices].reshape(-1) for band in bands])
+            return placed.reshape(-1).at[order].set(codes, unique_indices=True)
+        for band in bands:
             box = placed[band.slices]
             placed = placed.at[band.slices].set(codes[at : at + box.size].reshape(box.shape))
             at += box.size

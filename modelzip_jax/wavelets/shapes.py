@@ -6,13 +6,18 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from modelzip_jax.errors import LeafError
 from modelzip_jax.meshes import spec_of, under_any_mesh
 from modelzip_jax.wavelets.bases import Band, Basis
 
-__all__ = ["crop", "kept_bands", "scale", "synthesize", "viewed"]
+__all__ = ["FEW_BANDS", "crop", "kept_bands", "scale", "synthesize", "viewed"]
+
+
+FEW_BANDS = 1 << 8
+"""More are taken together: a program with an operation for each would take seconds to trace."""
 
 
 def crop(y: jax.Array, corner: tuple[int, ...]) -> jax.Array:
@@ -47,6 +52,11 @@ def scale(y: jax.Array, gains: jax.Array | None, bands: list[Band]) -> jax.Array
     """Each band times the gain of its frequency; the last gain holds for all higher ones."""
     if gains is None:
         return y
+    if len(bands) > FEW_BANDS:
+        frequencies = np.zeros(y.shape, np.uint16)
+        for band in bands:
+            frequencies[band.slices] = min(band.frequency, len(gains) - 1)
+        return y * jnp.asarray(gains).astype(y.dtype)[frequencies]
     factors = jnp.ones(y.shape, y.dtype)
     for band in bands:
         factors = factors.at[band.slices].set(gains[min(band.frequency, len(gains) - 1)].astype(y.dtype))

@@ -91,7 +91,7 @@ def synthesis(told, each):
         bands, matrices = math.prod(blocks), sum(24 * n * n for n in blocks)
     elif told["kind"] == "packets":
         depths = [min(size, max(n - 1, 0).bit_length()) for n in lengths]
-        if max(depths) > 10:
+        if max(depths) > 8:
             raise Refused("packets")
         bands = math.prod(min(1 << depth, max(n, 1)) for depth, n in zip(depths, lengths, strict=True))
     else:

@@ -7,6 +7,8 @@ import modelzip_jax as mz
 from modelzip_jax.coding import sparse
 from modelzip_jax.errors import LeafError, TransformError
 from modelzip_jax.packed import Dense
+from modelzip_jax.wavelets import coefficients as stored
+from modelzip_jax.wavelets import shapes
 from modelzip_jax.wavelets.coefficients import Coefficients
 from modelzip_jax.wavelets.wavelet_domain import Wavelet, cosines, wavelet
 
@@ -173,3 +175,21 @@ def test_errors():
         wavelet(gains=(1.0, 0.0))
     with pytest.raises(LeafError, match="int32"):
         wavelet().init({"w": jnp.arange(4)}, mz.Context())
+
+
+def test_many_bands_are_placed_and_scaled_as_few_are(monkeypatch):
+    rng = np.random.default_rng(5)
+    params = {"w": rng.normal(size=(132, 99)).cumsum(0).cumsum(1).astype(np.float32)}
+    basis = cosines(6, axes=(0, 1), gains=(1.0, 2.0, 5.0))
+    found = []
+    for few in (1, 1 << 16):
+        for module in (shapes, stored):
+            monkeypatch.setattr(module, "FEW_BANDS", few)
+        packed = mz.compress(params, mz.chain(basis, mz.quantize(6, granularity="tensor")))
+        jax.clear_caches()
+        found.append(packed.params["w"])
+        found.append(mz.unpack(packed)["w"])
+    assert found[0].codes is not None
+    np.testing.assert_array_equal(found[0].codes.unpack(), found[2].codes.unpack())
+    np.testing.assert_array_equal(found[0].gathered().unpack(), found[2].gathered().unpack())
+    np.testing.assert_array_equal(found[1], found[3])
