@@ -14,7 +14,8 @@ from modelzip_jax.cli.application import AsJson, Force, app, path_of
 from modelzip_jax.cli.encoding_options import ChosenEncoding, finder
 from modelzip_jax.cli.failures import named
 from modelzip_jax.cli.sources import refuse_existing
-from modelzip_jax.cli.terminal import human_bytes, out, phase, print_notes
+from modelzip_jax.cli.terminal import out, phase, print_notes
+from modelzip_jax.decimal_units import human_bytes
 from modelzip_jax.errors import CheckpointError, ModelzipError
 
 __all__ = ["compress"]

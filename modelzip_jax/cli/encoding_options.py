@@ -11,7 +11,8 @@ import typer
 
 from modelzip_jax.cli.calibration_option import search_of
 from modelzip_jax.cli.named_objects import recipe_of
-from modelzip_jax.cli.terminal import Meter, human_bytes
+from modelzip_jax.cli.terminal import Meter
+from modelzip_jax.decimal_units import human_bytes
 from modelzip_jax.errors import TransformError
 
 __all__ = ["ChosenEncoding", "Finder", "finder"]

@@ -13,7 +13,8 @@ from modelzip_jax.cli.application import AsJson, Force, app, path_of
 from modelzip_jax.cli.failures import named
 from modelzip_jax.cli.sources import check_compressed, refuse_existing, weights_at
 from modelzip_jax.cli.tasks import task_of
-from modelzip_jax.cli.terminal import human_bytes, out, phase, print_notes
+from modelzip_jax.cli.terminal import out, phase, print_notes
+from modelzip_jax.decimal_units import human_bytes
 
 __all__ = ["report"]
 

@@ -17,7 +17,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-__all__ = ["Meter", "err", "human_bytes", "out", "phase", "print_notes"]
+from modelzip_jax.decimal_units import human_bytes
+
+__all__ = ["Meter", "err", "out", "phase", "print_notes"]
 
 # A table that is not read on a terminal need not fit one.
 out = Console(width=None if sys.stdout.isatty() else 160)
@@ -73,17 +75,3 @@ def print_notes(notes: Iterable[str]) -> None:
     """Sentences that the user should read, on standard error: the output may be piped."""
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-
-
-def human_bytes(size: int) -> str:
-    """A size with a decimal unit.
-
-    >>> human_bytes(90_900_000), human_bytes(512)
-    ('90.9 MB', '512 B')
-    """
-    value = float(size)
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.2f} GB"

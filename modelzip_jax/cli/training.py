@@ -12,7 +12,8 @@ from rich.table import Table
 from modelzip_jax.cli.application import AsJson, app
 from modelzip_jax.cli.failures import own_code
 from modelzip_jax.cli.named_objects import recipe_of
-from modelzip_jax.cli.terminal import human_bytes, out
+from modelzip_jax.cli.terminal import out
+from modelzip_jax.decimal_units import human_bytes
 from modelzip_jax.errors import ConfigError, MissingExtraError
 
 __all__ = ["train"]

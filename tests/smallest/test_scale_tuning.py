@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import modelzip_jax as mz
 from modelzip_jax.errors import ConfigError, NonFiniteError, PatternError, TransformError, TreeError
@@ -143,3 +144,22 @@ def test_what_it_refuses(trained):
     ):
         with pytest.raises(error, match=said):
             call()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=str)
+def test_an_nnx_state_in_either_precision(dtype):
+    graph, state = nnx.split(nnx.Linear(20, 8, rngs=nnx.Rngs(0)), nnx.Param)
+    state = jax.tree.map(lambda w: w.astype(dtype), state)
+    apply = lambda state, x: nnx.merge(graph, state)(x)  # noqa: E731
+    known = list(jax.random.normal(jax.random.key(1), (4, 16, 20)))
+    packed = mz.compress(state, mz.only("kernel", mz.quantize(2)))
+    tuned = mz.tune_scales(packed, state, (apply, known), epochs=30, learning_rate=0.01)
+
+    def error(p):
+        found = jax.tree.unflatten(jax.tree.structure(state), jax.tree.leaves(mz.unpack(p)))
+        return float(
+            jnp.mean(jnp.square(apply(found, known[0]) - apply(state, known[0])).astype(jnp.float32))
+        )
+
+    assert error(tuned) < error(packed)
+    assert [w.dtype for w in jax.tree.leaves(mz.unpack(tuned))] == [w.dtype for w in jax.tree.leaves(state)]

@@ -6,7 +6,7 @@ import math
 
 from modelzip_jax.evaluation.estimate import Estimate
 
-__all__ = ["exact", "share", "shown", "size"]
+__all__ = ["exact", "share", "shown"]
 
 
 def exact(value: float | int | Estimate | None) -> str:
@@ -42,17 +42,3 @@ def share(value: float | None) -> str:
     if not value:
         return "–"
     return f"{100 * value:.{1 if value >= 0.01 else 2}f} %" if math.isfinite(value) else str(value)
-
-
-def size(count: int) -> str:
-    """Bytes with a decimal unit.
-
-    >>> size(90_900_000), size(512)
-    ('90.9 MB', '512 B')
-    """
-    value = float(count)
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.2f} GB"

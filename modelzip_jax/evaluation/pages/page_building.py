@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
 
+from modelzip_jax.decimal_units import human_bytes
 from modelzip_jax.evaluation.compression_findings import MOST_HISTOGRAMS, Findings, findings
 from modelzip_jax.evaluation.estimate import Estimate
 from modelzip_jax.evaluation.pages.byte_figures import bars, treemap
 from modelzip_jax.evaluation.pages.change_figures import MOST_LEVELS, histogram_figure, score_figure
 from modelzip_jax.evaluation.pages.markup import Markup, concatenated, element
-from modelzip_jax.evaluation.pages.numbers import share, shown, size
+from modelzip_jax.evaluation.pages.numbers import share, shown
 from modelzip_jax.evaluation.pages.page_tables import layer_table, score_table, search_field
 from modelzip_jax.packing import Packed
 from modelzip_jax.tree import PyTree
@@ -56,7 +57,7 @@ def html_report(
 def page(found: Findings, title: str) -> str:
     """What was found, as HTML."""
     report = found.report
-    headline = f"{size(report.dense_bytes)} → {size(report.file_bytes)}: {found.ratio:.1f} times smaller"
+    headline = f"{human_bytes(report.dense_bytes)} → {human_bytes(report.file_bytes)}: {found.ratio:.1f} times smaller"
     sections = [
         _quality(found),
         _section("Where the bytes go: every tensor", layer_table(found), id_="layers"),
@@ -125,7 +126,7 @@ def _glance(found: Findings) -> list[tuple[str, str]]:
     pairs = [
         ("bits a weight", f"{report.bits_per_weight:.2f}"),
         ("bytes in the file", f"{report.file_bytes:,}"),
-        ("packed in memory", size(report.packed_bytes)),
+        ("packed in memory", human_bytes(report.packed_bytes)),
         ("values", f"{report.size:,}"),
     ]
     if found.sparsity:
@@ -174,7 +175,7 @@ def _layers(found: Findings) -> Markup:
     parts = []
     for index, layer in enumerate(found.layers):
         row, error, histogram = layer.row, layer.error, layer.histogram
-        told = f"{size(row.file_bytes)}, {row.bits_per_weight:.2f} bits a weight"
+        told = f"{human_bytes(row.file_bytes)}, {row.bits_per_weight:.2f} bits a weight"
         told += f", {share(row.sparsity)} zeros" if row.sparsity else ""
         told += f", error {share(error.relative)}" if error and error.squared else ""
         facts = [
