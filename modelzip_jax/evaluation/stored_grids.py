@@ -66,11 +66,14 @@ def _in_units(packed: PackedArray) -> StoredGrid | None:
         unit = np.asarray(packed.rows).astype(dtype)
         if packed.columns is not None:
             unit = unit * np.asarray(packed.columns).astype(dtype)
-        levels = np.arange(codes.min(initial=0), codes.max(initial=0) + 1, dtype=np.float64)
+        levels = np.arange(int(codes.min(initial=0)), int(codes.max(initial=0)) + 1, dtype=np.float64)
         return StoredGrid(levels, unit, np.zeros((1,) * unit.ndim))
     if isinstance(packed, Quantized):
         codes = np.unique(np.asarray(packed.codes.unpack_host()))
-        levels = np.arange(codes.min(initial=255), codes.max(initial=0) + 1, dtype=np.float64) + packed.low
+        levels = (
+            np.arange(int(codes.min(initial=255)), int(codes.max(initial=0)) + 1, dtype=np.float64)
+            + packed.low
+        )
         return StoredGrid(levels, *_spread(packed, packed.step, packed.zero))
     if isinstance(packed, Levelled):
         levels = np.asarray(packed.levels, np.float64)

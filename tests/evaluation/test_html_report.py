@@ -3,7 +3,9 @@
 import html.parser
 import json
 import re
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -17,6 +19,7 @@ from modelzip_jax.evaluation.weight_errors import weight_error
 from modelzip_jax.evaluation.weight_histograms import weight_histogram
 
 RNG = np.random.default_rng(0)
+GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*.mz"))
 PARAMS = {
     "dense": {"kernel": RNG.normal(size=(64, 32)).astype(np.float32), "bias": np.zeros(32, np.float32)},
     "a<b>": {"kernel": RNG.normal(size=(16, 16)).astype(np.float32)},
@@ -206,3 +209,11 @@ def test_a_treemap_fills_its_frame_in_proportion(sizes):
             apart_x = a.x >= b.x + b.width - 1e-9 or b.x >= a.x + a.width - 1e-9
             apart_y = a.y >= b.y + b.height - 1e-9 or b.y >= a.y + a.height - 1e-9
             assert apart_x or apart_y
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda p: p.stem)
+def test_findings_of_every_stored_form(path):
+    packed = mz.load(path)
+    weights = jax.tree.map(lambda w: np.asarray(w) * 1.01 if w.dtype.kind == "f" else w, mz.unpack(packed))
+    found = findings(packed, against=weights)
+    assert {name for name, _ in mz.tree.named_leaves(weights)} <= {row.name for row in found.report.tensors}
