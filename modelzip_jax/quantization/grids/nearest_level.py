@@ -112,9 +112,8 @@ def _counted(u: jax.Array, thresholds: jax.Array) -> jax.Array:
     above: list[jax.Array] = []
     for half in (8, 4, 2, 1):
         above.append(u >= _chosen(thresholds[half - 1 :: 2 * half], above))
-    return functools.reduce(lambda code, bit: 2 * code + bit, (bit.astype(jnp.int32) for bit in above)).astype(
-        jnp.uint8
-    )
+    code = functools.reduce(lambda code, bit: 2 * code + bit, (bit.astype(jnp.int32) for bit in above))
+    return code.astype(jnp.uint8)
 
 
 def _chosen(thresholds: jax.Array, above: list[jax.Array]) -> jax.Array:
