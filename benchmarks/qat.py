@@ -3,8 +3,8 @@
     python -m benchmarks.qat [--repeats 3] [--lenet5] [--quick] [--finished]
 
 A repeat is a seed. The float network is that of `benchmarks.tasks`. Every method begins from it and takes as many
-steps, of the same batches in the same order: floats, kernels at 2 bits with learned steps (LSQ) for each channel and biases in
-floats, others of ours, and Qwix 0.1.8 with kernels of "int2" for each channel (in this interpreter or in
+steps, of the same batches in the same order: floats, kernels at 2 bits with learned steps (LSQ) for each channel and
+biases in floats, others of ours, and Qwix 0.1.8 with kernels of "int2" for each channel (in this interpreter or in
 $MODELZIP_QWIX_PYTHON; see `peers/qwix_qat_worker.py`). What is reported of ours is the file, read back and evaluated on
 the test split. Runs live in `runs/qat` and go on where they stand.
 
