@@ -128,5 +128,3 @@ def _call(packed: mz.Packed) -> float:
         REPEATS,
     )
     return harness.median(times["packed"]) / harness.median(times["float"])
-
-

@@ -15,19 +15,15 @@ import modelzip_jax as mz
 from benchmarks.tasks import lenets
 from benchmarks.teaching import students
 from modelzip_jax import trace
+from modelzip_jax.models.lenet import LeNet5
 from modelzip_jax.recipe import from_plain
 from modelzip_jax.tree import PyTree
 
-__all__ = ["RECIPES", "WAYS", "Way", "float_params", "given_samples", "kept_lossless"]
+__all__ = ["RECIPES", "WAYS", "Way", "float_params", "given_samples", "lenet", "lenet_apply"]
 
 RECIPES = Path(__file__).parents[2] / "configs" / "recipes"
 STEPS, PEAK = 215, 3e-4
 """Half an epoch of the training images, at a rate for networks that are trained already."""
-
-
-def kept_lossless() -> mz.Transform:
-    """Every weight as it is."""
-    return mz.only("**", mz.identity())
 
 
 def _recipe(name: str) -> Callable[[PyTree], mz.Transform]:
@@ -35,7 +31,7 @@ def _recipe(name: str) -> Callable[[PyTree], mz.Transform]:
 
 
 def _lossless(_: PyTree) -> mz.Transform:
-    return kept_lossless()
+    return mz.only("**", mz.identity())
 
 
 def _by_samples(sparsity: float, bits: int = 0, **options: Any) -> Callable[[PyTree], mz.Transform]:
@@ -95,9 +91,14 @@ def float_params(seed: int) -> PyTree:
     return lenets.load(f"lenet5-fashion_mnist-{seed}", quick=False).params
 
 
+def lenet(way: Way) -> LeNet5:
+    """The network of a way."""
+    return LeNet5(widths=way.width)
+
+
 def lenet_apply(params: PyTree, images: jax.Array) -> jax.Array:
     """Logits by the module itself, whose convolutions statistics see."""
-    return students.LeNet5().apply({"params": params}, images)
+    return LeNet5().apply({"params": params}, images)
 
 
 def given_samples(seed: int, params: PyTree) -> dict[str, Any]:

@@ -27,8 +27,9 @@ class Reach(NamedTuple):
     def mixed(self, positions: Sequence[int]) -> tuple[Fraction, ...]:
         """The sizes of what depends on all elements along some axes of the variable."""
         sizes = list(self.sizes)
-        for factor in (f for p in positions for f in self.axes[p].factors if f.axis is not None):
-            sizes[factor.axis] += (factor.size - 1) * abs(factor.step)
+        for factor in (f for p in positions for f in self.axes[p].factors):
+            if factor.axis is not None:
+                sizes[factor.axis] += (factor.size - 1) * abs(factor.step)
         return tuple(sizes)
 
     def windowed(self, position: int, width: int, stride: Any, count: int) -> Reach | None:
@@ -36,15 +37,15 @@ class Reach(NamedTuple):
 
         None where the axis walks along several of the input's at once.
         """
-        axis, walked = self.axes[position], [f for f in self.axes[position].factors if f.axis is not None]
-        if not walked:
+        factors = self.axes[position].factors
+        if all(f.axis is None for f in factors):
             return self._replace(axes=with_axis(self.axes, position, repeated(count)))
-        if len(axis.factors) > 1:
+        source, _, step = factors[0]
+        if len(factors) > 1 or source is None:
             return None
-        (walk,) = walked
         sizes = list(self.sizes)
-        sizes[walk.axis] += (width - 1) * abs(walk.step)
-        made = Axis(count, 0, (Factor(walk.axis, count, walk.step * stride),) if count > 1 else ())
+        sizes[source] += (width - 1) * abs(step)
+        made = Axis(count, 0, (Factor(source, count, step * stride),) if count > 1 else ())
         return Reach(tuple(sizes), with_axis(self.axes, position, made))
 
 
@@ -85,10 +86,10 @@ class ReachDomain(Domain[Reach]):
         return results
 
     def join(self, old: Reach, new: Reach, equation: Equation) -> Reach:
-        sizes = self.most([old.sizes, new.sizes])
-        if sizes != old.sizes and equation.primitive != "cond":
-            sizes = self.most([old.sizes, tuple(map(Fraction, self.extents))])
-        joined = self.alike([old, new], [a.size for a in old.axes], sizes)
+        joined = self.alike([old, new], [a.size for a in old.axes])
+        if equation.primitive != "cond":
+            rows = zip(old.sizes, joined.sizes, self.extents, strict=True)
+            joined = joined._replace(sizes=tuple(_settled(*row) for row in rows))
         return old if joined == old else joined
 
     def layer(self, value: Reach, equation: Equation) -> Reach:
@@ -101,11 +102,9 @@ class ReachDomain(Domain[Reach]):
         """The largest of several sizes."""
         return tuple(max((v[i] for v in values), default=Fraction(0)) for i in range(len(self.extents)))
 
-    def alike(
-        self, values: Sequence[Reach], shape: Sequence[int], sizes: tuple[Fraction, ...] | None = None
-    ) -> Reach:
+    def alike(self, values: Sequence[Reach], shape: Sequence[int]) -> Reach:
         """What depends on the same element of each of some variables; axes that walk differently are mixed."""
-        axes, every = list[Axis](), [self.most([v.sizes for v in values]) if sizes is None else sizes]
+        axes, every = list[Axis](), [v.sizes for v in values]
         whole = [v for v in values if len(v.axes) == len(shape)]
         for i, size in enumerate(shape):
             here = [v.axes[i] for v in whole if v.axes[i].size == size]
@@ -115,6 +114,13 @@ class ReachDomain(Domain[Reach]):
             every += [] if same else [v.mixed([i]) for v in whole]
         every += [v.mixed(range(len(v.axes))) for v in values if v not in whole]
         return Reach(self.most(every), tuple(axes))
+
+
+def _settled(old: Fraction, new: Fraction, extent: int) -> Fraction:
+    """What a loop's carry reaches along one axis: what it reaches at first, or everything if that grows."""
+    if old == 0 or new <= old:
+        return new
+    return old if old >= extent else Fraction(extent)
 
 
 ReachRule = Callable[[ReachDomain, Equation, list[Reach]], "list[Reach] | None"]
