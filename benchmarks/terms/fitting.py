@@ -55,19 +55,22 @@ def _trained(way: ways.Way, seed: int, tx: Any, params: PyTree) -> mz.Packed:
     if way.soft:
         data = data | {"teacher_logits": _teacher_logits(seed)}
     order = students.orders(seed, way.steps, len(data["labels"]))
-    params, opt_state = _runner(_Key(way, tx))(*mz.start(tx, params), data, order)
+    # What a recipe was given by samples differs from seed to seed.
+    run = _compiled(_Key(way, seed if way.samples else 0, tx))
+    params, opt_state = run(*mz.start(tx, params), data, order)
     return mz.pack(opt_state, params)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Key:
-    """A row whose recipe does not depend on a seed is compiled once."""
+    """What is compiled once."""
 
     way: ways.Way
+    seed: int
     tx: Any = dataclasses.field(compare=False)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=64)
 def _compiled(key: _Key) -> Any:
     way, tx = key.way, key.tx
 
@@ -91,12 +94,6 @@ def _compiled(key: _Key) -> Any:
         return jax.lax.scan(step, (params, opt_state), order)[0]
 
     return run
-
-
-def _runner(key: _Key) -> Any:
-    if key.way.samples:  # What it was given differs from seed to seed.
-        _compiled.cache_clear()
-    return _compiled(key)
 
 
 @functools.lru_cache(maxsize=3)

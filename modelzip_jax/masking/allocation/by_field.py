@@ -50,8 +50,8 @@ def by_receptive_field(found: Mapping[str, ReceptiveField], power: float = 0.25)
 
     What surveys of compression call cutting weak features "such as layers of small receptive field". What would be
     denser than 1 is dense, and the others share the rest, so that the whole tree has the sparsity asked for, within one
-    weight a leaf. Leaves without a field see all. On LeNet-5 this costs accuracy beside `"uniform"`: its first layer is
-    small and needed (docs/survey.md).
+    weight a leaf. Leaves without a field see all. What it does beside other allocations is measured in
+    docs/benchmarks.md ("The survey's methods on one network").
 
     Args:
       found: of `trace.receptive_fields`, for the same tree of params.
