@@ -37,11 +37,12 @@ def within_range(
     Raises:
       TransformError: `low` is above `high`, or one is NaN. (At `update`) WrapError: no params are given.
 
-    >>> tx = within_range(optax.adamw(0.1, weight_decay=0.5), 0.0, 1.0)
+    >>> decayed = optax.chain(optax.add_decayed_weights(0.5), optax.sgd(0.125, momentum=0.9))
+    >>> tx = within_range(decayed, 0.0, 1.0)
     >>> params = {"w": jnp.array([0.5, -0.25, 1.5])}
     >>> updates, _ = tx.update({"w": jnp.ones(3)}, tx.init(params), params)
     >>> optax.apply_updates(params, updates)
-    {'w': Array([ 0.375, -0.25 ,  1.5  ], dtype=float32)}
+    {'w': Array([ 0.34375, -0.25   ,  1.5    ], dtype=float32)}
     """
     if math.isnan(low) or math.isnan(high) or low > high:
         raise TransformError(f"within_range takes a range from low to high, not from {low!r} to {high!r}")
