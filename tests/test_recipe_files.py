@@ -18,6 +18,11 @@ from modelzip_jax.recipe import from_plain, opaque_fields, to_plain
 
 FOLDER = Path(__file__).parents[1] / "configs" / "recipes"
 FILES = sorted(FOLDER.glob("*.json"))
+ALWAYS = (
+    "cut_quantize", "cut_two_of_four", "factorize", "prune_farthest", "quantize_4", "quantize_offset", "share_neurons",
+    "share_weights", "sparse_dense", "wavelet_quantize",
+)  # fmt: skip
+"""The others in the slow run."""
 LENET = LeNet5(widths=(4, 8, 64))
 
 
@@ -34,10 +39,21 @@ def test_there_is_one_of_each_family():
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_recipe_compresses_and_trains_lenet5(path, tmp_path):
+def test_a_recipe_is_read_whole(path):
     transform = recipe_of(str(path))
     assert opaque_fields(transform) == []
     assert to_plain(from_plain(json.loads(path.read_text()))) == json.loads(path.read_text())
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[] if path.stem in ALWAYS else [pytest.mark.slow])
+        for path in FILES
+    ],
+)
+def test_a_recipe_compresses_and_trains_lenet5(path, tmp_path):
+    transform = recipe_of(str(path))
     packed = mz.compress(PARAMS, transform)
     smaller = path.stem != "sparse_dense"  # It begins dense, and ends so.
     assert (packed.nbytes < 0.95 * packed.dense_bytes) == smaller

@@ -169,7 +169,10 @@ def test_layers_that_see_little_lose_more():
 
 def test_laws_of_the_allocation():
     params = {"a": {"kernel": normal(6, 4)}, "b": {"kernel": normal(6, 4)}}
-    found = {"a/kernel": trace.ReceptiveField((1, 2), (1, 8)), "b/kernel": trace.ReceptiveField((1, 8), (1, 8))}
+    found = {
+        "a/kernel": trace.ReceptiveField((1, 2), (1, 8)),
+        "b/kernel": trace.ReceptiveField((1, 8), (1, 8)),
+    }
     rising = mz.schedules.cubic(0.6, begin=0, end=2)
     by_field = mz.allocation.by_receptive_field(found, power=0.5)
     pruned = mz.prune(sparsity=rising, every=1, allocation=by_field)
