@@ -21,9 +21,16 @@ def slug(heading):
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
-SECTIONS = {
-    slug(part.splitlines()[0]): part for part in re.split(r"^#{2,3} ", BENCHMARKS, flags=re.MULTILINE)[1:]
-}
+def sections():
+    """What stands under each heading, smaller headings included."""
+    found = {}
+    for level in ("##", "###"):
+        parts = re.split(rf"^#{{2,{len(level)}}} ", BENCHMARKS, flags=re.MULTILINE)[1:]
+        found = {slug(part.splitlines()[0]): part for part in parts} | found
+    return found
+
+
+SECTIONS = sections()
 
 
 def found(name):
@@ -67,6 +74,7 @@ def test_figures_are_those_of_the_section_they_link_to():
     answers = PAGE.split("## Questions")[1]
     seen = 0
     for paragraph in answers.split("\n\n"):
+        paragraph = " ".join(paragraph.split())
         figures = re.findall(r"\*\*([\d.,]+(?: ± [\d.]+)?)\*\*", paragraph)
         linked = " ".join(SECTIONS[a] for a in re.findall(r"benchmarks\.md#([\w-]+)\)", paragraph))
         for figure in figures:
