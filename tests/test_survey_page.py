@@ -67,6 +67,10 @@ def test_a_term_is_built_tested_and_measured(row):
     assert anchors
     for anchor in anchors:
         assert anchor in SECTIONS
+    ours = (ROOT / "benchmarks" / "terms" / "ways.py").read_text()
+    for way, waiting in re.findall(r"“([^”]+)”( \(not yet run\))?", measured):
+        assert f'"{way}"' in ours
+        assert waiting or any(f"| {way} |" in SECTIONS[anchor] for anchor in anchors)
 
 
 def test_figures_are_those_of_the_section_they_link_to():
