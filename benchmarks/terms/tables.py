@@ -9,6 +9,7 @@ import jax
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator
 
 from benchmarks import harness
 from benchmarks.teaching.cells import Cells
@@ -113,6 +114,10 @@ def draw(points: list[tuple[ways.Way, float, float]]) -> Figure:
             title, (size / 1000, test), textcoords="offset points", xytext=(4, -10), fontsize="x-small"
         )
     axes.set(xscale="log", xlabel="file, kB", ylabel="test accuracy, %")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.set_xticks([], minor=True)
+    axes.margins(0.15)
     axes.grid(color="0.92")
     figure.legend(loc="outside right upper", fontsize="small")
     return figure
