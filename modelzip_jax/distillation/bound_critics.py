@@ -32,7 +32,7 @@ def variational_critic(network: InitApply | None = None, *, variance: float = 5.
 
     Args:
       network: the mean of the teacher's features given the student's, `(init, apply)` with outputs of the teacher's
-        shape; by default a linear map of channels, the last axis.
+        shape; by default a linear map of channels, the last axis. (RepDistiller's is three 1×1 convolutions with ReLU.)
       variance: of each channel at the start.
 
     Raises:

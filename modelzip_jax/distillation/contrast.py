@@ -82,8 +82,8 @@ def contrastive(
     Gradients flow into both embeddings, since each network has a projection that is trained (`project`). Where the
     teacher itself depends on what is trained, stop its gradient before it is projected.
 
-    Source: Tian et al. 2020, "Contrastive representation distillation", https://arxiv.org/abs/1910.10699, equations
-    17 to 19; the constant, the memory and its momentum as in the authors' code.
+    Source: Tian et al. 2020, "Contrastive representation distillation", https://arxiv.org/abs/1910.10699, equation 18;
+    the constant, the memory, its momentum and τ as in the authors' code. The paper has N / examples in place of N Z.
 
     Args:
       student, teacher: embeddings `(batch, width)`, of any length; any floating dtype.
@@ -144,7 +144,7 @@ def in_batch_contrastive(student: jax.Array, teacher: jax.Array, *, temperature:
 
     Gradients flow into both embeddings.
 
-    Source: as `contrastive`, equations 17 and 18.
+    Source: as `contrastive`, of which this is a simplification and not the authors'.
 
     Args:
       student, teacher: embeddings `(batch, width)`, of any length; any floating dtype.

@@ -101,10 +101,12 @@ def project_orthogonally(params: PyTree, features: jax.Array) -> jax.Array:
 
     Lengths and angles, and so all similarities between examples, stay what they are: the projector cannot learn
     the teacher's features in the student's place. With `hint` against `standardize_features` of the teacher's
-    (classification) or `whiten` (generation, where features have to stay diverse) it is V_kD.
+    (classification) or `whiten` (generation, where features have to stay diverse) it is V_kD, but for the distance:
+    the authors' code has PyTorch's smooth L1 loss, d² / 2 up to 1, then |d| - 1 / 2, in place of d².
 
     Source: Miles et al. 2024, "V_kD: improving knowledge distillation using orthogonal projections",
-    https://arxiv.org/abs/2403.06213, section 3; the reparametrisation by a matrix exponential, truncated, is its.
+    https://arxiv.org/abs/2403.06213. The authors' code takes PyTorch's `parametrizations.orthogonal`: the same set of
+    matrices, by other parameters.
 
     Args:
       params: of `init_orthogonal_projector`. features: `(..., student_width)`, any floating dtype.

@@ -25,8 +25,8 @@ def relational_distance(student: jax.Array, teacher: jax.Array) -> jax.Array:
     shifting or scaling all features changes nothing. A mean over all batch² pairs, also of an example with itself.
     Examples that float32 does not tell apart, and an example and itself, have ψ = 0.
 
-    Source: Park et al. 2019, "Relational knowledge distillation", https://arxiv.org/abs/1904.05068, equations 5 to 7.
-    The weight in the paper: 25, beside 50 of `relational_angle`, for classification.
+    Source: Park et al. 2019, "Relational knowledge distillation", https://arxiv.org/abs/1904.05068, §3.2.1; pairs and μ
+    as in the authors' code. RepDistiller weighs it by 25, and `relational_angle` by 50, for classification.
 
     Args:
       student, teacher: `(batch, ...)`, any floating dtype.
@@ -58,7 +58,8 @@ def relational_angle(student: jax.Array, teacher: jax.Array) -> jax.Array:
     over all batch³ triplets, also those that name an example twice. Turning, shifting or scaling all features changes
     nothing. batch³ × width operations and batch² × width numbers: give pooled features.
 
-    Source: Park et al. 2019, "Relational knowledge distillation", https://arxiv.org/abs/1904.05068, equations 8 and 9.
+    Source: Park et al. 2019, "Relational knowledge distillation", https://arxiv.org/abs/1904.05068, §3.2.2; triplets
+    as in the authors' code.
 
     Args:
       student, teacher: `(batch, ...)`, any floating dtype.
@@ -88,8 +89,9 @@ def correlation_congruence(
     P = `order`: e^(-2γ) Σ_p (2γ)^p / p! (x_iᵀ x_j)^p. Scaling an example's features changes nothing.
     A row of zeros stays zeros.
 
-    Source: Peng et al. 2019, "Correlation congruence for knowledge distillation", https://arxiv.org/abs/1904.01802,
-    section 3 (γ = 0.4 and P = 2 are the paper's). The public re-implementation in RepDistiller is another loss.
+    Source: Peng et al. 2019, "Correlation congruence for knowledge distillation", https://arxiv.org/abs/1904.01802; γ =
+    0.4 and P = 2 as in public implementations of the paper. RepDistiller's, made from code that the authors gave its
+    author, is another loss: the mean over the batch of Σ_c |s_i - t_i|_c |s_{i+1} - t_{i+1}|_c.
 
     Args:
       student, teacher: `(batch, ...)`, any floating dtype.
