@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax.distillation.finite_numbers import check_number
+from modelzip_jax.distillation.whole_batches import over_whole_batch
 from modelzip_jax.errors import DistillationError
 from modelzip_jax.tree import PyTree
 
@@ -73,6 +74,7 @@ def adversarial_loss(student_scores: jax.Array, *, saturating: bool = False) -> 
     return -jnp.mean(jax.nn.softplus(scores)) if saturating else jnp.mean(jax.nn.softplus(-scores))
 
 
+@over_whole_batch
 def discriminator_auc(student_scores: jax.Array, teacher_scores: jax.Array) -> jax.Array:
     """The share of pairs in which the teacher's score is above the student's, ties a half; float32 scalar.
 

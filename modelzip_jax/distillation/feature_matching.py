@@ -17,6 +17,7 @@ from modelzip_jax.distillation.array_checks import (
 )
 from modelzip_jax.distillation.pooling import pool_alike
 from modelzip_jax.distillation.safe_norms import unit_vectors
+from modelzip_jax.distillation.whole_batches import over_whole_batch
 from modelzip_jax.errors import DistillationError
 
 __all__ = ["attention_transfer", "flow", "hint", "similarity"]
@@ -130,6 +131,7 @@ def flow(student: tuple[jax.Array, jax.Array], teacher: tuple[jax.Array, jax.Arr
     return jnp.mean(jnp.square(own - matrix(*(_fixed(x) for x in teacher))))
 
 
+@over_whole_batch
 def similarity(student: jax.Array, teacher: jax.Array) -> jax.Array:
     """Similarity-preserving distillation (SP): ‖G_t - G_s‖² / batch², with the Frobenius norm.
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from modelzip_jax.distillation.array_checks import as_weight, check_features
 from modelzip_jax.distillation.safe_norms import centred
 from modelzip_jax.errors import DistillationError
+from modelzip_jax.meshes import spec_of, under_any_mesh
 from modelzip_jax.tree import PyTree
 
 __all__ = [
@@ -176,6 +179,10 @@ def whiten(teacher: jax.Array, *, epsilon: float = 1e-5) -> jax.Array:
     check_features(teacher, "teacher", "whiten")
     as_weight(epsilon, "epsilon", "whiten", positive=True)
     x = jax.lax.stop_gradient(teacher.astype(jnp.float32))
+    return under_any_mesh(functools.partial(_whitened, epsilon=epsilon), (x,), spec_of(x))
+
+
+def _whitened(x: jax.Array, epsilon: float) -> jax.Array:
     rows = x.reshape(-1, x.shape[-1])
     rows = centred(rows, 0)  # Else the rounding of what does not vary would be blown up.
     left, values, right = jnp.linalg.svd(rows, full_matrices=False)

@@ -13,11 +13,13 @@ import jax.numpy as jnp
 
 from modelzip_jax.distillation.array_checks import as_weight, check_same_batch
 from modelzip_jax.distillation.safe_norms import ROUNDING, safe_norm, unit_vectors
+from modelzip_jax.distillation.whole_batches import over_whole_batch
 from modelzip_jax.errors import DistillationError
 
 __all__ = ["correlation_congruence", "relational_angle", "relational_distance"]
 
 
+@over_whole_batch
 def relational_distance(student: jax.Array, teacher: jax.Array) -> jax.Array:
     """Relational distillation of distances (RKD-D): the Huber loss of ψ(i, j) of the student and the teacher.
 
@@ -51,6 +53,7 @@ def relational_distance(student: jax.Array, teacher: jax.Array) -> jax.Array:
     return jnp.mean(_huber(distances(student.astype(jnp.float32)) - distances(_fixed(teacher))))
 
 
+@over_whole_batch
 def relational_angle(student: jax.Array, teacher: jax.Array) -> jax.Array:
     """Relational distillation of angles (RKD-A): the Huber loss of cos ∠ijk of the student and the teacher.
 
@@ -80,6 +83,7 @@ def relational_angle(student: jax.Array, teacher: jax.Array) -> jax.Array:
     return jnp.mean(_huber(cosines(student.astype(jnp.float32)) - cosines(_fixed(teacher))))
 
 
+@over_whole_batch
 def correlation_congruence(
     student: jax.Array, teacher: jax.Array, *, gamma: float = 0.4, order: int = 2
 ) -> jax.Array:
