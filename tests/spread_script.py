@@ -15,7 +15,8 @@ from jax.sharding import PartitionSpec as P
 import modelzip_jax as mz
 from modelzip_jax import distillation
 from modelzip_jax.training import config as configs
-from modelzip_jax.training import experiment, records
+from modelzip_jax.training import experiment, records, train_loop
+from modelzip_jax.training.distributed import Placement
 
 BATCH = 16
 RNG = np.random.default_rng(0)
@@ -150,8 +151,36 @@ def searched(_, __, params=None):
         return mz.unpack(mz.compress(leaves() if params is None else params, search))
 
 
+def taught(devices):
+    """Five steps from a config: a pruned student of its float self, by soft targets and relations."""
+    config = configs.base()
+    config.model.options, config.data.batch_size = {"widths": (8,)}, 32
+    config.distill.teacher = "self"
+    config.distill.features.update(loss="relational_distance", layers=("Dense_1",))
+    with tempfile.TemporaryDirectory() as folder:
+        config.start = str(Path(folder) / "start.mz")
+        drawn = np.random.default_rng(4)
+        kernels = {"Dense_0": drawn.normal(size=(64, 8)) / 8, "Dense_1": drawn.normal(size=(8, 10)) / 3}
+        params = {
+            n: {"kernel": k.astype("f4"), "bias": np.zeros(k.shape[1], "f4")} for n, k in kernels.items()
+        }
+        mz.save(config.start, mz.compress(params, mz.identity()))
+        built = experiment.build(config, mz.only("**/kernel", mz.prune(sparsity=0.5)))
+        built = built._replace(place=Placement(32, devices))
+        state = experiment.initial_state(built)
+    step = train_loop.make_step(
+        built.network, built.distilling.objective, built.tx, built.prepare, built.distilling.gradients
+    )
+    items = np.arange(5 * 32, dtype="i4").reshape(5, 32)
+    data = built.place.replicate(built.train)
+    state, metrics = train_loop.make_block(step)(state, data, built.place.split(items))
+    return state.params, metrics
+
+
 def beside(name, kind):
     """The gap between a case on eight devices and on one."""
+    if name == "taught":
+        return gap(taught(jax.devices()), taught(jax.devices()[:1]))
     mesh = jax.make_mesh((8,), ("data",), axis_types=(getattr(AxisType, kind),))
 
     def put(spec):
