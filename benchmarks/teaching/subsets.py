@@ -70,14 +70,8 @@ def _chosen(rate: float, method: str, skip: float, seed: int) -> np.ndarray:
 
 @functools.cache
 def _runner(rate: float, watched: bool = False) -> Any:
-    def objective(
-        params: PyTree,
-        memory: PyTree,
-        batch: dict[str, jax.Array],
-        hyper: dict[str, jax.Array],
-        key: jax.Array,
-    ) -> tuple[jax.Array, PyTree]:
-        del hyper, key
+    def objective(params: PyTree, given: students.Given) -> tuple[jax.Array, PyTree]:
+        batch, memory = given.batch, given.memory
         logits = students.logits_of(params, batch["inputs"])
         if watched:
             correct = jnp.argmax(logits, -1) == batch["labels"]
