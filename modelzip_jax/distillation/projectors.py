@@ -154,8 +154,8 @@ def whiten(teacher: jax.Array, *, epsilon: float = 1e-5) -> jax.Array:
     is the symmetric one (ZCA), which changes features least. With no more rows than channels, only the directions that
     occur are whitened; the others stay 0. One singular value decomposition of `(rows, channels)`.
 
-    Source: as `project_orthogonally`, for tasks in which features have to stay diverse. Arguments, result and errors are
-    those of `standardize_features`.
+    Source: as `project_orthogonally`, for tasks in which features have to stay diverse. Arguments, result and errors
+    are those of `standardize_features`.
 
     >>> x = whiten(jax.random.normal(jax.random.key(0), (64, 3)) @ jnp.array([[1.0, 2, 3], [0, 1, 2], [0, 0, 1]]))
     >>> bool(jnp.allclose(x.T @ x / 64, jnp.eye(3), atol=1e-2))
