@@ -58,7 +58,10 @@ def _trained(cells: Cells, title: str, method: str) -> list[dict[str, Any]]:
         rate = chosen["peak"]
         weight = climb(WEIGHTS, 4.0, lambda w: cell(rate, w, first, 0)["validation"])
         chosen = best([cell(chosen["peak"], weight, t, 0) for t in (first, *others)])
-    return [cell(chosen["peak"], chosen["weight"], chosen["temperature"], seed) for seed in range(SEEDS)]
+    return [
+        cell(chosen["peak"], chosen["weight"], chosen["temperature"], seed)
+        for seed in students.seeds_of(SEEDS)
+    ]
 
 
 def _fit(title: str, peak: float, weight: float, temperature: float, seed: int) -> dict[str, float]:

@@ -60,7 +60,7 @@ def _trained(cells: Cells, loss: Loss, best: float, seeds: int = SEEDS) -> list[
         w = climb(loss.weights, loss.factor, lambda w: cell(w, first, 0)["validation"])
     tried = [cell(w, t, 0) for t in (first, *others)]
     chosen = max(tried, key=lambda x: x["validation"])
-    return [cell(chosen["weight"], chosen["temperature"], seed) for seed in range(seeds)]
+    return [cell(chosen["weight"], chosen["temperature"], seed) for seed in students.seeds_of(seeds)]
 
 
 def _fit(loss: Loss, best: float, weight: float, temperature: float, seed: int) -> dict[str, float]:

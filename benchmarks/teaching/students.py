@@ -21,7 +21,7 @@ from modelzip_jax.tree import PyTree
 __all__ = [
     "BATCH", "FULL", "QUARTER", "QUICK", "STEPS", "Given", "Objective", "accuracies", "adamw", "cross_entropy", "drawn",
     "logits_of",
-    "make_run", "orders", "outputs", "read", "split", "standardised", "teacher_outputs", "teacher_params",
+    "make_run", "orders", "outputs", "read", "seeds_of", "split", "standardised", "teacher_outputs", "teacher_params",
     "training_data",
 ]  # fmt: skip
 
@@ -50,6 +50,11 @@ class Given(NamedTuple):
 
 Objective = Callable[[PyTree, Given], tuple[jax.Array, PyTree]]
 """From params and what is given: what training minimises, and the next memory."""
+
+
+def seeds_of(count: int) -> range:
+    """Of a row; two under `--quick`, the fewest that have a standard error."""
+    return range(min([count, *([2] if QUICK else [])]))
 
 
 @functools.cache
@@ -189,7 +194,8 @@ def accuracies(params: PyTree, train: Any = None) -> dict[str, float]:
     found = {}
     for name in ("train", "validation", "test"):
         arrays = split(name)
-        rows = (np.arange(5_000) if train is None else np.asarray(train)) if name == "train" else slice(None)
+        first = np.arange(500 if QUICK else 5_000)
+        rows = (first if train is None else np.asarray(train)) if name == "train" else slice(None)
         logits = outputs(params, arrays["inputs"][rows])["logits"]
         found[name] = 100.0 * float(np.mean(logits.argmax(1) == arrays["labels"][rows]))
     return found

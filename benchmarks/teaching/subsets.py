@@ -43,7 +43,7 @@ def _trained(cells: Cells, method: str) -> list[dict[str, Any]]:
 
     tried = [cell(skip, 0) for skip in (SKIPS if method in SCORED else (0.0,))]
     best = max(tried, key=lambda x: x["validation"])["skip"]
-    return [cell(best, seed) for seed in range(SEEDS)]
+    return [cell(best, seed) for seed in students.seeds_of(SEEDS)]
 
 
 def _fit(rate: float, method: str, skip: float, seed: int) -> dict[str, float]:
@@ -84,7 +84,7 @@ def _runner(rate: float, watched: bool = False) -> Any:
 @functools.cache
 def _early(rate: float) -> jax.Array:
     data, found = students.training_data(), []
-    for seed in range(100, 100 + NETWORKS):
+    for seed in (100 + network for network in students.seeds_of(NETWORKS)):
         order = students.orders(seed, EARLY, len(data["labels"]))
         params = _runner(rate)(students.drawn(seed, QUARTER), (), data, order, {}, seed).params
         found.append(students.outputs(params, students.split("train")["inputs"])["logits"])

@@ -59,7 +59,7 @@ def _results(cells: Cells) -> dict[str, list[dict[str, Any]]]:
 
     crop = best({c: alone(c, 0) for c in CROPS})
     teacher_crop = best({c: teacher(c, 1, 0) for c in CROPS})
-    seeds = range(SEEDS)
+    seeds = students.seeds_of(SEEDS)
     found = {ALONE: [alone(crop, s) | {"how": f"crops of {crop}"} for s in seeds]}
     found["the teacher itself"] = [teacher(teacher_crop, MEMBERS, s) for s in seeds]
     for member in found["the teacher itself"]:
