@@ -1,10 +1,15 @@
 """Every row of the distillation benchmark runs: on random images, and a step or two each."""
 
+import argparse
+import itertools
+
 import jax
 import numpy as np
 import pytest
 
-from benchmarks.teaching import compressed, losses, quarter, students, subsets, weak
+from benchmarks import harness
+from benchmarks.distillation import PARTS as EVERY_PART
+from benchmarks.teaching import compressed, losses, quarter, step_time, students, subsets, weak
 from benchmarks.teaching.cells import Cells
 
 ROWS = {loss.title: loss for loss in losses.LOSSES}
@@ -55,3 +60,39 @@ def test_a_part(name):
     PARTS[name].run(cells)
     assert cells.found
     jax.tree.map(assert_finite, cells.found)
+
+
+def test_every_part_is_studied_and_reported(monkeypatch, capsys):
+    """All cells that a study asks for, and the tables of them; nothing is trained."""
+    drawn = itertools.count()
+
+    def cell(*_):
+        seed = np.random.default_rng(next(drawn))
+        names = ("train", "validation", "test", "noise", "weighted_noise")
+        return {name: float(seed.uniform(80, 95)) for name in names}
+
+    for module in (quarter, compressed, subsets):
+        monkeypatch.setattr(module, "_fit", cell)
+    for name in ("_alone", "_teacher_cell", "_taught"):
+        monkeypatch.setattr(weak, name, cell)
+    monkeypatch.setattr(students, "accuracies", cell)
+    ratios = dict.fromkeys(("before", "within", "cached", "control"), 1.0)
+    cases = (
+        step_time.STUDENT,
+        step_time.AGAIN,
+        step_time.TEACHER,
+        step_time.TAUGHT,
+        step_time.WITHIN,
+        step_time.CACHED,
+    )
+    times = {"ms": dict.fromkeys(cases, 1.0), **ratios, **{f"{name}_spread": 0.0 for name in ratios}}
+    monkeypatch.setattr(step_time, "_by_another", lambda environment: times)
+    cells, out = Cells(None), harness.Report("distillation", "Distillation", argparse.Namespace(quick=True))
+    for module in EVERY_PART.values():
+        module.run(cells)
+    assert not [title for module in EVERY_PART.values() for title in module.report(cells, out)]
+    out.finish()
+    said = capsys.readouterr().out
+    assert all(title in said for title in (*ROWS, *compressed.TRANSFORMS, *cases))
+    assert len(out.tables) == len(EVERY_PART)
+    assert [len(table["rows"]) for table in out.tables] == [len(ROWS), 4, 4, len(subsets.METHODS), len(cases)]
