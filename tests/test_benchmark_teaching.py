@@ -13,7 +13,6 @@ from benchmarks.teaching import compressed, losses, quarter, step_time, students
 from benchmarks.teaching.cells import Cells
 
 ROWS = {loss.title: loss for loss in losses.LOSSES}
-QUICK = ("contrastive, memory (CRD)",)
 PARTS = {"compressed": compressed, "weak": weak, "subsets": subsets}
 
 
@@ -45,9 +44,8 @@ def assert_finite(cell):
     assert all(np.isfinite(x) for x in jax.tree.leaves(cell))
 
 
-@pytest.mark.parametrize(
-    "title", [t if t in QUICK else pytest.param(t, marks=pytest.mark.slow) for t in ROWS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("title", ROWS)
 def test_a_row_of_the_losses(title):
     loss = ROWS[title]
     assert_finite(quarter._fit(loss, 1e-2, loss.weights[0], loss.temperatures[-1], 0))
