@@ -1,0 +1,28 @@
+"""Where the `modelzip` command begins: outside of the package, whose import takes the first second."""
+
+import os
+import signal
+
+
+def main() -> None:
+    """Imports the command and runs it; an interrupt before it runs ends in one line, too."""
+
+    def end(number: int, _frame: object) -> None:
+        # At once: raised inside of an import, an exception may be taken for one of the module's own.
+        os.write(2, b"modelzip: interrupted; every file is whole, or as it was\n")
+        os._exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end)
+    from modelzip_jax.cli import main as command
+
+    try:
+        command()
+    finally:  # Python's own end of a command that has said its last word.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+
+
+if __name__ == "__main__":
+    main()
