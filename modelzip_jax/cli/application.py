@@ -11,6 +11,7 @@ import typer
 
 from modelzip_jax.cli import interruption
 from modelzip_jax.cli.failures import OwnCodeError, one_line
+from modelzip_jax.cli.terminal import warnings_as_notes
 from modelzip_jax.errors import ModelzipError
 
 __all__ = ["AsJson", "Force", "app", "main", "path_of"]
@@ -43,7 +44,7 @@ def main() -> None:
 
 def _run() -> int:
     try:
-        with interruption.listening():
+        with interruption.listening(), warnings_as_notes():
             code = app(prog_name="modelzip", standalone_mode=False) or 0
             if code == 130:  # Newer versions of typer make a number of an interrupt, and say nothing.
                 raise KeyboardInterrupt
