@@ -82,10 +82,11 @@ class Checkpoints:
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Orbax asks which of its checkpoints to keep: the last two, the best, and what may be the best."""
-        steps = [checkpoint.step for checkpoint in checkpoints]
-        scores = {step: self._score(step) for step in steps}
-        known = {step: score for step, score in scores.items() if score is not None}
-        best = self._first(known) if known else None
+        return self._preserved([checkpoint.step for checkpoint in checkpoints])
+
+    def _preserved(self, steps: list[int]) -> list[bool]:
+        scores = {step: score for step in steps if (score := self._score(step)) is not None}
+        best = self._first(scores) if scores else None
         unknown = [step for step in steps if self._best and self._evaluations.get(step) is None]
         return [step in steps[-2:] or step == best or step in unknown for step in steps]
 
@@ -236,7 +237,17 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is None:
+            self._remove_old()
         self.close()
+
+    def _remove_old(self) -> None:
+        """Removes what a run has left that was killed as it did so."""
+        with self._named():
+            self._manager.wait_until_finished()
+            for step, kept in zip(self.steps(), self._preserved(self.steps()), strict=True):
+                if not kept:
+                    self._manager.delete(step)
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
