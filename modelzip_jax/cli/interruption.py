@@ -57,8 +57,11 @@ def listening() -> Iterator[None]:
         raise
     finally:
         sys.unraisablehook = hook
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, earlier in before.items():
-            signal.signal(number, earlier)
+            if earlier is not None:  # one that is not Python's
+                signal.signal(number, earlier)
 
 
 def end_process(code: int) -> NoReturn:

@@ -17,14 +17,14 @@ from modelzip_jax.errors import CheckpointError
 
 __all__ = ["DamagedCheckpointError", "differing_arrays", "differing_leaf", "read_record", "record_of"]
 
-Names = Mapping[str, jax.Array]
+Named = Mapping[str, jax.Array]
 
 
 class DamagedCheckpointError(CheckpointError):
     """A checkpoint is not what was written."""
 
 
-def record_of(arrays: Names, plain: Mapping[str, Any]) -> dict[str, Any]:
+def record_of(arrays: Named, plain: Mapping[str, Any]) -> dict[str, Any]:
     """A record as JSON holds it: `plain` data, and of each array its shape, dtype and digest.
 
     Every process of a run calls it, since an array that is spread over processes is gathered.
@@ -55,7 +55,7 @@ def read_record(path: Path) -> tuple[dict[str, list[Any]], dict[str, Any]]:
     raise DamagedCheckpointError(f"its record {path.name} is not what was written")
 
 
-def differing_leaf(facts: Mapping[str, list[Any]], wanted: Names) -> str | None:
+def differing_leaf(facts: Mapping[str, list[Any]], wanted: Named) -> str | None:
     """A sentence about the first leaf of another shape or dtype than is wanted; None if there is none."""
     for name in sorted({*facts, *wanted}):
         stored = tuple(facts[name][0]) if name in facts else None
@@ -67,7 +67,7 @@ def differing_leaf(facts: Mapping[str, list[Any]], wanted: Names) -> str | None:
     return None
 
 
-def differing_arrays(facts: Mapping[str, list[Any]], arrays: Names) -> list[str]:
+def differing_arrays(facts: Mapping[str, list[Any]], arrays: Named) -> list[str]:
     """The names of the arrays that are not what was written."""
     return sorted(
         name

@@ -30,7 +30,6 @@ from modelzip_jax.training.state import TrainState
 
 __all__ = ["CheckpointWarning", "Checkpoints"]
 
-Names = dict[str, jax.Array]
 RECORD = "record.json"
 
 
@@ -262,7 +261,7 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _stored(state: TrainState) -> Names:
+def _stored(state: TrainState) -> dict[str, jax.Array]:
     """The arrays of a state by path: PRNG keys as their words, nothing without elements."""
     leaves = {name: _words(x) for name, x in trees.named_leaves(state)}
     return {name: x for name, x in leaves.items() if x.size}
@@ -272,7 +271,7 @@ def _words(x: jax.Array) -> jax.Array:
     return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
 
 
-def _rebuilt(like: TrainState, stored: Names) -> TrainState:
+def _rebuilt(like: TrainState, stored: dict[str, jax.Array]) -> TrainState:
     def restore(name: str, x: jax.Array) -> jax.Array:
         if not x.size:
             return x
