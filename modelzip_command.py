@@ -5,7 +5,7 @@ import signal
 
 
 def main() -> None:
-    """Imports the command and runs it; an interrupt before it runs ends in one line, too."""
+    """Imports the command and runs it; an interrupt before it runs, and after, ends in one line, too."""
 
     def end(number: int, _frame: object) -> None:
         # At once: raised inside of an import, an exception may be taken for one of the module's own.
@@ -17,11 +17,7 @@ def main() -> None:
             signal.signal(number, end)
     from modelzip_jax.cli import main as command
 
-    try:
-        command()
-    finally:  # Python's own end of a command that has said its last word.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
+    command()
 
 
 if __name__ == "__main__":
