@@ -1,6 +1,6 @@
 """Processes killed at random moments: what they leave is old or new, and what goes on ends bit for bit the same.
 
-    python scripts/kill_check.py save|compress|train|parallel [--kills 100] [--seed 0]
+    python scripts/kill_check.py save|compress|train|parallel [--kills 100] [--seconds 3600] [--seed 0]
 
 save: `mz.save` over an older file. compress: `modelzip compress --force` over an older file. train: a run that is
 killed twelve times and then ends, and then the next one. parallel: the same in two processes, one of which is killed,
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import functools
 import json
 import random
 import signal
@@ -41,6 +42,15 @@ Counts = collections.Counter[str]
 
 class KillError(Exception):
     """What should not have been found after a kill."""
+
+
+def turns(kills: int, until: float) -> Iterator[tuple[int, bool]]:
+    """The kills by number, and whether this is the last: of all, or of those for which there is time."""
+    for index in range(kills):
+        last = index == kills - 1 or time.monotonic() > until
+        yield index, last
+        if last:
+            return
 
 
 def require(holds: bool, text: str) -> None:
@@ -103,7 +113,7 @@ def check_file(folder: Path, allowed: dict[int, bytes], counts: Counts) -> None:
     counts["temporary files left"] += sum(1 for _ in written(folder))
 
 
-def check_files(kind: str, kills: int, rng: random.Random, base: Path) -> Counts:
+def check_files(kind: str, kills: int, rng: random.Random, base: Path, until: float) -> Counts:
     """Kills of writers of one file."""
     counts: Counts = collections.Counter()
     command, allowed = files(base)
@@ -112,7 +122,7 @@ def check_files(kind: str, kills: int, rng: random.Random, base: Path) -> Counts
     started = time.monotonic()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     usual = time.monotonic() - started
-    for index in range(kills):
+    for index, _ in turns(kills, until):
         moment = ("writing", "any")[index % 2]
         if kind == "compress":
             (folder / "model.mz").write_bytes(allowed[8])
@@ -187,12 +197,12 @@ def same_run(folder: Path, whole: Path) -> None:
         require(names[0] == names[1], f"{folder / path} holds {names[0]}, not {names[1]}")
 
 
-def check_runs(kills: int, rng: random.Random, base: Path, processes: int) -> Counts:
+def check_runs(kills: int, rng: random.Random, base: Path, until: float, processes: int) -> Counts:
     """Kills of a run, begun again after every 12th; each of these must end as the uninterrupted one does."""
     counts: Counts = collections.Counter()
     ended(base / "whole", processes)
     folder = base / "run 0"
-    for index in range(kills):
+    for index, last in turns(kills, until):
         running = launch(folder, processes)
         first = rng.choice(running)
         before = (folder / "log.jsonl").stat().st_mtime_ns if (folder / "log.jsonl").exists() else 0
@@ -208,7 +218,7 @@ def check_runs(kills: int, rng: random.Random, base: Path, processes: int) -> Co
         for process in running:
             if process is not first:
                 end_soon(process, counts)
-        if index % 12 == 11 or index == kills - 1:
+        if index % 12 == 11 or last:
             ended(folder, processes)
             same_run(folder, base / "whole")
             counts["runs that ended the same"] += 1
@@ -229,20 +239,22 @@ def end_soon(process: subprocess.Popen[str], counts: Counts) -> None:
 
 def main() -> int:
     """The command's exit status."""
-    kinds: dict[str, Callable[[int, random.Random, Path], Counts]] = {
-        "save": lambda kills, rng, base: check_files("save", kills, rng, base),
-        "compress": lambda kills, rng, base: check_files("compress", kills, rng, base),
-        "train": lambda kills, rng, base: check_runs(kills, rng, base, 1),
-        "parallel": lambda kills, rng, base: check_runs(kills, rng, base, 2),
+    kinds: dict[str, Callable[[int, random.Random, Path, float], Counts]] = {
+        "save": functools.partial(check_files, "save"),
+        "compress": functools.partial(check_files, "compress"),
+        "train": functools.partial(check_runs, processes=1),
+        "parallel": functools.partial(check_runs, processes=2),
     }
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("kind", choices=kinds)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=3600.0, help="end with fewer kills after so long")
     options = parser.parse_args()
+    until = time.monotonic() + options.seconds
     with tempfile.TemporaryDirectory() as base:
         try:
-            counts = kinds[options.kind](options.kills, random.Random(options.seed), Path(base))
+            counts = kinds[options.kind](options.kills, random.Random(options.seed), Path(base), until)
         except KillError as error:
             print(f"{options.kind}, seed {options.seed}: {error}")
             return 1
