@@ -64,11 +64,11 @@ def written(folder: Path) -> Iterator[Path]:
     return (path for path in folder.rglob("*") if "tmp" in path.name)
 
 
-def wait(process: subprocess.Popen[str], folder: Path, moment: str, seconds: float) -> None:
-    """Until something is being written, or until so many seconds have passed, or the process ends."""
+def wait(process: subprocess.Popen[str], folder: Path, stale: set[Path], moment: str, seconds: float) -> None:
+    """Until something is being written that was not before, or so many seconds have passed, or the process ends."""
     until = time.monotonic() + (seconds if moment == "any" else 120.0)
     while process.poll() is None and time.monotonic() < until:
-        if moment == "writing" and next(written(folder), None):
+        if moment == "writing" and set(written(folder)) - stale:
             return
         time.sleep(0.001)
 
@@ -123,11 +123,11 @@ def check_files(kind: str, kills: int, rng: random.Random, base: Path, until: fl
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     usual = time.monotonic() - started
     for index, _ in turns(kills, until):
-        moment = ("writing", "any")[index % 2]
+        moment, stale = ("writing", "any")[index % 2], set(written(folder))
         if kind == "compress":
             (folder / "model.mz").write_bytes(allowed[8])
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, text=True)
-            wait(process, folder, moment, rng.uniform(0, usual))
+            wait(process, folder, stale, moment, rng.uniform(0, usual))
         else:
             script = [
                 sys.executable,
@@ -141,8 +141,8 @@ def check_files(kind: str, kills: int, rng: random.Random, base: Path, until: fl
             require(
                 process.stdout is not None and process.stdout.readline() == "ready\n", "it does not begin"
             )
-            wait(process, folder, moment, rng.uniform(0, 0.2))
-        time.sleep(rng.uniform(0, 0.005))
+            wait(process, folder, stale, moment, rng.uniform(0, 0.2))
+        time.sleep(rng.uniform(0, 0.05))
         kill(process, counts)
         check_file(folder, allowed, counts)
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
