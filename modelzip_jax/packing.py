@@ -13,7 +13,9 @@ import numpy as np
 from modelzip_jax import tree as trees
 from modelzip_jax.combinator import check_transform, selected, selects
 from modelzip_jax.errors import RecipeError, TransformError, TreeError
+from modelzip_jax.extreme_weights import check_decodes
 from modelzip_jax.host_unpacking import unpacked_on_host
+from modelzip_jax.jax_settings import unwatched
 from modelzip_jax.leaf_checks import check_arrays, check_finite
 from modelzip_jax.metadata import NOTHING, Metadata
 from modelzip_jax.packed import Dense, PackedArray, is_packed, static
@@ -122,19 +124,35 @@ def compress(
     Raises:
       PatternError: a path pattern of the transform matches nothing.
       LeafError: a selected leaf is not floating-point, or a leaf is no array.
-      NonFiniteError: a selected leaf holds NaN or infinity.
+      NonFiniteError: a selected leaf holds NaN or infinity, or would decode to them, being so near the largest number
+        of its dtype that a sum or a rounding leaves it.
 
     >>> import modelzip_jax as mz
     >>> packed = mz.compress({"w": np.eye(64, dtype=np.float32)}, mz.quantize(bits=2))
     >>> packed.dense_bytes, packed.nbytes
     (16384, 1280)
     """
+    # A caller who keeps no reference of its own has each leaf freed once it is packed.
+    held = [params]
+    del params
     if isinstance(transform, Search):
-        held = [params]
-        del params
         return transform.compressed(
             held.pop(), variables=variables, calibrate=calibrate, progress=progress, given=given
         )
+    with unwatched():
+        return _compressed(held, transform, variables, calibrate, progress, given)
+
+
+def _compressed(
+    held: list[PyTree],
+    transform: Transform,
+    variables: PyTree,
+    calibrate: tuple[Callable[..., Any], Sequence[Any]] | None,
+    progress: Callable[[str, int], None] | None,
+    given: dict[str, Any],
+) -> Packed:
+    """`compress`; takes the params out of the list."""
+    params = held.pop()
     check_transform(transform, "compress()")
     check_depth(params)
     trees.check_not_module(params)
@@ -159,8 +177,7 @@ def compress(
     waiting = set() if calibration is None else set(calibration.wanted)
     every = [index for index, chosen in enumerate(keep) if chosen and index not in waiting]
     packed = [leaf if chosen else dense(_copied(leaf)) for leaf, chosen in zip(leaves, keep, strict=True)]
-    # A caller who keeps no reference of its own has each leaf freed once it is packed.
-    del params, weights
+    del params, weights  # See above.
 
     def encode(group: list[int], context: Context) -> None:
         here = [index in group for index in range(len(leaves))]
@@ -176,6 +193,7 @@ def compress(
         for index in group:
             if progress is not None:
                 progress(names[index], trees.nbytes(leaves[index]))
+            check_decodes(names[index], parts[index], leaves[index])
             packed[index], leaves[index] = owned(parts[index], leaves[index]), 0
 
     for group in _groups(leaves, every) if transform.leafwise else [every]:
@@ -219,6 +237,7 @@ def _groups(leaves: list[Any], indices: list[int]) -> list[list[int]]:
     return groups
 
 
+@unwatched()
 def decoded(params: PyTree, transform: Transform, **given: Any) -> PyTree:
     """The weights as they will be after compression, without packing them.
 
@@ -238,6 +257,7 @@ def decoded(params: PyTree, transform: Transform, **given: Any) -> PyTree:
     return trees.restored(trees.merge(tree, transform.decode(encoded)), params)
 
 
+@unwatched()
 def unpack(packed: PyTree) -> PyTree:
     """The weights that the network computes with, from a `Packed` model or a tree of packed arrays.
 
@@ -284,6 +304,7 @@ def _unpack(packed: PackedArray) -> Any:
     return jnp.array(values) if isinstance(values, np.ndarray) else values
 
 
+@unwatched()
 def resume(packed: Packed, transform: Transform | None = None) -> tuple[Transform, Encoded]:
     """What training goes on with: the transform, and an encoded model.
 

@@ -21,6 +21,7 @@ from modelzip_jax.coding.header import CHECKSUM, Header, checksum
 from modelzip_jax.coding.streams import ESCAPED, RAW, REPEATED
 from modelzip_jax.coding.writer import MAX_CHUNK, MAX_PIECES
 from modelzip_jax.errors import FormatError, ModelzipError, TransformError
+from modelzip_jax.jax_settings import as_compiled
 from modelzip_jax.packed import Dense, PackedArray
 
 __all__ = ["Archive"]
@@ -201,6 +202,7 @@ class Archive:
             return escapes.restore(decoded, self._segment(segment + 1), int(plan.rare[0]))
         return decoded
 
+    @as_compiled()
     def leaf(self, index: int) -> PackedArray:
         """The packed array of a leaf, by its place in `names`."""
         first, last = int(self._first_stream[index]), int(self._first_stream[index + 1])

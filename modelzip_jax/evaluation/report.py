@@ -16,6 +16,7 @@ from modelzip_jax.coding.reader import Archive
 from modelzip_jax.coding.writer import Progress, encoded
 from modelzip_jax.errors import TransformError
 from modelzip_jax.evaluation.stored_forms import describe, sparsity
+from modelzip_jax.jax_settings import unwatched
 from modelzip_jax.packed import Dense, PackedArray, is_packed
 from modelzip_jax.packing import Packed, unpacked_bytes
 from modelzip_jax.transform import dense
@@ -118,6 +119,7 @@ class Report:
         return "\n".join(lines)
 
 
+@unwatched()
 def inspect(model: str | os.PathLike[str] | Packed, *, progress: Progress | None = None) -> Report:
     """What a compressed model holds: a row for each tensor, totals, recipe, step and metadata.
 

@@ -12,6 +12,7 @@ import optax
 from modelzip_jax import tree as trees
 from modelzip_jax.combinator import check_transform, selected, support_of, told, wide
 from modelzip_jax.errors import RecipeError, TreeError, WrapError
+from modelzip_jax.jax_settings import unwatched
 from modelzip_jax.leaf_checks import all_finite, check_arrays, check_finite, check_floating
 from modelzip_jax.loop.callables import at_weights
 from modelzip_jax.loop.moments import hold_hidden, renew_hidden
@@ -86,6 +87,7 @@ def wrap(
     inner = optax.with_extra_args_support(inner)
     offsets_tx = optax.with_extra_args_support(offsets_tx or optax.adam(1e-3))
 
+    @unwatched()
     def init(params: PyTree) -> WrapState:
         params = trees.plain(params)
         structure = jax.tree.structure(params)
