@@ -38,7 +38,7 @@ def check_claims(specs: list[Spec], names: int, limit: int) -> None:
         if total > limit:
             raise FormatError(
                 f"the first {index + 1} tensors claim {total:,} bytes in memory, beyond the limit of {limit:,}; "
-                "if you trust the file, give a larger limit= in bytes"
+                "if you trust the file, give a larger one in bytes: limit=, or --limit of the command"
             )
 
 
