@@ -71,6 +71,8 @@ def load(
     Raises:
       FormatError: the file is foreign, newer, truncated or damaged, or claims more than `limit`; the message names
         the place.
+      OutOfMemoryError: this machine has too little memory for it.
+      OSError: it cannot be opened.
       RecipeError: what stands for the recipe is none.
       TreeError: `like` has other leaves.
 
