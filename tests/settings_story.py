@@ -1,11 +1,12 @@
 """One story of everything that users do, told under settings of JAX: what it gives, as bytes by name.
 
-As a program, `settings_story.py FOLDER`, it prints a digest of each, for settings that have to be made before JAX is
-imported.
+As a program, `settings_story.py FOLDER`, it reads, and prints a digest of each array, for settings that have to be
+made before JAX is imported.
 """
 
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -55,50 +56,65 @@ def write(folder):
     mz.save(Path(folder) / "sums.mz", mz.compress(PARAMS, SUMS))
 
 
-def told(folder, jitted=True):
-    """Name to bytes of what the story gives. `sums/...` are rounded as XLA likes, `trained/...` as the device does."""
-    folder, found = Path(folder), {}
+def told(folder, parts=("reading", "compressing", "training")):
+    """Name to dtype, shape and bytes of what the story gives. `sums/...` are rounded as XLA likes."""
+    found = {}
 
     def keep(name, tree):
         for leaf, x in mz.tree.named_leaves(tree):
             x = np.asarray(x)
             found[f"{name}/{leaf}"] = (str(x.dtype), x.shape, x.tobytes())
 
+    for part in parts:
+        PARTS[part](Path(folder), keep)
+    return found
+
+
+def reading(folder, keep):
     loaded = mz.load(folder / "made.mz")
     keep("loaded", loaded.params)
     keep("unpacked", mz.unpack(loaded))
     keep("tensor", mz.unpack(mz.load_tensor(folder / "made.mz", "a/kernel")))
-    assert mz.inspect(folder / "made.mz").size == 168
     keep("sums", mz.unpack(mz.load(folder / "sums.mz")))
+    assert mz.inspect(folder / "made.mz").size == 168
+    checkpoints.write(folder / "again.safetensors", mz.unpack(loaded))
+    keep("checkpoint", np.frombuffer((folder / "again.safetensors").read_bytes(), np.uint8))
 
+
+def compressing(folder, keep):
     packed = mz.compress(PARAMS, PACKED_RECIPE)
     keep("packed", packed.params)
     mz.save(folder / "again.mz", packed)
-    found["file"] = ("bytes", (), (folder / "again.mz").read_bytes())
+    keep("file", np.frombuffer((folder / "again.mz").read_bytes(), np.uint8))
     calibrated = mz.compress(PARAMS, FEEDBACK, calibrate=(network, BATCHES))
     assert calibrated.params["a"]["kernel"].tag == "quantized"
     keep("calibrated", mz.unpack(calibrated))
-    checkpoints.write(folder / "again.safetensors", mz.unpack(mz.load(folder / "again.mz")))
-    found["checkpoint"] = ("bytes", (), (folder / "again.safetensors").read_bytes())
 
-    tx = mz.wrap(optax.sgd(0.1), TRAINED)
-    x = jax.device_put(BATCHES[0])
 
+def training(folder, keep):
+    tx, x = mz.wrap(optax.sgd(0.1), TRAINED), jax.device_put(BATCHES[0])
+
+    @jax.jit
     def step(params, state):
         updates, state = tx.update(jax.grad(loss)(params, x), state, params)
         return optax.apply_updates(params, updates), state
 
     params, state = mz.start(tx, jax.tree.map(jax.device_put, PARAMS))
-    params, state = (jax.jit(step) if jitted else step)(params, state)
-    assert all(jnp.isfinite(x) for x in mz.metrics(state).values())
+    params, state = step(params, state)
+    assert all(np.isfinite(np.asarray(x)) for x in mz.metrics(state).values())
     keep("trained", mz.unpack(mz.pack(state, params)))
-    return found
 
 
-def digests(folder):
-    rows = told(folder).items()
-    return {name: [*map(str, x[:2]), hashlib.sha256(x[2]).hexdigest()] for name, x in rows}
+PARTS = {"reading": reading, "compressing": compressing, "training": training}
+
+
+def digest(found):
+    dtype, shape, data = found
+    return [dtype, list(shape), hashlib.sha256(data).hexdigest()]
 
 
 if __name__ == "__main__":
-    print(json.dumps(digests(sys.argv[1])))
+    if "LAST_DEVICE" in os.environ:
+        jax.config.update("jax_default_device", jax.devices()[-1])
+    rows = told(sys.argv[1], ("reading",)).items()
+    print(json.dumps({name: digest(x) for name, x in rows}))
