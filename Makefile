@@ -74,6 +74,7 @@ bench: $(VENV)/.bench
 SECONDS = 600
 fuzz: $(VENV)/.test
 	$(BIN)/python scripts/fuzz.py --seconds $(SECONDS)
+	$(BIN)/python scripts/fuzz_recipes.py
 
 # The tables in docs/benchmarks.md, from the recorded results.
 docs: $(VENV)/.test

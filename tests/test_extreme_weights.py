@@ -31,7 +31,7 @@ def finite_or_refused(leaf, w, transform, **options):
     try:
         found = compressed({leaf: w}, transform, **options)[leaf]
     except (NonFiniteError, LeafError) as error:
-        return f"{leaf!r}" in str(error)
+        return f"'{leaf}" in str(error)  # Of factors, "leaf/left".
     return np.isfinite(np.asarray(found, np.float64)).all()
 
 
