@@ -36,7 +36,7 @@ def check_decodes(name: str, packed: PackedArray, weights: Any) -> None:
     >>> w = jnp.full((8, 8), 65_504.0, jnp.float16)
     >>> mz.compress({"w": w}, mz.quantize(grid=mz.grids.halving()))
     Traceback (most recent call last):
-    modelzip_jax.errors.NonFiniteError: leaf 'w' decodes to 64 NaN or infinite values of 64: its weights reach 6.55e+04...
+    modelzip_jax.errors.NonFiniteError: leaf 'w' decodes to 64 NaN or infinite values of 64: its weights reach ...
     """
     if not jnp.issubdtype(jnp.result_type(weights), jnp.floating) or not np.size(weights):
         return

@@ -149,6 +149,15 @@ def test_levels_that_do_nothing_are_read(tmp_path):
     assert mz.load(path).params["w"].unpack().shape == (8, 4)
 
 
+@pytest.mark.parametrize(
+    "spec", [["dense", None, [5]], ["dense", ["bits", 1, 5], [5]], ["neurons", None, None, [2], "f4"]]
+)
+def test_fields_that_are_absent(spec):
+    """A dense leaf without its array was a TypeError."""
+    with pytest.raises(FormatError, match=f"packed kind '{spec[0]}'|dtype"):
+        claims.claimed_bytes(spec)
+
+
 def test_an_unpacked_size_counts_in_each_kind():
     inner = ["dense", [0, "float32", 2, 1], [2, 1]]
     spec = ["neurons", inner, [0, "uint8", 100], [2, 100], "float32"]
