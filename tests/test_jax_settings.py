@@ -112,3 +112,19 @@ def test_a_file_is_read_alike_under_flags_of_xla(without, name):
     exact = [key for key in wanted if key.startswith(EXACT)]
     assert len(exact) > 10
     assert {key: found[key] for key in exact} == {key: settings_story.digest(wanted[key]) for key in exact}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FLAGS)
+def test_every_golden_file_is_read_alike_under_flags_of_xla(name):
+    flags, more = FLAGS[name]
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}",
+    }
+    golden = Path(__file__).with_name("coding") / "test_golden.py"
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", f"{golden}::test_a_golden_file"],
+        capture_output=True, text=True, check=False, timeout=600, env=environment | more,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout[-2000:]
