@@ -74,6 +74,7 @@ bench: $(VENV)/.bench
 SECONDS = 600
 fuzz: $(VENV)/.test
 	$(BIN)/python scripts/fuzz.py --seconds $(SECONDS)
+	$(BIN)/python scripts/fuzz_recipes.py
 
 # Savers, commands and runs, killed at random moments.
 kills: $(VENV)/.test
