@@ -39,7 +39,7 @@ python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 80
 toc_object_entries = False
 
-myst_enable_extensions = ["colon_fence", "attrs_inline"]
+myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 4
 
 # Notebooks run where they stand, once: what they showed is kept until they change. Errors end the build.
@@ -62,4 +62,5 @@ html_theme_options = {
     "show_toc_level": 2,
     "use_download_button": False,
     "use_fullscreen_button": False,
+    "navbar_persistent": [],  # one search field is enough
 }

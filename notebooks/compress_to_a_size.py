@@ -29,7 +29,7 @@ import modelzip_jax as mz
 from modelzip_jax import checkpoints, evaluation
 
 pictures, labels = load_digits(return_X_y=True)
-pictures, labels = np.float32(pictures / 16), np.int32(labels)
+pictures, labels = jnp.float32(pictures / 16), jnp.int32(labels)
 held_out = np.arange(len(labels)) % 5 == 0
 x, y = pictures[~held_out], labels[~held_out]
 x_test, y_test = pictures[held_out], labels[held_out]
@@ -102,7 +102,7 @@ packed
 # without labels. The smaller the file, the more that helps.
 
 # %%
-batches = [jnp.asarray(x[i : i + 128]) for i in range(0, 512, 128)]
+batches = [x[i : i + 128] for i in range(0, 512, 128)]
 sizes = (4_000, 6_000, 9_000, 14_000, 20_000)
 curves = {"from the weights alone": [], "with 512 inputs": []}
 for size in sizes:
@@ -129,7 +129,7 @@ axis.legend()
 # score for each of some held-out examples, higher is better.
 
 # %%
-x_held, y_held = jnp.asarray(x[512:]), jnp.asarray(y[512:])
+x_held, y_held = x[512:], y[512:]
 
 
 def measure(params):

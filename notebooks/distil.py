@@ -31,7 +31,7 @@ import modelzip_jax as mz
 from modelzip_jax import distillation
 
 pictures, labels = load_digits(return_X_y=True)
-pictures, labels = np.float32(pictures / 16), np.int32(labels)
+pictures, labels = jnp.float32(pictures / 16), jnp.int32(labels)
 held_out = np.arange(len(labels)) % 5 == 0
 x, y = pictures[~held_out], labels[~held_out]
 x_test, y_test = pictures[held_out], labels[held_out]
@@ -70,12 +70,10 @@ def train(tx, params, state, loss, examples, steps=600):
     return params, state
 
 
-inputs, answers = jnp.asarray(x), jnp.asarray(y)
-
 
 def hard(params, rows):
-    logits = network(params, inputs[rows])
-    return optax.softmax_cross_entropy_with_integer_labels(logits, answers[rows]).mean()
+    logits = network(params, x[rows])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, y[rows]).mean()
 
 
 # %% [markdown]
@@ -130,11 +128,11 @@ for axis, temperature in zip(axes[1:], (1.0, 4.0), strict=True):
 # computed once.
 
 # %%
-taught = network(teacher, inputs)
+taught = network(teacher, x)
 
 
 def soft(params, rows):
-    return distillation.soft_targets(network(params, inputs[rows]), taught[rows], temperature=4.0)
+    return distillation.soft_targets(network(params, x[rows]), taught[rows], temperature=4.0)
 
 
 params, state = learn(soft, len(x))
@@ -149,12 +147,12 @@ print(f"taught: {accuracy(params):.1%} right")
 # differ.
 
 # %%
-_, seen = distillation.features(network, teacher, inputs, layers=["layer0/kernel"])
+_, seen = distillation.features(network, teacher, x, layers=["layer0/kernel"])
 teacher_features = seen["layer0/kernel"]
 
 
 def with_features(params, rows):
-    logits, seen = distillation.features(network, params, inputs[rows], layers=["layer0/kernel"])
+    logits, seen = distillation.features(network, params, x[rows], layers=["layer0/kernel"])
     soft = distillation.soft_targets(logits, taught[rows], temperature=4.0)
     return soft + 100.0 * distillation.similarity(seen["layer0/kernel"], teacher_features[rows])
 

@@ -35,7 +35,7 @@ import modelzip_jax as mz
 
 # %%
 pictures, labels = load_digits(return_X_y=True)
-pictures, labels = np.float32(pictures / 16), np.int32(labels)
+pictures, labels = jnp.float32(pictures / 16), jnp.int32(labels)
 held_out = np.arange(len(labels)) % 5 == 0
 x, y = pictures[~held_out], labels[~held_out]
 x_test, y_test = pictures[held_out], labels[held_out]

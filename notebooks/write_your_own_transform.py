@@ -147,7 +147,7 @@ except AssertionError as error:
 
 # %%
 pictures, labels = load_digits(return_X_y=True)
-x, y = np.float32(pictures / 16), np.int32(labels)
+x, y = jnp.float32(pictures / 16), jnp.int32(labels)
 keys = jax.random.split(jax.random.key(0))
 params = {
     "hidden": {"kernel": jax.random.normal(keys[0], (64, 128)) / 6, "bias": jnp.zeros(128)},

@@ -57,7 +57,9 @@ def _directive(name: public_names.Name) -> str:
 
 def _name_page(page: str, names: list[public_names.Name]) -> str:
     title = Path(page).name
-    parts = [":orphan:", "", title, "=" * len(title), ""]
+    room = title.rpartition(".")[0]
+    # Not in the tree of pages, which would have hundreds: the room's page leads here, and this line back.
+    parts = [":orphan:", "", title, "=" * len(title), "", f"In :doc:`{room} </docs/api/{room}>`.", ""]
     functions_first = sorted(
         names, key=lambda name: (inspect.isclass(name.thing), page != f"docs/api/{name.path}")
     )
