@@ -38,6 +38,7 @@ napoleon_use_ivar = True
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 80
 toc_object_entries = False
+add_module_names = False
 
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 4

@@ -37,11 +37,10 @@ def write(root: Path) -> None:
 
 
 def first_sentence(thing: object) -> str:
-    """What its docstring begins with; nothing for constants, whose docstring is their type's."""
-    text = (
-        inspect.getdoc(thing) if inspect.isclass(thing) or inspect.isroutine(thing) or _jitted(thing) else ""
-    )
-    paragraph = " ".join((text or "").split("\n\n")[0].split())
+    """What its docstring begins with; that of a constant is its type's, and says nothing."""
+    if not (inspect.ismodule(thing) or inspect.isclass(thing) or inspect.isroutine(thing) or _jitted(thing)):
+        return "A constant" if isinstance(thing, dict | tuple) else "A type"
+    paragraph = " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
     return paragraph.split(". ")[0].rstrip(".:")
 
 
@@ -75,19 +74,16 @@ def _name_page(page: str, names: list[public_names.Name]) -> str:
 
 
 def _room_page(room: str, text: str) -> str:
-    rows = [
-        f"| [`{name.name}`](/{name.page}.rst) | {_cell(first_sentence(name.thing))} |"
-        for name in public_names.names()
-        if name.room == room
-    ]
+    listed = sorted((n for n in public_names.names() if n.room == room), key=lambda n: n.name.lower())
+    rows = [f"| [`{name.name}`](/{name.page}.rst) | {_cell(first_sentence(name.thing))} |" for name in listed]
     summary, _, rest = text.partition("\n")
-    table = "\n".join(["| | |", "| --- | --- |", *sorted(rows, key=str.lower)])
+    table = "\n".join(["| | |", "| --- | --- |", *rows])
     return f"# {room}\n\n{summary}\n{rest}\n\n{table}\n"
 
 
 def _front_page(rooms: dict[str, object]) -> str:
     rows = [
-        f"| [`{room}`](/docs/api/{room}.md) | {_cell(first_sentence(module) or _summary(module))} |"
+        f"| [`{room}`](/docs/api/{room}.md) | {_cell(first_sentence(module))} |"
         for room, module in rooms.items()
     ]
     listed = "\n".join(f"/docs/api/{room}" for room in rooms)
@@ -110,10 +106,6 @@ def _front_page(rooms: dict[str, object]) -> str:
             "",
         ]
     )
-
-
-def _summary(module: object) -> str:
-    return (inspect.getdoc(module) or "").split("\n")[0].rstrip(".")
 
 
 def _cell(text: str) -> str:
