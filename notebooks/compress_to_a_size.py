@@ -79,9 +79,8 @@ print(f"float weights: {accuracy(dense):.1%} right")
 # %%
 checkpoints.write("digits.safetensors", dense)
 params = checkpoints.read("digits.safetensors")
-print(
-    f"{sum(leaf.nbytes for leaf in jax.tree.leaves(params)):,} bytes of weights, {accuracy(params):.1%} right"
-)
+before = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+print(f"{before:,} bytes of weights, {accuracy(params):.1%} right")
 
 # %% [markdown]
 # ## A number of bytes
@@ -118,7 +117,7 @@ figure, axis = plt.subplots(figsize=(6, 3))
 for name, line in curves.items():
     taken, right = np.array(line).T
     axis.plot(taken / 1000, 100 * right, marker="o", label=name)
-axis.axhline(100 * accuracy(params), color="k", linestyle="--", label="float, 302 kB")
+axis.axhline(100 * accuracy(params), color="k", linestyle="--", label=f"float, {before / 1000:.0f} kB")
 axis.set(xlabel="file, kB", ylabel="right on held-out digits, %")
 axis.legend()
 

@@ -70,7 +70,6 @@ def train(tx, params, state, loss, examples, steps=600):
     return params, state
 
 
-
 def hard(params, rows):
     logits = network(params, x[rows])
     return optax.softmax_cross_entropy_with_integer_labels(logits, y[rows]).mean()
@@ -163,7 +162,7 @@ results["outputs and features"] = accuracy(params)
 # %%
 figure, axis = plt.subplots(figsize=(6, 2))
 axis.barh(list(results), [100 * value for value in results.values()])
-axis.axvline(100 * accuracy(teacher), color="k", linestyle="--", label="teacher, float, 18 times larger")
+axis.axvline(100 * accuracy(teacher), color="k", linestyle="--", label="teacher, float, 17 times larger")
 axis.set(xlabel="right on held-out digits, %", xlim=(80, 100))
 axis.legend(loc="lower left")
 

@@ -24,7 +24,11 @@ def _converted(part: re.Match[str]) -> str:
     if doctest:
         return doctest
     if prose is None:
-        return "``" + " ".join((double or single).split()) + "``"
+        before, after = part.string[part.start() - 1 : part.start()], part.string[part.end() : part.end() + 1]
+        # Code within a word, as in `x`s, takes a mark that is not shown.
+        left = "" if re.fullmatch(r"[\s(\[{'\"/:-]?", before) else "\\ "
+        right = "" if re.fullmatch(r"[\s)\]}'\"/:.,;!?-]?", after) else "\\ "
+        return f"{left}``{' '.join((double or single).split())}``{right}"
     # A list's star stands alone; other stars, bars and underscores at the ends of words are what they look like.
     return re.sub(r"[\\`|]|\*(?!\s)|(?<!^)\*|_(?!\w)", lambda found: "\\" + found[0], prose)
 
