@@ -79,10 +79,10 @@ fuzz: $(VENV)/.test
 tables: $(VENV)/.test
 	$(BIN)/python -m benchmarks.report
 
-# The site, docs/_build/html/index.html; it needs no network. Warnings are errors, and so are notebooks that fail: they
-# run, once, until they change.
+# The site, docs/_build/html/index.html; it needs no network. Warnings are errors, and so are notebooks that fail; they
+# run once, until they or the library change.
 docs: $(VENV)/.docs
-	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx --fail-on-warning --keep-going -q -c docs . docs/_build/html
+	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx --fail-on-warning -q -c docs . docs/_build/html
 
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}, \
 	"language_info": {"name": "python", "pygments_lexer": "ipython3"}}

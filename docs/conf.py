@@ -1,5 +1,6 @@
 """The documentation site: `make docs` builds it from the repository's root, so that links are those of the files."""
 
+import hashlib
 import os
 import sys
 from pathlib import Path
@@ -43,9 +44,11 @@ add_module_names = False
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 4
 
-# Notebooks run where they stand, once: what they showed is kept until they change. Errors end the build.
+# Notebooks run once: what they showed is kept until they or the library change. Errors end the build.
+SOURCES = b"".join(path.read_bytes() for path in sorted((ROOT / "modelzip_jax").rglob("*.py")))
+LIBRARY = hashlib.blake2b(SOURCES, digest_size=8).hexdigest()
 nb_execution_mode = "off" if os.environ.get("NOTEBOOKS") == "off" else "cache"
-nb_execution_cache_path = str(ROOT / "docs" / "_build" / "notebooks")
+nb_execution_cache_path = str(ROOT / "docs" / "_build" / "notebooks" / LIBRARY)
 nb_execution_excludepatterns = ["notebooks/accelerator_tpu.ipynb"]
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300

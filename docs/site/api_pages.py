@@ -92,7 +92,7 @@ def _front_page(rooms: dict[str, object]) -> str:
             "# API reference",
             "",
             "`import modelzip_jax as mz` gives the names of `mz` and of the rooms below it. Every public name has a "
-            "page, with shapes, errors, sources and an example that runs.",
+            "page, with shapes, errors and sources, and with examples that run.",
             "",
             "| | |",
             "| --- | --- |",
