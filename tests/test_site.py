@@ -63,7 +63,7 @@ def test_pages_that_are_public_no_more_go(tmp_path):
             "step: of `it`.\nkey, seed: what\n  is drawn.",
             ["- **step**: of ``it``.", "- **key, seed**: what", "  is drawn."],
         ),
-        (">>> 2 ** 3 | 1\n9\n\n2 * 3 |", [">>> 2 ** 3 | 1", "9", "", r"2 \* 3 \|"]),
+        (">>> 2 ** 3 | 1\n9\n\n2 * 3 |", [">>> 2 ** 3 | 1", "9", "", r"2 * 3 \|"]),
         ("several `x`s, no `y`", [r"several ``x``\ s, no ``y``"]),
         ("* one\n* two", ["* one", "* two"]),
     ],

@@ -29,8 +29,8 @@ def _converted(part: re.Match[str]) -> str:
         left = "" if re.fullmatch(r"[\s(\[{'\"/:-]?", before) else "\\ "
         right = "" if re.fullmatch(r"[\s)\]}'\"/:.,;!?-]?", after) else "\\ "
         return f"{left}``{' '.join((double or single).split())}``{right}"
-    # A list's star stands alone; other stars, bars and underscores at the ends of words are what they look like.
-    return re.sub(r"[\\`|]|\*(?!\s)|(?<!^)\*|_(?!\w)", lambda found: "\\" + found[0], prose)
+    # A list's star stands alone; others, and bars and underscores behind words, are what they look like.
+    return re.sub(r"[\\`|]|\*(?!\s)|(?<=\S)\*|_(?!\w)", lambda found: "\\" + found[0], prose)
 
 
 def _listed(paragraph: str) -> str:

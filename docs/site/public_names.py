@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -30,6 +30,7 @@ class Name:
         return f"{self.room}.{self.name}"
 
 
+@functools.cache
 def rooms() -> dict[str, ModuleType]:
     """The public modules by the name that a user writes: `mz.scores`, or `modelzip_jax.checkpoints`."""
     found = {"mz": mz}
@@ -45,13 +46,15 @@ def rooms() -> dict[str, ModuleType]:
     return found
 
 
-def names() -> Iterator[Name]:
+@functools.cache
+def names() -> tuple[Name, ...]:
     """Every public name; one that several rooms export has its page where it comes first.
 
     A class stands on the page of the function of its name (`Magnitude` with `magnitude`), also because some file
     systems take their pages' names for one.
     """
     pages: dict[int, str] = {}
+    found = []
     for room, module in rooms().items():
         exported = [name for name in module.__all__ if not inspect.ismodule(getattr(module, name))]
         spelled = {name.lower(): name for name in sorted(exported)}
@@ -59,4 +62,6 @@ def names() -> Iterator[Name]:
             thing = getattr(module, name)
             page = f"docs/api/{room}.{spelled[name.lower()]}"
             # Constants may be one object without being one thing.
-            yield Name(room, name, pages.setdefault(id(thing), page) if callable(thing) else page, thing)
+            page = pages.setdefault(id(thing), page) if callable(thing) else page
+            found.append(Name(room, name, page, thing))
+    return tuple(found)
