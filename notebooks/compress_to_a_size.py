@@ -102,7 +102,7 @@ packed
 
 # %%
 batches = [x[i : i + 128] for i in range(0, 512, 128)]
-sizes = (4_000, 6_000, 9_000, 14_000, 20_000)
+sizes = (4_000, 6_000, 10_000)
 curves = {"from the weights alone": [], "with 512 inputs": []}
 for size in sizes:
     alone = mz.compress(params, mz.smallest(bytes=size))
