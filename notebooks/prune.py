@@ -171,7 +171,7 @@ for group in groups:
 # Half of the neurons go, those of the smallest weights. The smaller network trains on as an ordinary one.
 
 # %%
-scores = mz.rewrites.unit_scores(groups, dense)
+scores = mz.rewrites.unit_scores(dense, groups, mz.scores.magnitude()(dense))
 small = mz.rewrites.shrink(dense, mz.rewrites.choose_units(scores, share=0.5))
 print({name: layer["kernel"].shape for name, layer in small.items()}, f"{accuracy(small):.1%} at once")
 
