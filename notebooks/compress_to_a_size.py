@@ -120,6 +120,7 @@ for name, line in curves.items():
 axis.axhline(100 * accuracy(params), color="k", linestyle="--", label=f"float, {before / 1000:.0f} kB")
 axis.set(xlabel="file, kB", ylabel="right on held-out digits, %")
 axis.legend()
+figure.tight_layout()
 
 # %% [markdown]
 # ## A drop instead of a size

@@ -165,6 +165,7 @@ axis.barh(list(results), [100 * value for value in results.values()])
 axis.axvline(100 * accuracy(teacher), color="k", linestyle="--", label="teacher, float, 17 times larger")
 axis.set(xlabel="right on held-out digits, %", xlim=(80, 100))
 axis.legend(loc="lower left")
+figure.tight_layout()
 
 # %% [markdown]
 # Most of the way comes from the outputs. Whether features add to it depends on the task; on digits they add next to

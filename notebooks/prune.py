@@ -107,6 +107,7 @@ for name, line in found.items():
     axis.plot(100 * shares, 100 * np.array(line), marker="o", label=name)
 axis.set(xlabel="zeros, %", ylabel="right on held-out digits, %", title="pruned at once, not trained after")
 axis.legend()
+figure.tight_layout()
 
 # %% [markdown]
 # ## How much each layer gives
@@ -145,6 +146,7 @@ axis.plot(100 * shares, 100 * np.array(found["magnitude"]), marker="o", label="a
 axis.plot([90, 95, 98], 100 * np.array(trained), marker="s", label="while training")
 axis.set(xlabel="zeros, %", ylabel="right on held-out digits, %")
 axis.legend()
+figure.tight_layout()
 
 # %% [markdown]
 # ## What it saves

@@ -113,6 +113,7 @@ for name, line in errors.items():
     axis.plot(100 * shares, 100 * np.array(line), marker="o", label=name)
 axis.set(xlabel="coefficients set to zero, %", ylabel="squared error, % of the power")
 axis.legend()
+figure.tight_layout()
 
 # %% [markdown]
 # A lower line means that fewer coefficients carry more of the weights. How much lower it is depends on the

@@ -185,6 +185,7 @@ for _ in range(150):
 figure, axis = plt.subplots(figsize=(6, 2.4))
 axis.plot(values)
 axis.set(xlabel="step", ylabel="loss", yscale="log")
+figure.tight_layout()
 
 # %% [markdown]
 # ## In a file
