@@ -85,7 +85,7 @@ def accuracy(params):
 
 
 # %%
-def train(tx, params, state, steps=600):
+def train(tx, params, state, steps=400):
     @jax.jit
     def step(params, state, i):
         rows = jax.random.randint(jax.random.fold_in(jax.random.key(7), i), (128,), 0, len(x))
@@ -106,14 +106,14 @@ print(f"float weights: {accuracy(dense):.1%} right")
 # ## The line that changes
 #
 # A *transform* says what is to happen to the weights. This one prunes the kernels, from 0 to 80 % over the
-# first 400 steps, and rounds what stays to 4 bits, with steps that are learned. `mz.wrap` puts it around the
+# first 250 steps, and rounds what stays to 4 bits, with steps that are learned. `mz.wrap` puts it around the
 # optimizer. The biases are left alone, because the pattern does not match them.
 
 # %%
 zipper = mz.only(
     "**/kernel",
     mz.chain(
-        mz.prune(sparsity=mz.schedules.cubic(0.8, begin=0, end=400), every=20),
+        mz.prune(sparsity=mz.schedules.cubic(0.8, begin=0, end=250), every=20),
         mz.quantize(bits=4, learned=True),
     ),
 )
