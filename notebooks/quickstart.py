@@ -132,7 +132,7 @@ axes[0].hist(np.ravel(dense["layer1"]["kernel"]), bins=100)
 axes[0].set(title="float32", xlabel="weight", ylabel="how many")
 kernel = np.ravel(params["layer1"]["kernel"])
 axes[1].hist(kernel[kernel != 0], bins=400)
-axes[1].set(title=f"{(kernel == 0).mean():.0%} zeros (not drawn), the rest on a grid", xlabel="weight")
+axes[1].set(title=f"{(kernel == 0).mean():.0%} zeros (not drawn), a grid for each neuron", xlabel="weight")
 figure.tight_layout()
 
 # %% [markdown]

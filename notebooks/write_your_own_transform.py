@@ -78,18 +78,21 @@ class Cubes(mz.grids.Grid):
 
 mz.testing.check_laws(mz.quantize(4, grid=Cubes(), learned=True), {"kernel": small["kernel"]})
 
-weights = {"kernel": jax.random.t(jax.random.key(1), 4.0, (256, 256))}  # more outliers than a bell curve has
-figure, axes = plt.subplots(1, 2, figsize=(9, 2.4), sharey=True)
-for axis, (name, way) in zip(
-    axes, {"even": mz.quantize(4), "cubes": mz.quantize(4, grid=Cubes())}.items(), strict=True
-):
+# %%
+weights = {"kernel": jax.random.laplace(jax.random.key(1), (256, 256))}
+ways = {
+    "even": mz.quantize(4, granularity="tensor"),
+    "cubes": mz.quantize(4, granularity="tensor", grid=Cubes()),
+}
+figure, axes = plt.subplots(1, 2, figsize=(9, 2.6), sharey=True)
+for axis, (name, way) in zip(axes, ways.items(), strict=True):
     rounded = mz.decoded(weights, way)["kernel"]
     error = float(((rounded - weights["kernel"]) ** 2).mean() / (weights["kernel"] ** 2).mean())
-    axis.hist(np.ravel(weights["kernel"]), bins=200, range=(-8, 8), color="0.7")
-    axis.vlines(np.unique(rounded[:, 0]), 0, 1000, color="C3")
-    axis.set(
-        title=f"{name}: error {error:.2%} of the power", xlabel="weight (lines: the levels of one channel)"
-    )
+    axis.hist(np.ravel(weights["kernel"]), bins=200, color="0.7")
+    for level in np.unique(rounded):
+        axis.axvline(level, color="C3", linewidth=0.8)
+    axis.set(title=f"{name}: error {error:.1%} of the power", xlabel="weight")
+figure.tight_layout()
 
 # %% [markdown]
 # ## A linear transform
