@@ -1,4 +1,7 @@
-"""The documentation site: `make docs` builds it from the repository's root, so that links are those of the files."""
+"""The documentation site: `make docs` builds it from the repository's root, so that links are those of the files.
+
+Examples of pages and docstrings are run by the tests (`tests/test_pages.py`, doctest), notebooks here.
+"""
 
 import hashlib
 import os
