@@ -10,6 +10,7 @@ import api_pages
 import docstrings
 import public_names
 from docutils import nodes
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.directives.other import TocTree
 from sphinx.util import logging
@@ -32,14 +33,25 @@ class OtherGuides(TocTree):
 
 
 def link_names(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """`mz.prune` and `mz.prune(...)`, written as code in a page, lead to the page of the name."""
+    """`mz.prune` and `mz.prune(...)`, written as code in a page, lead to the page of the name.
+
+    So do the bare names of a room on its own pages, unless they are parameters there; those of `mz` are too common as
+    words: its `params` are rarely meant.
+    """
     known = app.env.modelzip_pages  # type: ignore[attr-defined]
-    room = re.fullmatch(r"docs/api/(.+)\.\w+", docname)
+    place = docname.removeprefix("docs/api/") if docname.startswith("docs/api/") else "mz"
+    room = place if place in public_names.rooms() else place.rpartition(".")[0]
+    parameters = {
+        name.astext()
+        for parameter in doctree.findall(addnodes.desc_parameter)
+        for name in parameter.findall(addnodes.desc_sig_name)
+    }
     for node in list(doctree.findall(nodes.literal)):
         if any(isinstance(parent, nodes.reference | nodes.title) for parent in _parents(node)):
             continue
         written = re.sub(r"\(.*", "", node.astext()).replace("modelzip_jax.", "mz.", 1)
-        page = known.get(written) or (known.get(f"{room[1]}.{written}") if room else None)
+        bare = room != "mz" and written not in parameters
+        page = known.get(written) or (known.get(f"{room}.{written}") if bare else None)
         if page and page != docname:
             target = relative_uri(app.builder.get_target_uri(docname), app.builder.get_target_uri(page))
             node.replace_self(nodes.reference("", "", node.deepcopy(), refuri=target, internal=True))
