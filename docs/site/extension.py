@@ -33,7 +33,7 @@ class OtherGuides(TocTree):
 
 
 def link_names(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """`mz.prune` and `mz.prune(...)`, written as code in a page, lead to the page of the name.
+    """`mz.prune`, `mz.prune(...)` and `trace.cost`, written as code in a page, lead to the pages of the names.
 
     So do the bare names of a room on its own pages, unless they are parameters there; those of `mz` are too common as
     words: its `params` are rarely meant.
@@ -50,8 +50,9 @@ def link_names(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         if any(isinstance(parent, nodes.reference | nodes.title) for parent in _parents(node)):
             continue
         written = re.sub(r"\(.*", "", node.astext()).replace("modelzip_jax.", "mz.", 1)
-        bare = room != "mz" and written not in parameters
-        page = known.get(written) or (known.get(f"{room}.{written}") if bare else None)
+        page = known.get(written) or ("." in written and known.get(f"mz.{written}"))
+        if not page and room != "mz" and written not in parameters:
+            page = known.get(f"{room}.{written}")
         if page and page != docname:
             target = relative_uri(app.builder.get_target_uri(docname), app.builder.get_target_uri(page))
             node.replace_self(nodes.reference("", "", node.deepcopy(), refuri=target, internal=True))
