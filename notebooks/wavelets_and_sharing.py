@@ -123,7 +123,7 @@ figure.tight_layout()
 # %%
 best = mz.best_basis(dense, distortion=0.01, pattern="**/kernel", views={"layer0/kernel": (8, 8, -1)})
 for pattern, part in best.parts:
-    print(pattern, "→", type(part).__name__, getattr(part, "parts", ("plain weights",))[0])
+    print(pattern, "→", part.parts[0] if hasattr(part, "parts") else "plain weights")
 
 # %%
 plain = mz.best_basis(dense, distortion=0.01, pattern="**/kernel", bases=[])
