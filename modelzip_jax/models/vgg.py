@@ -77,19 +77,21 @@ class VGG(nn.Module):
 
 
 def vgg16(
-    num_classes: int = 10, width: float = 1.0, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32
-) -> VGG:
+    num_classes: int = 10, width: float = 1.0, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32,
+    channels: Sequence[int] | None = None,
+) -> VGG:  # fmt: skip
     """VGG-16 (13 convolutions and one dense layer): 14,724,042 parameters at full width, ten classes.
 
     >>> sum(vgg16().depths)
     13
     """
-    return VGG((2, 2, 3, 3, 3), num_classes, width, dtype, param_dtype)
+    return VGG((2, 2, 3, 3, 3), num_classes, width, dtype, param_dtype, channels)
 
 
 def vgg19(
-    num_classes: int = 10, width: float = 1.0, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32
-) -> VGG:
+    num_classes: int = 10, width: float = 1.0, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32,
+    channels: Sequence[int] | None = None,
+) -> VGG:  # fmt: skip
     """VGG-19 (16 convolutions and one dense layer): 20,035,018 parameters at full width, ten classes.
 
     1,255,546 at `width=0.25`, 707,086 at `width=0.1875`.
@@ -97,4 +99,4 @@ def vgg19(
     >>> sum(vgg19(width=0.25).depths)
     16
     """
-    return VGG((2, 2, 4, 4, 4), num_classes, width, dtype, param_dtype)
+    return VGG((2, 2, 4, 4, 4), num_classes, width, dtype, param_dtype, channels)
