@@ -29,7 +29,7 @@ class VGG(nn.Module):
     `mutable=["batch_stats"]`. He initialisation (He et al. 2015, https://arxiv.org/abs/1502.01852).
 
     Attributes:
-      depths: convolutions in each block of 64, 128, 256, 512, 512 channels.
+      depths: convolutions in each block of 64, 128, 256, 512, 512 channels; VGG-19's if left out.
       num_classes: logits.
       width: multiplies the channels, which are rounded to at least one; parameters go with its square.
       dtype: of the convolutions; batch statistics and logits are float32 whatever it is.
@@ -45,7 +45,7 @@ class VGG(nn.Module):
     (3, 3, 128, 128)
     """
 
-    depths: Sequence[int]
+    depths: Sequence[int] = (2, 2, 4, 4, 4)
     num_classes: int = 10
     width: float = 1.0
     dtype: Any = jnp.float32
