@@ -15,7 +15,7 @@ from modelzip_jax.errors import ConfigError, MissingExtraError
 from modelzip_jax.naming import require_known
 
 if TYPE_CHECKING:
-    from modelzip_jax.examples.stage_records import Stage
+    from modelzip_jax.examples.stage_records import ExampleStage
 
 __all__ = ["example"]
 
@@ -66,7 +66,7 @@ def example(
     settings = chosen.to_dict()
     claim_settings(folder, settings)
 
-    def tell(stage: Stage, seconds: float | None) -> None:
+    def tell(stage: ExampleStage, seconds: float | None) -> None:
         if not as_json:
             done = "" if seconds is None else f": {seconds:.0f} s" if seconds else ": was done before"
             err.print(

@@ -14,16 +14,17 @@ from modelzip_jax.atomic import atomic_file
 from modelzip_jax.errors import ConfigError
 from modelzip_jax.naming import nearest_name
 
-__all__ = ["Stage", "claim_settings", "run_stages", "write_json"]
+__all__ = ["ExampleStage", "claim_settings", "run_stages", "write_json"]
 
 RECORD = "stage.json"
 
 
-class Stage(NamedTuple):
+class ExampleStage(NamedTuple):
     """One step of an example.
 
-    name: also of its folder. says: what it does, in a few words. work: writes into the folder of its name, which is there. reads: files of earlier stages that it is made from, `"stage/file"`. leaves: the names of
-    the files that it leaves for others.
+    name: also of its folder. says: what it does, in a few words. work: writes into the folder of its name, which is
+    there. reads: files of earlier stages that it is made from, `"stage/file"`. leaves: the names of the files that it
+    leaves for others.
     """
 
     name: str
@@ -34,11 +35,11 @@ class Stage(NamedTuple):
 
 
 def run_stages(
-    stages: Sequence[Stage],
+    stages: Sequence[ExampleStage],
     folder: Path,
     settings: Any,
     until: str = "",
-    tell: Callable[[Stage, float | None], None] = lambda stage, seconds: None,
+    tell: Callable[[ExampleStage, float | None], None] = lambda stage, seconds: None,
 ) -> dict[str, float]:
     """Runs the stages whose results are not there, and gives the seconds that each has taken.
 
@@ -56,7 +57,7 @@ def run_stages(
 
     >>> import tempfile
     >>> root = Path(tempfile.mkdtemp())
-    >>> one = Stage("one", "writes", lambda: write_json(root / "one/n.json", 1), (), ("n.json",))
+    >>> one = ExampleStage("one", "writes", lambda: write_json(root / "one/n.json", 1), (), ("n.json",))
     >>> seconds = run_stages([one], root, {})
     >>> (root / "one/n.json").read_text(), list(seconds)
     ('1\\n', ['one'])
@@ -74,7 +75,7 @@ def run_stages(
     return taken
 
 
-def _run(stage: Stage, folder: Path, settings: Any) -> float:
+def _run(stage: ExampleStage, folder: Path, settings: Any) -> float:
     own, text = folder / stage.name, json.dumps(settings, sort_keys=True)
     made_from = {name: _digest(folder / name) for name in stage.reads}
     made_from["settings"] = hashlib.sha256(text.encode()).hexdigest()
@@ -84,11 +85,12 @@ def _run(stage: Stage, folder: Path, settings: Any) -> float:
             return 0.0
         shutil.rmtree(own)
     own.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
+    began, of_cpu = time.perf_counter(), time.process_time()
     stage.work()
-    seconds = time.perf_counter() - began
+    seconds, of_cpu = time.perf_counter() - began, time.process_time() - of_cpu
     files = _digests(own, stage.leaves)
-    write_json(own / RECORD, {"made_from": made_from, "files": files, "seconds": round(seconds, 2)})
+    times = {"seconds": round(seconds, 2), "cpu_seconds": round(of_cpu, 2)}
+    write_json(own / RECORD, {"made_from": made_from, "files": files, **times})
     return seconds
 
 

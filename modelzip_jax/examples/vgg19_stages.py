@@ -20,7 +20,7 @@ from modelzip_jax.atomic import atomic_file
 from modelzip_jax.evaluation.pages.page_building import html_report
 from modelzip_jax.examples.example_table import table_rows
 from modelzip_jax.examples.filter_visits import parameter_count, visit_filters
-from modelzip_jax.examples.stage_records import Stage, write_json
+from modelzip_jax.examples.stage_records import ExampleStage, write_json
 from modelzip_jax.examples.vgg19_settings import FULL_PARAMETERS
 from modelzip_jax.examples.weight_reach import within_reach
 from modelzip_jax.models import create
@@ -44,24 +44,24 @@ class Vgg19Example:
         self.config, self.folder, self.quiet = config, folder, quiet
         self.own = config.compress
 
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[ExampleStage]:
         """In order."""
         dense, small, sparse = "dense/model.mz", "recovered/model.mz", "sparse/model.mz"
         return [
-            Stage("dense", "the float network is trained", self.dense, (), TRAINED),
-            Stage("active", "its activations are measured", self.active, (dense,), ("activity.json",)),
-            Stage(
+            ExampleStage("dense", "the float network is trained", self.dense, (), TRAINED),
+            ExampleStage("active", "its activations are measured", self.active, (dense,), ("activity.json",)),
+            ExampleStage(
                 "shrunk", "convolutions are visited, and filters leave", self.shrunk,
                 (dense, "active/activity.json"), ("model.mz", "visits.json"),
             ),
-            Stage("recovered", "what is left is trained", self.recovered, ("shrunk/model.mz",), TRAINED),
-            Stage("sparse", "layers become sparse", self.sparse, (small,), (*TRAINED, "activity.json")),
-            Stage(
+            ExampleStage("recovered", "what is left is trained", self.recovered, ("shrunk/model.mz",), TRAINED),
+            ExampleStage("sparse", "layers become sparse", self.sparse, (small,), (*TRAINED, "activity.json")),
+            ExampleStage(
                 "quantized", "weights are quantized, means corrected", self.quantized,
                 (sparse, "sparse/activity.json"), ("model.mz", "result.json"),
             ),
-            Stage("tuned", "the file is trained further", self.tuned, ("quantized/model.mz",), TRAINED),
-            Stage(
+            ExampleStage("tuned", "the file is trained further", self.tuned, ("quantized/model.mz",), TRAINED),
+            ExampleStage(
                 "table", "all of it is measured", self.table,
                 tuple(f"{name}/result.json" for name in ("dense", "recovered", "sparse", "quantized", "tuned")),
                 ("table.json", "report.html"),

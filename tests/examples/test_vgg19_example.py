@@ -15,7 +15,7 @@ import pytest
 import modelzip_jax as mz
 from modelzip_jax import cli
 from modelzip_jax.errors import ConfigError
-from modelzip_jax.examples.stage_records import Stage, run_stages, write_json
+from modelzip_jax.examples.stage_records import ExampleStage, run_stages, write_json
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -191,8 +191,8 @@ def test_stages_that_are_done_are_known_by_what_they_were_made_from(tmp_path):
             write_json(tmp_path / "second/n.json", json.loads((tmp_path / "first/n.json").read_text()) + 1)
 
         return [
-            Stage("first", "", first, (), ("n.json",)),
-            Stage("second", "", second, ("first/n.json",), ("n.json",)),
+            ExampleStage("first", "", first, (), ("n.json",)),
+            ExampleStage("second", "", second, ("first/n.json",), ("n.json",)),
         ]
 
     run_stages(stages(1), tmp_path, {"a": 1})
