@@ -44,8 +44,9 @@ def run_stages(
     """Runs the stages whose results are not there, and gives the seconds that each has taken.
 
     A stage is done when its record is there, was made from files of these digests and these settings, and the files
-    that it left have the digests that it names. A stage that was stopped before goes on in its folder, if it can;
-    one whose files are damaged begins anew.
+    that it left have the digests that it names. A stage that was stopped, or whose files are damaged, goes on in its
+    folder with what it finds there; one that was made from other files or settings begins anew. A record also has the
+    seconds of the run that finished the stage.
 
     Args:
       stages: in order. folder: of the example. settings: plain data that JSON can hold, the same for all stages.
@@ -80,11 +81,12 @@ def _run(stage: ExampleStage, folder: Path, settings: Any) -> float:
     made_from = {name: _digest(folder / name) for name in stage.reads}
     made_from["settings"] = hashlib.sha256(text.encode()).hexdigest()
     record = _record(own)
-    if record is not None:
-        if record.get("made_from") == made_from and record.get("files") == _digests(own, stage.leaves):
-            return 0.0
+    if record is not None and record.get("made_from") != made_from:
         shutil.rmtree(own)
+    elif record is not None and record.get("files") == _digests(own, stage.leaves):
+        return 0.0
     own.mkdir(parents=True, exist_ok=True)
+    write_json(own / RECORD, {"made_from": made_from})
     began, of_cpu = time.perf_counter(), time.process_time()
     stage.work()
     seconds, of_cpu = time.perf_counter() - began, time.process_time() - of_cpu
@@ -95,7 +97,7 @@ def _run(stage: ExampleStage, folder: Path, settings: Any) -> float:
 
 
 def _record(own: Path) -> dict[str, Any] | None:
-    """What a finished stage says of itself; {} if nobody can read it, and None if there is nothing."""
+    """What a stage says of itself: {} if nobody can read it, and None if it has not begun. Only finished ones have files."""
     if not (own / RECORD).exists():
         return None
     try:

@@ -32,6 +32,7 @@ from modelzip_jax.tree import PyTree
 __all__ = ["Vgg19Example"]
 
 TRAINED = ("model.mz", "result.json")
+IN_TABLE = ("dense", "recovered", "sparse", "quantized", "tuned")
 
 
 class Vgg19Example:
@@ -47,6 +48,7 @@ class Vgg19Example:
     def stages(self) -> list[ExampleStage]:
         """In order."""
         dense, small, sparse = "dense/model.mz", "recovered/model.mz", "sparse/model.mz"
+        shrunk = ("shrunk/model.mz", "shrunk/visits.json")
         return [
             ExampleStage("dense", "the float network is trained", self.dense, (), TRAINED),
             ExampleStage("active", "its activations are measured", self.active, (dense,), ("activity.json",)),
@@ -54,7 +56,7 @@ class Vgg19Example:
                 "shrunk", "convolutions are visited, and filters leave", self.shrunk,
                 (dense, "active/activity.json"), ("model.mz", "visits.json"),
             ),
-            ExampleStage("recovered", "what is left is trained", self.recovered, ("shrunk/model.mz",), TRAINED),
+            ExampleStage("recovered", "what is left is trained", self.recovered, shrunk, TRAINED),
             ExampleStage("sparse", "layers become sparse", self.sparse, (small,), (*TRAINED, "activity.json")),
             ExampleStage(
                 "quantized", "weights are quantized, means corrected", self.quantized,
@@ -63,7 +65,7 @@ class Vgg19Example:
             ExampleStage("tuned", "the file is trained further", self.tuned, ("quantized/model.mz",), TRAINED),
             ExampleStage(
                 "table", "all of it is measured", self.table,
-                tuple(f"{name}/result.json" for name in ("dense", "recovered", "sparse", "quantized", "tuned")),
+                tuple(f"{name}/{file}" for name in IN_TABLE for file in TRAINED),
                 ("table.json", "report.html"),
             ),
         ]  # fmt: skip
@@ -147,7 +149,7 @@ class Vgg19Example:
         )
         with atomic_file(self.folder / "table/report.html") as file:
             file.write(page.encode())
-        rows = table_rows(self.folder, ("dense", "recovered", "sparse", "quantized", "tuned"))
+        rows = table_rows(self.folder, IN_TABLE)
         write_json(self.folder / "table/table.json", {"title": self.title, "rows": rows})
 
     @property

@@ -118,7 +118,6 @@ def test_the_file_is_trained_further_and_its_page_needs_no_network(finished):
 def test_a_second_run_does_nothing_and_a_damaged_stage_is_made_again(finished, capsys, tmp_path):
     expected, folder = left(finished), tmp_path / "run"
     shutil.copytree(finished, folder)
-    # The folder is another one, but what was made is not.
     (folder / "active/activity.json").write_text("[]")
     assert command(folder) == 0
     said = capsys.readouterr().err
