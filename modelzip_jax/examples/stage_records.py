@@ -97,7 +97,7 @@ def _run(stage: ExampleStage, folder: Path, settings: Any) -> float:
 
 
 def _record(own: Path) -> dict[str, Any] | None:
-    """What a stage says of itself: {} if nobody can read it, and None if it has not begun. Only finished ones have files."""
+    """What a stage says of itself: {} if nobody can read it, None if it has not begun. Finished ones name files."""
     if not (own / RECORD).exists():
         return None
     try:

@@ -210,3 +210,23 @@ def test_stages_that_are_done_are_known_by_what_they_were_made_from(tmp_path):
     assert ran[-1] == "second"
     with pytest.raises(ConfigError, match="did you mean 'second'"):
         run_stages(stages(5), tmp_path, {"a": 2}, until="secnd")
+
+
+def test_a_stage_that_was_stopped_finds_what_it_left_unless_it_was_of_other_settings(tmp_path):
+    seen = []
+
+    def work():
+        half = tmp_path / "one/half.json"
+        seen.append(half.exists())
+        write_json(half, 1)
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+        write_json(tmp_path / "one/n.json", 2)
+
+    stage = ExampleStage("one", "", work, (), ("n.json",))
+    with pytest.raises(KeyboardInterrupt):
+        run_stages([stage], tmp_path, {"a": 1})
+    assert run_stages([stage], tmp_path, {"a": 1})["one"] > 0.0
+    assert run_stages([stage], tmp_path, {"a": 1})["one"] == 0.0
+    run_stages([stage], tmp_path, {"a": 2})
+    assert seen == [False, True, False]
