@@ -39,8 +39,8 @@ def visit_filters(
     """The smaller variables, and the visits in their order.
 
     A filter counts by how active it is beside the others of its layer, times the share of its layer's activations
-    that are not zero, over the parameters that leave with it. The least of these over the whole network leave, as
-    few as `max_params` asks for (`mz.rewrites.choose_units`); convolution by convolution they are cut out of
+    that are not zero, over the root of the parameters that leave with it: all of them would count those twice that
+    leave with a filter of the next layer, too. The least of these over the whole network leave, as few as `max_params` asks for (`mz.rewrites.choose_units`); convolution by convolution they are cut out of
     every array (`mz.rewrites.shrink`).
 
     Args:
@@ -99,7 +99,7 @@ def _cost(group: Group, shapes: dict[str, tuple[int, ...]]) -> int:
 
 def _scores(layer: LayerSparsity, cost: int) -> np.ndarray:
     mean = layer.total.mean()
-    scores: np.ndarray = layer.total / (mean if mean else 1.0) * _active(layer) / cost
+    scores: np.ndarray = layer.total / (mean if mean else 1.0) * _active(layer) / math.sqrt(cost)
     return scores
 
 
