@@ -49,7 +49,7 @@ def vgg19_settings(size: str = "") -> Any:
     config.optimizer.weight_decay = 5e-4
     config.optimizer.schedule.peak = 0.05
     config.compress = {
-        "calibration": 1024, "order": "sparsest", "parameters": 1_000_000, "fewest": 8, "round_to": 4, "limit": 0.5,
+        "calibration": 1024, "order": "sparsest", "parameters": 1_000_000, "fewest": 12, "round_to": 4, "limit": 0.5,
         "sparsity": 0.3, "reach": 0.5, "bits": 8, "average": 0.99, "averaged": ("Conv_*/kernel",),
         "recovering": {"epochs": 6.0, "steps": 0, "peak": 0.05},
         "thinning": {"epochs": 3.0, "steps": 0, "peak": 0.02},
