@@ -40,8 +40,8 @@ def visit_filters(
 
     A filter counts by its place among those of its layer in the order of Σ|activation|, 1/n for the least active of n,
     times the share of the layer's activations that are not zero, over the root of the number of parameters that leave
-    with it. (Behind batch normalisation the sums of a layer are so alike, 0.65 to 1.4 of their mean, that a threshold on
-    them would empty one layer before it began with another. All parameters, not their root, would count those twice
+    with it. (Behind batch normalisation the sums of a layer are so alike, 0.65 to 1.4 of their mean, that a threshold
+    on them would empty one layer before it began with another. All parameters, not their root, would count those twice
     that leave with a filter of the next layer, too.) The least of these over the whole network leave, as few as
     `max_params` asks for (`mz.rewrites.choose_units`); convolution by convolution they are cut out of every array
     (`mz.rewrites.shrink`).
