@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks import harness
 from modelzip_jax.examples.example_table import NAMES
-from modelzip_jax.examples.vgg19_settings import FULL_PARAMETERS, vgg19_settings
+from modelzip_jax.examples.vgg19_sizes import FULL_PARAMETERS, vgg19_settings
 
 MINUTES, TRAINED_MINUTES = 60.0, 25.0
 

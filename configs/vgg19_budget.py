@@ -1,6 +1,6 @@
 """The worked example, `modelzip example vgg19 --config configs/vgg19_budget.py`: VGG19 with a million parameters."""
 
-from modelzip_jax.examples.vgg19_settings import vgg19_settings
+from modelzip_jax.examples.vgg19_sizes import vgg19_settings
 
 
 def get_config():

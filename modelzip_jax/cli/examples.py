@@ -44,7 +44,7 @@ def example(
     from modelzip_jax.evaluation.pages.drawing import check_installed
     from modelzip_jax.examples.example_table import shown_table
     from modelzip_jax.examples.stage_records import claim_settings, run_stages
-    from modelzip_jax.examples.vgg19_settings import vgg19_settings
+    from modelzip_jax.examples.vgg19_sizes import vgg19_settings
     from modelzip_jax.examples.vgg19_stages import Vgg19Example
     from modelzip_jax.training import config as configs
 

@@ -21,7 +21,7 @@ from modelzip_jax.evaluation.pages.page_building import html_report
 from modelzip_jax.examples.example_table import table_rows
 from modelzip_jax.examples.filter_visits import parameter_count, visit_filters
 from modelzip_jax.examples.stage_records import ExampleStage, write_json
-from modelzip_jax.examples.vgg19_settings import FULL_PARAMETERS
+from modelzip_jax.examples.vgg19_sizes import FULL_PARAMETERS
 from modelzip_jax.examples.weight_reach import within_reach
 from modelzip_jax.models import create
 from modelzip_jax.training import experiment
