@@ -71,8 +71,8 @@ def main() -> None:
     own = vgg19_settings(size)
     share = f"{own.compress.parameters:,} of {FULL_PARAMETERS:,}"
     report.note(
-        f"{found['title']}: parameters within the share of a full width, {share}. One seed; settings were "
-        "chosen on the validation split. File sizes are compared with the float network's own lossless `.mz` file."
+        f"{found['title']}: parameters within the share of a full width, {share}. One seed; no setting was "
+        "chosen on the test split. File sizes are compared with the float network's own lossless `.mz` file."
     )
     report.finish()
 

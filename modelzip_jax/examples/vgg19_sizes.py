@@ -25,7 +25,8 @@ def vgg19_settings(size: str = "") -> Any:
     order: of the convolutions that are visited: "sparsest" or "densest" (by activations), "first" or "last" (by place).
     parameters: most parameters once filters have left, of a network of 20,035,018; others in proportion.
     fewest, round_to: filters that a convolution keeps; it keeps a multiple of `round_to`.
-    limit: convolutions under this share of non-zero activations become sparse. sparsity: of these.
+    limit: layers under this share of non-zero activations become sparse; 0 is the share of the network as a whole.
+    sparsity: of these.
     reach: weights stay within [-reach, reach]. bits: of each.
     average, averaged: decay of the moving average, and the layers whose weights are averaged.
     recovering, thinning, tuning: epochs (or steps, if not 0) and peak rate of each of the three trainings: after
@@ -49,7 +50,7 @@ def vgg19_settings(size: str = "") -> Any:
     config.optimizer.weight_decay = 5e-4
     config.optimizer.schedule.peak = 0.05
     config.compress = {
-        "calibration": 1024, "order": "sparsest", "parameters": 1_000_000, "fewest": 12, "round_to": 4, "limit": 0.5,
+        "calibration": 1024, "order": "sparsest", "parameters": 1_000_000, "fewest": 12, "round_to": 4, "limit": 0.0,
         "sparsity": 0.3, "reach": 0.5, "bits": 8, "average": 0.99, "averaged": ("Conv_*/kernel",),
         "recovering": {"epochs": 6.0, "steps": 0, "peak": 0.05},
         "thinning": {"epochs": 3.0, "steps": 0, "peak": 0.02},

@@ -102,8 +102,7 @@ class Vgg19Example:
         config = self._training(own.thinning, "recovered")
         last = experiment.build(config).steps * 2 // 3
         rising = mz.schedules.cubic(own.sparsity, begin=0, end=max(last, 1))
-        thinned = mz.allocation.by_activation(found, own.limit)
-        pruning = mz.prune(sparsity=rising, allocation=thinned, every=max(last // 20, 1))
+        pruning = mz.prune(sparsity=rising, allocation=self._thinned(found), every=max(last // 20, 1))
         self._train("sparse", config, mz.only("**/kernel", pruning))
 
     def quantized(self) -> None:
@@ -113,7 +112,7 @@ class Vgg19Example:
         found = _sparsity(json.loads((self.folder / "sparse/activity.json").read_text()))
         transform = mz.only("**/kernel", mz.chain(
             # The same weights as before are zero: none is smaller.
-            mz.prune(sparsity=own.sparsity, allocation=mz.allocation.by_activation(found, own.limit)),
+            mz.prune(sparsity=own.sparsity, allocation=self._thinned(found)),
             mz.quantize(
                 own.bits, granularity="tensor", range=mz.ranges.fixed(-own.reach, own.reach), offset=True
             ),
@@ -183,6 +182,9 @@ class Vgg19Example:
         if small:
             options["channels"] = self._channels()
         return create(self.config.model.name, **options)
+
+    def _thinned(self, found: trace.Sparsity) -> mz.allocation.Allocation:
+        return mz.allocation.by_activation(found, self.own.limit or 1.0 - found.zeros)
 
     def _batches(self, name: str) -> list[Any]:
         return run_calibration(self.folder / name, self.own.calibration)[1]
