@@ -108,13 +108,13 @@ class Vgg19Example:
     def quantized(self) -> None:
         """Weights within a reach, quantized with an offset; means of outputs are corrected; stored."""
         own, packed = self.own, mz.load(self.folder / "sparse/model.mz")
-        variables = within_reach({"params": mz.unpack(packed), **packed.variables}, own.reach)
+        variables = within_reach({"params": mz.unpack(packed), **packed.variables}, self.top)
         found = _sparsity(json.loads((self.folder / "sparse/activity.json").read_text()))
         transform = mz.only("**/kernel", mz.chain(
             # The same weights as before are zero: none is smaller.
             mz.prune(sparsity=own.sparsity, allocation=self._thinned(found)),
             mz.quantize(
-                own.bits, granularity="tensor", range=mz.ranges.fixed(-own.reach, own.reach), offset=True
+                own.bits, granularity="tensor", range=mz.ranges.fixed(-self.top, self.top), offset=True
             ),
         ))  # fmt: skip
         coarse = {**variables, "params": mz.decoded(variables["params"], transform)}
@@ -139,8 +139,8 @@ class Vgg19Example:
 
     def table(self) -> None:
         """One table of all that was stored on the way, and the page of the last file."""
-        own, sparse = self.own, mz.load(self.folder / "sparse/model.mz")
-        before = within_reach({"params": mz.unpack(sparse), **sparse.variables}, own.reach)
+        sparse = mz.load(self.folder / "sparse/model.mz")
+        before = within_reach({"params": mz.unpack(sparse), **sparse.variables}, self.top)
         page = html_report(
             mz.load(self.folder / "tuned/model.mz"),
             title=f"{self.title}, compressed",
@@ -150,6 +150,12 @@ class Vgg19Example:
             file.write(page.encode())
         rows = table_rows(self.folder, IN_TABLE)
         write_json(self.folder / "table/table.json", {"title": self.title, "rows": rows})
+
+    @property
+    def top(self) -> float:
+        """The largest weight there may be: the smallest lies a step beyond its negative, at -reach."""
+        reach: float = self.own.reach * (1.0 - 2.0 ** (1 - self.own.bits))
+        return reach
 
     @property
     def title(self) -> str:

@@ -99,7 +99,7 @@ def test_layers_of_sparse_activations_become_sparse_and_stay_so(finished):
 def test_weights_are_within_their_reach_on_one_grid(finished):
     for stage in ("quantized", "tuned"):
         for name, x in kernels(finished, stage).items():
-            assert np.abs(x).max() <= 0.5 + 1.5 / 127, name
+            assert np.abs(x).max() <= 0.5 + 1e-3, name  # an offset keeps the mean
             assert len(np.unique(x)) <= 256
     found = rows(finished)
     assert found["quantized"]["file_bytes"] < found["sparse"]["file_bytes"] / 2
