@@ -68,6 +68,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.wavelets_study
 	$(BIN)/python -m benchmarks.default_quality
 	$(BIN)/python -m benchmarks.rate_distortion
+	$(BIN)/python -m benchmarks.vgg19_example
 	$(BIN)/python -m benchmarks.report
 
 # Mutated files with right checksums; findings are kept, and belong into tests/fuzz/seeds.
