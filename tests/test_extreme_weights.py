@@ -12,8 +12,8 @@ import modelzip_jax as mz
 from modelzip_jax import recipe
 from modelzip_jax.errors import LeafError, NonFiniteError
 
-NEVER_ZERO = {"dorefa"}
-"""Grids without a zero, at any step."""
+NEVER_ZERO = {"dorefa", "cluster, model"}
+"""A grid without a zero at any step, and a codebook of all leaves, of which the tiny ones take the entry next to it."""
 
 
 def given(tree):
