@@ -188,6 +188,7 @@ def _check_not_packed(params: PyTree, what: str) -> None:
         )
 
 
+@unwatched()
 def decoded(params: PyTree, transform: Transform, **given: Any) -> PyTree:
     """The weights as they will be after compression, without packing them.
 
