@@ -54,13 +54,21 @@ def _write_or_compare(folder: Path, config: Any) -> None:
         return
     # A run that began before there was a field has the field's default.
     defaults = json.loads(json.dumps(configs.base().to_dict()))
-    theirs = {**{k: v for k, v in defaults.items() if k in ours}, **theirs}
+    theirs = _completed(theirs, {k: v for k, v in defaults.items() if k in ours})
     changed = sorted(k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k))
     if changed:
         raise ConfigError(
             f"{folder} holds a run of another config: {', '.join(changed)} differ; choose another folder, or "
             "remove it to begin anew"
         )
+
+
+def _completed(stored: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Stored fields, and the defaults of those that were not stored, in groups of fields as well."""
+    both = {
+        name: x for name, x in stored.items() if isinstance(x, dict) and isinstance(defaults.get(name), dict)
+    }
+    return {**defaults, **stored, **{name: _completed(x, defaults[name]) for name, x in both.items()}}
 
 
 @contextlib.contextmanager
