@@ -1,7 +1,7 @@
 """Measuring what compression costs: tasks, their metrics with standard errors, latency, sizes and reports.
 
-The tasks `classification`, `generation` and `image_search` have one form: `evaluate(predict, inputs, labels)`
-gives a dict of named numbers, as `modelzip evaluate --task` takes them, from scores of each example.
+The tasks `classification`, `generation`, `image_search` and `detection` have one form: `evaluate(predict, inputs,
+labels)` gives a dict of named numbers, as `modelzip evaluate --task` takes them, from scores of each example.
 """
 
 from modelzip_jax.evaluation.compression_findings import Findings, LayerFinding, findings

@@ -26,7 +26,7 @@ from modelzip_jax.training import config as configs
 from modelzip_jax.training import data, frameworks, objectives, optimizers, records, train_loop
 from modelzip_jax.training.distilling import Distilling, distilling_of
 from modelzip_jax.training.distributed import Placement, initialize
-from modelzip_jax.training.measuring import make_evaluate
+from modelzip_jax.training.measuring import make_evaluate, quality_name
 from modelzip_jax.training.snapshots import Checkpoints
 from modelzip_jax.training.starting import network_of, preparation_of, starting_weights
 from modelzip_jax.training.state import TrainState, begin
@@ -43,7 +43,7 @@ class Experiment(NamedTuple):
 
     network: as pure functions. tx: the optimizer, wrapped if there is a transform. train, validation,
     test: arrays. steps: of the whole run. prepare: `(batch, key) -> batch` for training (key None: for
-    evaluation). distilling: what a teacher adds, if there is one.
+    evaluation). kind: of the data, "images", "text" or "scenes". distilling: what a teacher adds, if there is one.
     """
 
     config: Any
@@ -56,6 +56,7 @@ class Experiment(NamedTuple):
     steps: int
     prepare: Callable[[PyTree, jax.Array | None], PyTree]
     place: Placement
+    kind: str = "images"
     distilling: Distilling | None = None
 
 
@@ -66,6 +67,8 @@ def build(config: Any, transform: Transform | None = None) -> Experiment:
       ConfigError, ModelError, DataError: a field that cannot work; the message names it.
     """
     chosen = config.data
+    spec = data.spec(chosen.name)
+    _check_kind(config, spec.kind)
     options = {**chosen.options, "data_dir": chosen.dir or None}
     load_split = lambda split: data.load_split(chosen.name, split, **options)  # noqa: E731
     train = load_split("train+validation" if chosen.final else "train")
@@ -78,13 +81,31 @@ def build(config: Any, transform: Transform | None = None) -> Experiment:
     batches = len(train["labels"]) // chosen.batch_size
     steps = config.steps or max(round(config.epochs * batches), 1)
     network = network_of(config, train["inputs"])
-    prepare = preparation_of(data.spec(chosen.name), chosen.augment)
+    prepare = preparation_of(spec, chosen.augment)
     beside_tx = _optimizer(config, None, steps)
     return Experiment(
         config, transform, network, _optimizer(config, transform, steps), train, load_split("validation"),
-        load_split("test"), steps, prepare, Placement(chosen.batch_size),
+        load_split("test"), steps, prepare, Placement(chosen.batch_size), spec.kind,
         distilling_of(config, network, train["inputs"], prepare, beside_tx, batches),
     )  # fmt: skip
+
+
+def _check_kind(config: Any, kind: str) -> None:
+    """Scenes need a detector, and what is made for classes alone does not know of them."""
+    scenes, detector = kind == "scenes", config.model.name == "center_detector"
+    if scenes != detector:
+        raise ConfigError(
+            f"model.name is {config.model.name!r} and data.name {config.data.name!r}: center_detector learns from "
+            "digit_scenes or fashion_scenes, and nothing else does"
+        )
+    fields = {
+        "distill.teacher": config.distill.teacher,
+        "label_smoothing": config.label_smoothing,
+        "distributed.processes": config.distributed.processes > 1,
+    }
+    used = [name for name, value in fields.items() if scenes and value]
+    if used:
+        raise ConfigError(f"{', '.join(used)} cannot be used with {config.data.name}")
 
 
 def _optimizer(
@@ -153,7 +174,8 @@ def run(
 
     Returns:
       What `result.json` holds: "test", "validation" and "train" numbers of the stored model (train: of as
-      many examples as test has), "gap" (train accuracy less test accuracy), "file_bytes", "steps", "seconds"...
+      many examples as test has), "gap" (train accuracy, of scenes "map_50", less that of test), "file_bytes",
+      "steps", ...
 
     Raises:
       ConfigError, ModelError, DataError: the config cannot work.
@@ -209,8 +231,8 @@ def _train(experiment: Experiment, folder: Path, stack: ExitStack, quiet: bool) 
     )  # fmt: skip
     if not (config.patience and stopper.should_stop):
         step = train_loop.make_step(
-            experiment.network, objectives.softmax_cross_entropy(config.label_smoothing), experiment.tx,
-            experiment.prepare,
+            experiment.network, objectives.objective_of(experiment.kind, config.label_smoothing),
+            experiment.tx, experiment.prepare,
             experiment.distilling.gradients if experiment.distilling else train_loop.objective_gradients,
         )  # fmt: skip
         run = train_loop.Run(place.split, record, evaluate, stop, store)
@@ -229,7 +251,7 @@ def _batches(experiment: Experiment) -> data.Batches:
 def _evaluator(experiment: Experiment, name: str, arrays: Arrays) -> Callable[[TrainState], dict[str, float]]:
     """Numbers about the (averaged) weights of a state, their names beginning with `name`."""
     size, place = experiment.config.data.batch_size, experiment.place
-    evaluate = make_evaluate(experiment.network, arrays, size, place, experiment.prepare)
+    evaluate = make_evaluate(experiment.network, arrays, size, place, experiment.prepare, experiment.kind)
     weights = jax.jit(functools.partial(_shipped, experiment))
 
     def numbers(state: TrainState) -> dict[str, float]:
@@ -271,9 +293,11 @@ def _finish(experiment: Experiment, state: TrainState, folder: Path) -> dict[str
             experiment.config.data.batch_size,
             experiment.place,
             experiment.prepare,
+            experiment.kind,
         )
         result[name] = evaluate(weights, variables)
-    result["gap"] = result["train"]["accuracy"] - result["test"]["accuracy"]
+    quality = quality_name(experiment.kind)
+    result["gap"] = result["train"][quality] - result["test"][quality]
     if main:
         with atomic_file(folder / "result.json") as file:
             file.write((json.dumps(result, indent=1) + "\n").encode())

@@ -13,6 +13,7 @@ from modelzip_jax import checkpoints as files
 from modelzip_jax import models, packing
 from modelzip_jax import tree as trees
 from modelzip_jax.coding.loading import load
+from modelzip_jax.errors import ConfigError
 from modelzip_jax.naming import require_known
 from modelzip_jax.recipe import alike
 from modelzip_jax.training import data, frameworks
@@ -44,11 +45,15 @@ def preparation_of(spec: data.DataSpec, augment: str) -> Callable[[PyTree, jax.A
     With a key it augments them before that. Tokens pass.
 
     Raises:
-      ConfigError: an unknown way to augment.
+      ConfigError: an unknown way to augment, or one of scenes, whose boxes would stay where they are.
     """
     require_known("data.augment", augment, AUGMENTATIONS)
-    if spec.kind != "images":
+    if spec.kind == "text":
         return lambda batch, key: batch
+    if spec.kind == "scenes" and augment != "none":
+        raise ConfigError(
+            f"data.augment is {augment!r}, which moves what boxes say the place of; take 'none'"
+        )
 
     def prepare(batch: PyTree, key: jax.Array | None) -> PyTree:
         images = batch["inputs"]
