@@ -37,7 +37,7 @@ FINE_TUNED = {"epochs": 2.0, "optimizer.schedule.peak": 1e-3}
 
 
 class Case(NamedTuple):
-    """title, network: as the table names them. config: of `configs/`, with its `quality`. load: weights and variables."""
+    """title, network: as the table names them. config: of `configs/`, with `quality`. load: weights and variables."""
 
     title: str
     network: str

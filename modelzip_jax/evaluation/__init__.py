@@ -5,6 +5,7 @@ labels)` gives a dict of named numbers, as `modelzip evaluate --task` takes them
 """
 
 from modelzip_jax.evaluation.compression_findings import Findings, LayerFinding, findings
+from modelzip_jax.evaluation.explorer_files import model_explorer_files
 from modelzip_jax.evaluation.pages.page_building import html_report
 from modelzip_jax.evaluation.recipe_comparison import ComparedRecipe, compare_recipes, pareto
 
@@ -15,5 +16,6 @@ __all__ = [
     "compare_recipes",
     "findings",
     "html_report",
+    "model_explorer_files",
     "pareto",
 ]
