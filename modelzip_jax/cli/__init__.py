@@ -7,6 +7,7 @@ from modelzip_jax.cli import (
     evaluating,
     inspecting,
     reporting,
+    sensing,
     training,
 )
 from modelzip_jax.cli.application import app, main
@@ -20,5 +21,6 @@ __all__ = [
     "inspecting",
     "main",
     "reporting",
+    "sensing",
     "training",
 ]

@@ -6,16 +6,26 @@ labels)` gives a dict of named numbers, as `modelzip evaluate --task` takes them
 
 from modelzip_jax.evaluation.compression_findings import Findings, LayerFinding, findings
 from modelzip_jax.evaluation.explorer_files import model_explorer_files
+from modelzip_jax.evaluation.layer_sensitivities import (
+    LayerCost,
+    SensitivityTable,
+    layer_sensitivity,
+    task_drop,
+)
 from modelzip_jax.evaluation.pages.page_building import html_report
 from modelzip_jax.evaluation.recipe_comparison import ComparedRecipe, compare_recipes, pareto
 
 __all__ = [
     "ComparedRecipe",
     "Findings",
+    "LayerCost",
     "LayerFinding",
+    "SensitivityTable",
     "compare_recipes",
     "findings",
     "html_report",
+    "layer_sensitivity",
     "model_explorer_files",
     "pareto",
+    "task_drop",
 ]

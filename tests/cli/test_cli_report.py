@@ -114,3 +114,27 @@ def test_recipes_side_by_side(monkeypatch, capsys, compressed):
     assert code == 0
     assert "on the front" in out
     assert run(monkeypatch, capsys, "compare", "m.safetensors", *options, "--score", "none")[0] == 2
+
+
+def test_layers_one_by_one(monkeypatch, capsys, compressed):
+    pytest.importorskip("matplotlib")
+    options = ("--recipes", "report_tasks:two,report_tasks:eight", "--task", "report_tasks:scores")
+    code, out, err = run(monkeypatch, capsys, "sensitivity", "m.safetensors", *options, "-o", "s.html")
+    assert code == 0, err
+    assert "drop of quality" in out
+    assert "report_tasks:two" in out
+    assert "each compressed alone" in (compressed / "s.html").read_text()
+    code, out, err = run(
+        monkeypatch, capsys, "sensitivity", "m.safetensors", *options, "--score", "bytes", "--json"
+    )
+    assert code == 0, err
+    rows = json.loads(out)["layers"]
+    assert [(row["name"], row["candidate"], row["error"]) for row in rows] == [
+        ("w", "report_tasks:two", 0.0), ("w", "report_tasks:eight", 0.0)
+    ]  # fmt: skip
+    for wrong, word in (
+        (("--score", "accuracy"), "accuracy"), (("--only", "absent"), "absent"), (("-o", "s.html"), "--force"),
+    ):  # fmt: skip
+        code, _, err = run(monkeypatch, capsys, "sensitivity", "m.safetensors", *options, *wrong)
+        assert code == 2
+        assert word in err
