@@ -49,7 +49,7 @@ def sensitivity_command(
     from modelzip_jax.checkpoints.recognition import absence
     from modelzip_jax.evaluation.layer_sensitivities import layer_sensitivity, task_drop
     from modelzip_jax.evaluation.pages.drawing import check_installed
-    from modelzip_jax.evaluation.pages.sensitivity_page import sensitivity_page
+    from modelzip_jax.evaluation.pages.layer_sensitivity_page import sensitivity_page
 
     if not source.exists():
         raise CheckpointError(f"{source} cannot be read: {absence(source)}")

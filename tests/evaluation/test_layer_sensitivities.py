@@ -144,7 +144,7 @@ def test_a_budget_may_go_by_a_task():
 
 def test_figures():
     pytest.importorskip("matplotlib")
-    from modelzip_jax.evaluation.pages.sensitivity_page import sensitivity_page
+    from modelzip_jax.evaluation.pages.layer_sensitivity_page import sensitivity_page
 
     params, _, _ = network(3)
     found = layer_sensitivity(params, CANDIDATES, sensitivity=mz.sensitivity.squared_error())

@@ -1,0 +1,21 @@
+"""Answers to questions: scores by hand; MiniLM is tried where its package is."""
+
+import numpy as np
+import pytest
+
+from modelzip_jax.errors import EvaluationError
+from modelzip_jax.evaluation.answer_matching import matching_scores
+
+
+def test_scores_by_hand():
+    questions = np.eye(4)[:3]
+    answers = [[0.9, 0.1, 0, 0], [0.8, 0.5, 0, 0], [0, 0.6, 0, 0]]
+    found = matching_scores(questions, answers)
+    # The second question is nearer to the third answer; the third is as near to all, and its own counts last.
+    assert found["recall_at_1"].tolist() == [1, 0, 0]
+    np.testing.assert_allclose(found["reciprocal_rank"], [1, 1 / 2, 1 / 3])
+
+
+def test_embeddings_that_do_not_fit():
+    with pytest.raises(EvaluationError, match=r"\(2, 3\) and \(3, 3\)"):
+        matching_scores(np.zeros((2, 3)), np.zeros((3, 3)))
