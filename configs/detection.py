@@ -11,7 +11,7 @@ def get_config():
     config.model.name = "center_detector"
     config.data.name = "fashion_scenes"
     config.data.batch_size = 64
-    config.epochs = 5.0
+    config.epochs = 4.0
     config.optimizer.clip = 10.0
     config.optimizer.schedule.peak = 4e-3
     config.optimizer.schedule.warmup = 100

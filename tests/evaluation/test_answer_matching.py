@@ -1,10 +1,12 @@
 """Answers to questions: scores by hand; MiniLM is tried where its package is."""
 
+import jax
 import numpy as np
 import pytest
 
-from modelzip_jax.errors import EvaluationError
-from modelzip_jax.evaluation.answer_matching import matching_scores
+from modelzip_jax.errors import EvaluationError, MissingExtraError
+from modelzip_jax.evaluation.answer_matching import matching_quality, matching_scores
+from modelzip_jax.models import sentence_encoder
 
 
 def test_scores_by_hand():
@@ -19,3 +21,17 @@ def test_scores_by_hand():
 def test_embeddings_that_do_not_fit():
     with pytest.raises(EvaluationError, match=r"\(2, 3\) and \(3, 3\)"):
         matching_scores(np.zeros((2, 3)), np.zeros((3, 3)))
+
+
+@pytest.mark.slow
+def test_minilm_finds_most_answers():
+    pytest.importorskip("tokenizers")
+    try:
+        params = sentence_encoder.load_minilm()[1]
+    except MissingExtraError as error:
+        pytest.skip(str(error))
+    found = matching_quality(params, count=100)
+    assert found["recall_at_1"].shape == (100,)
+    assert found["recall_at_1"].mean() > 0.8
+    random = jax.tree.map(lambda w: np.random.default_rng(0).normal(size=w.shape).astype(np.float32), params)
+    assert matching_quality(random, count=100)["recall_at_1"].mean() < 0.2

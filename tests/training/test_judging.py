@@ -30,14 +30,23 @@ DETECTOR = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("config", "measure"), [(("digits_mlp", {}), "accuracy"), (("detection", DETECTOR), "map_50")]
-)
-def test_as_the_run_has_measured(tmp_path, config, measure):
-    name, fields = config
-    config = small(name, **fields)
-    result = experiment.run(config, tmp_path, quiet=True)
-    packed = mz.load(tmp_path / "model.mz")
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A small run: its config, what it has measured, and its folder."""
+    config, folder = small("digits_mlp", steps=100), tmp_path_factory.mktemp("digits")
+    return config, experiment.run(config, folder, quiet=True), folder
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    config, folder = small("detection", **DETECTOR), tmp_path_factory.mktemp("scenes")
+    return config, experiment.run(config, folder, quiet=True), folder
+
+
+@pytest.mark.parametrize(("run", "measure"), [("digits", "accuracy"), ("scenes", "map_50")])
+def test_as_the_run_has_measured(request, tmp_path, run, measure):
+    config, result, folder = request.getfixturevalue(run)
+    packed = mz.load(folder / "model.mz")
     weights = {"params": mz.unpack(packed), **packed.variables}
     for split in ("validation", "test"):
         found = summary(config_quality(config, weights, split=split)[measure])
@@ -55,10 +64,9 @@ def test_weights_of_another_network():
         config_quality(config, {"Dense_0": {"kernel": np.zeros((64, 10), np.float32)}})
 
 
-def test_search_by_what_a_layer_is_given(tmp_path):
-    config = small("digits_mlp", steps=100)
-    experiment.run(config, tmp_path, quiet=True)
-    weights = mz.unpack(mz.load(tmp_path / "model.mz"))
+def test_search_by_what_a_layer_is_given(digits):
+    config, _, folder = digits
+    weights = mz.unpack(mz.load(folder / "model.mz"))
     found = search_quality(config, weights, "Dense_2", count=200)
     assert {name: x.shape for name, x in found.items()} == {
         "recall_at_1": (200,), "average_precision": (200,)

@@ -153,8 +153,8 @@ def test_peaks_hide_their_neighbours_of_one_class():
 def tiny(*changes):
     fields = {
         "data.name": "digit_scenes", "data.batch_size": 32, "model.options.widths": "(16,32)",
-        "model.options.depths": "(1,2)", "steps": 150, "optimizer.schedule.warmup": 20,
-        "optimizer.schedule.peak": 8e-3, "evaluate_every": 150,
+        "model.options.depths": "(1,2)", "steps": 100, "optimizer.schedule.warmup": 20,
+        "optimizer.schedule.peak": 8e-3, "evaluate_every": 100,
     }  # fmt: skip
     arguments = [f"--config.{name}={value}" for name, value in fields.items()]
     return configs.override(configs.load_config("configs/detection.py"), [*arguments, *changes])
@@ -168,7 +168,7 @@ def test_a_small_detector_learns(tmp_path):
     evaluate = make_evaluate(built.network, built.test, 32, built.place, built.prepare, built.kind)
     start = experiment.initial_state(built)
     before = evaluate(start.params, start.variables)
-    assert result["test"]["map_50"] > 0.08 > 0.02 > before["map_50"]
+    assert result["test"]["map_50"] > 0.04 > 0.01 > before["map_50"]
     assert result["test"]["loss"] < before["loss"] / 2
     assert result["gap"] == result["train"]["map_50"] - result["test"]["map_50"]
 
