@@ -130,6 +130,11 @@ def draw_sensitivities(figure: Any, found: SensitivityTable) -> None:
     if finite.size and finite.min() >= 0 and finite.max() > 0:
         # Errors of layers differ by orders; 0 is drawn, too.
         left.set_xscale("symlog", linthresh=float(finite.max()) / 1e4)
+    # As text, without many digits: a page shows no formulas, and shortens numbers.
+    left.xaxis.set_major_formatter(
+        lambda value, _: f"{value:g}" if abs(value) >= 0.1 or not value else f"{value:.0e}"
+    )
+    right.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     left.set(xlabel=found.unit)
     left.legend(fontsize="x-small")
     right.set(xlabel="bytes saved in the file")

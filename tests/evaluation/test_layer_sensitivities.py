@@ -157,6 +157,7 @@ def test_figures():
     assert "layers &lt;of&gt; m" in page
     assert page.count("<tr") == 7
     assert "<svg" in page
+    assert "math" not in page  # of tick labels that are formulas
 
 
 def test_wrong_calls_name_the_function():
