@@ -15,6 +15,7 @@ from modelzip_jax import tree as trees
 from modelzip_jax.errors import NonFiniteError, TransformError, TreeError
 from modelzip_jax.latents import latent_dtype
 from modelzip_jax.naming import nearest_name
+from modelzip_jax.search import Search
 from modelzip_jax.stacking import check_layer_names
 from modelzip_jax.transform import Context, Encoded, Transform
 from modelzip_jax.tree import Leaf, PyTree
@@ -251,6 +252,11 @@ def check_transform(value: Any, where: str) -> None:
     if isinstance(value, type) or (callable(value) and hasattr(value, "__name__")):
         raise TransformError(
             f"{where} takes a transform, not the function {value.__name__}: call it, {value.__name__}(...)"
+        )
+    if isinstance(value, Search):
+        raise TransformError(
+            f"{where} takes a transform, not a {type(value).__name__}, which finds one for a whole model: give it to "
+            "mz.compress() itself (mz.smallest has only=, keep= and before=), and go on with packed.transform"
         )
     text = repr(value)
     shown = text if len(text) < 80 and "\n" not in text else f"a {type(value).__name__}"

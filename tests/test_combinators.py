@@ -168,6 +168,16 @@ def test_refusals_say_what_was_given():
         mz.partition({"x": HALF}, {"**": "y"})
 
 
+@pytest.mark.parametrize(
+    "made", [lambda s: mz.chain(HALF, s), lambda s: mz.only("**", s), lambda s: mz.residual(s, HALF)]
+)
+def test_a_search_is_no_part_of_a_transform(made):
+    with pytest.raises(
+        mz.errors.TransformError, match=r"not a Smallest, .* give it to mz.compress\(\) itself"
+    ):
+        made(mz.smallest(bytes=1000))
+
+
 def test_a_partition_takes_transforms():
     with pytest.raises(mz.errors.TransformError, match=r"partition\(\) takes a transform .* not 3"):
         mz.partition({"x": 3}, {"**": "x"})
