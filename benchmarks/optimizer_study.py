@@ -3,8 +3,8 @@
     python -m benchmarks.optimizer_study [--seconds S] [--quick]
 
 LeNet-5 of a quarter of the width on Fashion-MNIST: trained without compression for two epochs, then for one epoch to
-90 % zeros and 3 bits, by each way of training. Every way has its own peak rate, chosen on the validation split with
-seed 0; test figures are of three seeds, and differences are taken seed by seed: seeds share their float network and,
+90 % zeros and 3 bits, by each way of training. Every way has its own peak rate, the better of two on the validation
+split with seed 0; test figures are of three seeds, and differences are taken seed by seed: seeds share their float network and,
 where the batch size is one, their batches. A run is kept in `benchmarks/results/optimizer_study_cells.json` once it is
 done, so that a study that was stopped, also by --seconds, goes on where it stood.
 """
@@ -47,11 +47,10 @@ BASE = "AdamW, one cosine"
 WAYS = {
     BASE: Way({}),
     "LAMB": Way({"name": "lamb"}, peaks=(1e-2, 3e-2)),
-    "SGD with momentum": Way({"name": "sgd", "weight_decay": 5e-4}, peaks=(3e-2, 1e-1)),
     "SGDR: three cosines, each twice as long": Way({"schedule.name": "sgdr", "schedule.first": 62}),
     "clipped to a norm of 1": Way({"clip": 1.0}),
-    "batches of 32": Way({}, peaks=(3e-4, 1e-3), batch=32),
     "batches of 512": Way({}, peaks=(3e-3, 1e-2), batch=512),
+    "batches of 32": Way({}, peaks=(3e-4, 1e-3), batch=32),
 }
 
 
@@ -83,7 +82,7 @@ def _runs(cells: Cells, title: str) -> tuple[float, list[dict[str, Any]]]:
     def cell(peak: float, seed: int) -> dict[str, Any]:
         return cells.get(f"{title}/peak={peak:g}/seed={seed}", lambda: _compressed(title, peak, seed))
 
-    peak = climb(WAYS[title].peaks, 3.0, lambda peak: cell(peak, 0)["validation"][-1])
+    peak = climb(WAYS[title].peaks, 3.0, lambda peak: cell(peak, 0)["validation"][-1], 0)
     return peak, [cell(peak, seed) for seed in range(SEEDS)]
 
 
