@@ -4,9 +4,10 @@
 
 LeNet-5 of a quarter of the width on Fashion-MNIST: trained without compression for two epochs, then for one epoch to
 90 % zeros and 3 bits, by each way of training. Every way has its own peak rate, the better of two on the validation
-split with seed 0; test figures are of three seeds, and differences are taken seed by seed: seeds share their float network and,
-where the batch size is one, their batches. A run is kept in `benchmarks/results/optimizer_study_cells.json` once it is
-done, so that a study that was stopped, also by --seconds, goes on where it stood.
+split with seed 0; test figures are of three seeds, and differences are taken seed by seed: seeds share their float
+network and, where the batch size is one, their batches. A run is kept in
+`benchmarks/results/optimizer_study_cells.json` once it is done, so that a study that was stopped, also by --seconds,
+goes on where it stood.
 """
 
 from __future__ import annotations
@@ -39,18 +40,18 @@ class Way(NamedTuple):
     """How a network is trained. fields: of `config.optimizer` that differ. peaks: that are tried. batch: its size."""
 
     fields: dict[str, Any]
-    peaks: tuple[float, ...] = (1e-3, 3e-3)
+    peaks: tuple[float, ...] = (3e-3, 9e-3)
     batch: int = 128
 
 
 BASE = "AdamW, one cosine"
 WAYS = {
     BASE: Way({}),
-    "LAMB": Way({"name": "lamb"}, peaks=(1e-2, 3e-2)),
+    "LAMB": Way({"name": "lamb"}, peaks=(3e-2, 9e-2)),
     "SGDR: three cosines, each twice as long": Way({"schedule.name": "sgdr", "schedule.first": 62}),
     "clipped to a norm of 1": Way({"clip": 1.0}),
-    "batches of 512": Way({}, peaks=(3e-3, 1e-2), batch=512),
-    "batches of 32": Way({}, peaks=(3e-4, 1e-3), batch=32),
+    "batches of 512": Way({}, peaks=(9e-3, 2.7e-2), batch=512),
+    "batches of 32": Way({}, peaks=(1e-3, 3e-3), batch=32),
 }
 
 
