@@ -28,7 +28,7 @@ from modelzip_jax.training.distilling import Distilling, distilling_of
 from modelzip_jax.training.distributed import Placement, initialize
 from modelzip_jax.training.measuring import make_evaluate, quality_name
 from modelzip_jax.training.snapshots import Checkpoints
-from modelzip_jax.training.starting import network_of, preparation_of, starting_weights
+from modelzip_jax.training.starting import check_kind, network_of, preparation_of, starting_weights
 from modelzip_jax.training.state import TrainState, begin
 from modelzip_jax.transform import Transform, identity
 from modelzip_jax.tree import PyTree
@@ -68,7 +68,7 @@ def build(config: Any, transform: Transform | None = None) -> Experiment:
     """
     chosen = config.data
     spec = data.spec(chosen.name)
-    _check_kind(config, spec.kind)
+    check_kind(config, spec.kind)
     options = {**chosen.options, "data_dir": chosen.dir or None}
     load_split = lambda split: data.load_split(chosen.name, split, **options)  # noqa: E731
     train = load_split("train+validation" if chosen.final else "train")
@@ -88,24 +88,6 @@ def build(config: Any, transform: Transform | None = None) -> Experiment:
         load_split("test"), steps, prepare, Placement(chosen.batch_size), spec.kind,
         distilling_of(config, network, train["inputs"], prepare, beside_tx, batches),
     )  # fmt: skip
-
-
-def _check_kind(config: Any, kind: str) -> None:
-    """Scenes need a detector, and what is made for classes alone does not know of them."""
-    scenes, detector = kind == "scenes", config.model.name == "center_detector"
-    if scenes != detector:
-        raise ConfigError(
-            f"model.name is {config.model.name!r} and data.name {config.data.name!r}: center_detector learns from "
-            "digit_scenes or fashion_scenes, and nothing else does"
-        )
-    fields = {
-        "distill.teacher": config.distill.teacher,
-        "label_smoothing": config.label_smoothing,
-        "distributed.processes": config.distributed.processes > 1,
-    }
-    used = [name for name, value in fields.items() if scenes and value]
-    if used:
-        raise ConfigError(f"{', '.join(used)} cannot be used with {config.data.name}")
 
 
 def _optimizer(
