@@ -14,8 +14,10 @@ __all__ = [
     "ModelError",
     "ModelzipError",
     "NonFiniteError",
+    "OutOfMemoryError",
     "PatternError",
     "RecipeError",
+    "RunError",
     "SilentLayerError",
     "TraceError",
     "TransformError",
@@ -56,6 +58,10 @@ class NonFiniteError(ModelzipError, ValueError):
     """A leaf holds NaN or infinity; the message names it."""
 
 
+class OutOfMemoryError(ModelzipError, MemoryError):
+    """This machine has too little memory for what a file holds, which may be sound; the message names what."""
+
+
 class WrapError(ModelzipError, ValueError):
     """`mz.wrap` stands in a place where its updates would no longer land on decoded weights."""
 
@@ -74,6 +80,10 @@ class CheckpointError(ModelzipError, ValueError):
 
 class ConfigError(ModelzipError, ValueError):
     """A run is configured in a way that cannot work; the message names the field and what would."""
+
+
+class RunError(ModelzipError, ValueError):
+    """The folder of a training run is in use by another run, or its log is damaged."""
 
 
 class EvaluationError(ModelzipError, ValueError):

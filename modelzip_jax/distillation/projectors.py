@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from modelzip_jax.distillation.array_checks import as_weight, check_features
 from modelzip_jax.distillation.safe_norms import centred
 from modelzip_jax.errors import DistillationError
+from modelzip_jax.meshes import spec_of, under_any_mesh
 from modelzip_jax.tree import PyTree
 
 __all__ = [
@@ -101,19 +104,14 @@ def project_orthogonally(params: PyTree, features: jax.Array) -> jax.Array:
 
     Lengths and angles, and so all similarities between examples, stay what they are: the projector cannot learn
     the teacher's features in the student's place. With `hint` against `standardize_features` of the teacher's
-    (classification) or `whiten` (generation, where features have to stay diverse) it is V_kD.
+    (classification) or `whiten` (generation, where features have to stay diverse) it is V_kD, but for the distance:
+    the authors' code has PyTorch's smooth L1 loss, d² / 2 up to 1, then |d| - 1 / 2, in place of d².
 
     Source: Miles et al. 2024, "V_kD: improving knowledge distillation using orthogonal projections",
-    https://arxiv.org/abs/2403.06213, section 3; the reparametrisation by a matrix exponential, truncated, is its.
+    https://arxiv.org/abs/2403.06213. The authors' code takes PyTorch's `parametrizations.orthogonal`: the same set of
+    matrices, by other parameters.
 
-    Args:
-      params: of `init_orthogonal_projector`. features: `(..., student_width)`, any floating dtype.
-
-    Returns:
-      float32 `(..., teacher_width)`.
-
-    Raises:
-      DistillationError: the features are not floating, or of another width.
+    Features, result and errors are those of `project`; params are of `init_orthogonal_projector`.
 
     >>> x = jnp.array([[3.0, 4.0]])
     >>> projected = project_orthogonally(init_orthogonal_projector(jax.random.key(0), 2, 6), x)
@@ -156,16 +154,8 @@ def whiten(teacher: jax.Array, *, epsilon: float = 1e-5) -> jax.Array:
     is the symmetric one (ZCA), which changes features least. With no more rows than channels, only the directions that
     occur are whitened; the others stay 0. One singular value decomposition of `(rows, channels)`.
 
-    Source: as `project_orthogonally`, for tasks in which features have to stay diverse.
-
-    Args:
-      teacher: `(..., channels)`, any floating dtype. epsilon: ε, above 0.
-
-    Returns:
-      float32, of the same shape.
-
-    Raises:
-      DistillationError: the features are not floating, or ε not positive.
+    Source: as `project_orthogonally`, for tasks in which features have to stay diverse. Arguments, result and errors
+    are those of `standardize_features`.
 
     >>> x = whiten(jax.random.normal(jax.random.key(0), (64, 3)) @ jnp.array([[1.0, 2, 3], [0, 1, 2], [0, 0, 1]]))
     >>> bool(jnp.allclose(x.T @ x / 64, jnp.eye(3), atol=1e-2))
@@ -174,6 +164,10 @@ def whiten(teacher: jax.Array, *, epsilon: float = 1e-5) -> jax.Array:
     check_features(teacher, "teacher", "whiten")
     as_weight(epsilon, "epsilon", "whiten", positive=True)
     x = jax.lax.stop_gradient(teacher.astype(jnp.float32))
+    return under_any_mesh(functools.partial(_whitened, epsilon=epsilon), (x,), spec_of(x))
+
+
+def _whitened(x: jax.Array, epsilon: float) -> jax.Array:
     rows = x.reshape(-1, x.shape[-1])
     rows = centred(rows, 0)  # Else the rounding of what does not vary would be blown up.
     left, values, right = jnp.linalg.svd(rows, full_matrices=False)

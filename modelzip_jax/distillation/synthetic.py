@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -54,12 +55,13 @@ def condense(
 ) -> SyntheticSet:
     """Dataset condensation by gradient matching: trains the examples, where training usually trains the weights.
 
-    Zhao et al. 2021 (https://arxiv.org/abs/2006.05929, algorithm 1). With S the synthetic and T the real examples,
+    Zhao et al. 2021 (https://arxiv.org/abs/2006.05929). With S the synthetic and T the real examples,
 
         min_S  E_{θ_0}  Σ_t Σ_c  D(∇_θ L(S_c; θ_t), ∇_θ L(B_c; θ_t)),     B_c a batch of class c in T
 
     where D is `gradient_distance`, θ_0 a fresh network, and θ_{t+1} comes from training θ_t on S. The paper draws 1,000
-    networks, and takes 1 step on each and 1 of the network for 1 example a class, 10 and 50 for 10.
+    networks, and takes 1 step on each and 1 of the network for 1 example a class, 10 and 50 for 10. The
+    authors' code can start S from noise, too; here it starts from real examples.
 
     Args:
       key: draws the networks, the batches and the real examples from which S starts.
@@ -94,38 +96,9 @@ def condense(
     ):
         if number < least:
             raise DistillationError(f"{name}={number} must be at least {least}")
-    loss = _cross_entropy(apply)
-    distance = _matching(loss)
     own = jnp.repeat(jnp.arange(len(examples.counts), dtype=jnp.int32), per_class)
-
-    def network_step(carry: tuple[PyTree, PyTree], synthetic: jax.Array) -> tuple[PyTree, PyTree]:
-        params, state = carry
-        updates, state = network_tx.update(jax.grad(loss)(params, synthetic, own), state, params)
-        return optax.apply_updates(params, updates), state
-
-    def step(
-        examples: _Examples, carry: tuple[PyTree, ...], key: jax.Array
-    ) -> tuple[tuple[PyTree, ...], jax.Array]:
-        synthetic, state, network = carry
-        real = examples.draw(key, batch_size)
-        value, grads = jax.value_and_grad(distance)(synthetic, real, network[0])
-        updates, state = tx.update(grads, state, synthetic)
-        synthetic = optax.apply_updates(synthetic, updates)
-        network = jax.lax.fori_loop(0, network_steps, lambda _, n: network_step(n, synthetic), network)
-        return (synthetic, state, network), value
-
-    @jax.jit
-    def on_one_network(
-        examples: _Examples, synthetic: jax.Array, state: PyTree, key: jax.Array
-    ) -> tuple[jax.Array, PyTree, jax.Array]:
-        first, second = jax.random.split(key)
-        params = init(first)
-        start = synthetic, state, (params, network_tx.init(params))
-        (synthetic, state, _), values = jax.lax.scan(
-            functools.partial(step, examples), start, jax.random.split(second, steps)
-        )
-        return synthetic, state, jnp.mean(values)
-
+    matching = _Matching(init, _cross_entropy(apply), own, steps, network_steps, batch_size, tx, network_tx)
+    on_one_network = jax.jit(matching.on_one_network)
     first, key = jax.random.split(key)
     synthetic = examples.draw(first, per_class).reshape(-1, *examples.inputs.shape[1:])
     state, distances = tx.init(synthetic), []
@@ -135,10 +108,69 @@ def condense(
     return SyntheticSet(synthetic, own, jnp.stack(distances))
 
 
+class _Network(NamedTuple):
+    """A network that is trained on synthetic examples, and its optimizer's state."""
+
+    params: PyTree
+    opt_state: optax.OptState
+
+
+class _Progress(NamedTuple):
+    """synthetic: the examples as they are now. opt_state: their optimizer's. network: at which they are compared."""
+
+    synthetic: jax.Array
+    opt_state: optax.OptState
+    network: _Network
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Matching:
+    """How synthetic examples are trained; `condense` says what each argument is. labels: of the synthetic ones."""
+
+    init: Callable[[jax.Array], PyTree]
+    loss: ClassLoss
+    labels: jax.Array
+    steps: int
+    network_steps: int
+    batch_size: int
+    tx: optax.GradientTransformation
+    network_tx: optax.GradientTransformation
+
+    def on_one_network(
+        self, examples: _Examples, synthetic: jax.Array, opt_state: optax.OptState, key: jax.Array
+    ) -> tuple[jax.Array, optax.OptState, jax.Array]:
+        """The synthetic examples after all steps on a fresh network, their optimizer's state, and the mean distance."""
+        first, second = jax.random.split(key)
+        params = self.init(first)
+        progress = _Progress(synthetic, opt_state, _Network(params, self.network_tx.init(params)))
+        progress, values = jax.lax.scan(
+            functools.partial(self.step, examples), progress, jax.random.split(second, self.steps)
+        )
+        return progress.synthetic, progress.opt_state, jnp.mean(values)
+
+    def step(self, examples: _Examples, progress: _Progress, key: jax.Array) -> tuple[_Progress, jax.Array]:
+        """One step of the examples towards the gradients of real ones, and then those of the network on them."""
+        synthetic, opt_state, network = progress
+        real = examples.draw(key, self.batch_size)
+        distance = _matching(self.loss)
+        value, grads = jax.value_and_grad(distance)(synthetic, real, network.params)
+        updates, opt_state = self.tx.update(grads, opt_state, synthetic)
+        synthetic = optax.apply_updates(synthetic, updates)
+        trained = functools.partial(self.network_step, synthetic)
+        network = jax.lax.fori_loop(0, self.network_steps, lambda _, n: trained(n), network)
+        return _Progress(synthetic, opt_state, network), value
+
+    def network_step(self, synthetic: jax.Array, network: _Network) -> _Network:
+        """One step of the network on the synthetic examples."""
+        grads = jax.grad(self.loss)(network.params, synthetic, self.labels)
+        updates, opt_state = self.network_tx.update(grads, network.opt_state, network.params)
+        return _Network(optax.apply_updates(network.params, updates), opt_state)
+
+
 def gradient_distance(grads: PyTree, targets: PyTree) -> jax.Array:
     """D(A, B) = Σ_layers Σ_i (1 - A_i · B_i / |A_i| |B_i|), i over the outputs of a layer.
 
-    Zhao et al. 2021 (https://arxiv.org/abs/2006.05929, §2.3). Outputs are the last axis, as in Flax's kernels; biases
+    Zhao et al. 2021 (https://arxiv.org/abs/2006.05929). Outputs are the last axis, as in Flax's kernels; biases
     and other vectors are left out, as in the paper. An output without any gradient on one side counts 1.
     Differentiable in both, also where gradients are 0.
 

@@ -5,6 +5,7 @@ labels)` gives a dict of named numbers, as `modelzip evaluate --task` takes them
 """
 
 from modelzip_jax.evaluation.compression_findings import Findings, LayerFinding, findings
+from modelzip_jax.evaluation.energy_estimate import HOROWITZ, EnergyEstimate, EnergyTable, energy
 from modelzip_jax.evaluation.explorer_files import model_explorer_files
 from modelzip_jax.evaluation.layer_sensitivities import (
     LayerCost,
@@ -16,12 +17,16 @@ from modelzip_jax.evaluation.pages.page_building import html_report
 from modelzip_jax.evaluation.recipe_comparison import ComparedRecipe, compare_recipes, pareto
 
 __all__ = [
+    "HOROWITZ",
     "ComparedRecipe",
+    "EnergyEstimate",
+    "EnergyTable",
     "Findings",
     "LayerCost",
     "LayerFinding",
     "SensitivityTable",
     "compare_recipes",
+    "energy",
     "findings",
     "html_report",
     "layer_sensitivity",

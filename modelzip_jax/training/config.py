@@ -12,9 +12,10 @@ from typing import Any
 from modelzip_jax.errors import ConfigError, MissingExtraError
 from modelzip_jax.naming import nearest_name
 
-__all__ = ["base", "load_config", "override", "run_config"]
+__all__ = ["STORED", "base", "load_config", "override", "run_config", "stored_fields"]
 
 PREFIX = "--config."
+STORED = "config.json"
 _LEAST = {
     "epochs": 0.0, "steps": 0, "data.batch_size": 1, "block": 1, "record_every": 0, "evaluate_every": 0,
     "save_every": 0, "patience": 0, "optimizer.accumulate": 1, "optimizer.schedule.warmup": 0,
@@ -38,7 +39,8 @@ def base() -> Any:
     data: name and options of `training.data.load_split`; batch_size: global; subset: share of the training set;
     augment: "none", "crop" (random shifts) or "crop+flip"; final: train on the validation split, too.
     optimizer: see `training.optimizers`; clip: of the global gradient norm; average: decay of the moving
-    average of the weights, which is then what is evaluated and shipped; accumulate: batches a step.
+    average of the weights, which is then what is evaluated and shipped; averaged: path patterns of the layers that
+    have one, all if empty; accumulate: batches a step.
     schedule: peak rate; warmup and first in steps; floor as a share of the peak; drops as shares of the
     run at which the rate is multiplied by gamma.
     precision: dtype of the computation; the weights are float32.
@@ -63,7 +65,7 @@ def base() -> Any:
             },
             "optimizer": {
                 "name": "adamw", "weight_decay": 0.0, "momentum": 0.9, "nesterov": False, "b1": 0.9,
-                "b2": 0.999, "clip": 0.0, "average": 0.0, "accumulate": 1,
+                "b2": 0.999, "clip": 0.0, "average": 0.0, "averaged": (), "accumulate": 1,
                 "schedule": {
                     "name": "cosine", "peak": 1e-3, "warmup": 0, "floor": 0.0, "first": 0, "mult": 2.0,
                     "drops": (0.5, 0.75), "gamma": 0.1,
@@ -126,15 +128,37 @@ def run_config(folder: str | Path) -> Any:
       ConfigError: the folder holds no finished run, or not one of this version.
     """
     folder = Path(folder)
-    for name in ("config.json", "model.mz"):
+    for name in (STORED, "model.mz"):
         if not (folder / name).is_file():
             raise ConfigError(f"{folder} holds no finished run of `modelzip train`: there is no {name} in it")
     config = base()
     try:
-        config.update(json.loads((folder / "config.json").read_text()))
+        config.update(stored_fields(folder))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{folder / 'config.json'} is no config of a run: {error}") from error
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{folder / STORED} is no config of a run: {error}") from error
     return config
+
+
+def stored_fields(folder: Path) -> dict[str, Any] | None:
+    """The fields in the folder of a run; None if there are none yet.
+
+    Raises:
+      ConfigError: the file is damaged; the message says in which line.
+    """
+    path = folder / STORED
+    if not path.exists():
+        return None
+    try:
+        fields = json.loads(path.read_bytes())
+    except (ValueError, RecursionError, OSError) as error:
+        raise ConfigError(
+            f"{path} is no config of a run: {' '.join(str(error).split())}; mend it, or remove {folder} to begin anew"
+        ) from error
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{path} is no config of a run: it holds a {type(fields).__name__}")
+    return fields
 
 
 def override(config: Any, arguments: Iterable[str]) -> Any:

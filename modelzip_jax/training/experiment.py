@@ -22,18 +22,18 @@ from modelzip_jax.coding.writer import save
 from modelzip_jax.errors import ConfigError
 from modelzip_jax.loop.reading import averaged, pack, start
 from modelzip_jax.loop.wrapping import wrap
-from modelzip_jax.training import config as configs
 from modelzip_jax.training import data, frameworks, objectives, optimizers, records, train_loop
 from modelzip_jax.training.distilling import Distilling, distilling_of
 from modelzip_jax.training.distributed import Placement, initialize
 from modelzip_jax.training.measuring import make_evaluate, quality_name
+from modelzip_jax.training.run_folder import claimed_folder
 from modelzip_jax.training.snapshots import Checkpoints
 from modelzip_jax.training.starting import check_kind, network_of, preparation_of, starting_weights
 from modelzip_jax.training.state import TrainState, begin
 from modelzip_jax.transform import Transform, identity
 from modelzip_jax.tree import PyTree
 
-__all__ = ["Experiment", "build", "run"]
+__all__ = ["Experiment", "build", "run", "split_numbers"]
 
 Arrays = dict[str, np.ndarray]
 
@@ -161,14 +161,15 @@ def run(
 
     Raises:
       ConfigError, ModelError, DataError: the config cannot work.
-      CheckpointError: a checkpoint is damaged or belongs to another config, or the disk is full.
+      CheckpointError: no checkpoint is sound, or they belong to another config, or the disk is full.
+      RunError: another run is in the folder, or its log is damaged.
       NonFiniteError: training diverged.
     """
     initialize(**config.distributed)
     folder = Path(folder)
-    _claim(folder, config)
-    experiment = build(config, transform)
     with ExitStack() as stack:
+        stack.enter_context(claimed_folder(folder, config))
+        experiment = build(config, transform)
         state = _train(experiment, folder, stack, quiet)
         result = _finish(experiment, state, folder)
     return result
@@ -181,9 +182,11 @@ def _train(experiment: Experiment, folder: Path, stack: ExitStack, quiet: bool) 
     state, batches = initial_state(experiment, train), _batches(experiment)
     stopper = EarlyStopping(config.min_delta, config.patience)
     keep = stack.enter_context(Checkpoints(folder / "checkpoints", best="validation_loss", mode="min"))
+    pending = None
     if keep.steps():
         state, rest = keep.restore(state)
         batches.set_state(rest["batches"])
+        pending = rest["pending"]
         stopper = EarlyStopping(**rest["stopper"])
     evaluate = _evaluator(experiment, "validation", experiment.validation)
     main = jax.process_index() == 0
@@ -204,7 +207,7 @@ def _train(experiment: Experiment, folder: Path, stack: ExitStack, quiet: bool) 
             sink(numbers)
 
     def store(state: TrainState, position: dict[str, Any], numbers: dict[str, float]) -> None:
-        keep.save(state, {"batches": position, "stopper": dataclasses.asdict(stopper)}, numbers)
+        keep.save(state, {**position, "stopper": dataclasses.asdict(stopper)}, numbers)
 
     epoch = batches.steps_per_epoch
     cadence = train_loop.Cadence(
@@ -219,7 +222,8 @@ def _train(experiment: Experiment, folder: Path, stack: ExitStack, quiet: bool) 
         )  # fmt: skip
         run = train_loop.Run(place.split, record, evaluate, stop, store)
         arrays = place.replicate(train)
-        state = train_loop.train_until(state, train_loop.make_block(step), arrays, batches, cadence, run)
+        block = train_loop.make_block(step)
+        state = train_loop.train_until(state, block, arrays, batches, cadence, run, pending)
     best = keep.best_step() if config.patience else None
     return state if best is None else keep.restore(state, best)[0]
 
@@ -261,50 +265,29 @@ def _finish(experiment: Experiment, state: TrainState, folder: Path) -> dict[str
     result: dict[str, Any] = {"steps": int(local.step), "dense_bytes": packed.dense_bytes}
     if main:
         result["file_bytes"] = save(folder / "model.mz", packed).total
-    weights, variables = experiment.place.replicate((packing.unpack(packed), local.variables))
-    count = len(experiment.test["labels"])
-    splits = {
-        "train": {name: x[:count] for name, x in experiment.train.items()},
-        "validation": experiment.validation,
-        "test": experiment.test,
-    }
-    for name, arrays in splits.items():
-        evaluate = make_evaluate(
-            experiment.network,
-            arrays,
-            experiment.config.data.batch_size,
-            experiment.place,
-            experiment.prepare,
-            experiment.kind,
-        )
-        result[name] = evaluate(weights, variables)
-    quality = quality_name(experiment.kind)
-    result["gap"] = result["train"][quality] - result["test"][quality]
+    result |= split_numbers(experiment, packed)
     if main:
         with atomic_file(folder / "result.json") as file:
             file.write((json.dumps(result, indent=1) + "\n").encode())
     return result
 
 
-def _claim(folder: Path, config: Any) -> None:
-    """Writes the config into the folder, or checks that it is the one there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"the folder {folder} cannot be made: {error.strerror}") from error
-    path = folder / "config.json"
-    ours = json.loads(json.dumps({k: v for k, v in config.to_dict().items() if k != "distributed"}))
-    if not path.exists():
-        if jax.process_index() == 0:
-            with atomic_file(path) as file:
-                file.write((json.dumps(ours, indent=1) + "\n").encode())
-        return
-    # A run that began before there was a field has the field's default.
-    defaults = json.loads(json.dumps(configs.base().to_dict()))
-    theirs = {**{k: v for k, v in defaults.items() if k in ours}, **json.loads(path.read_text())}
-    changed = sorted(k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k))
-    if changed:
-        raise ConfigError(
-            f"{folder} holds a run of another config: {', '.join(changed)} differ; choose another folder, or "
-            "remove it to begin anew"
-        )
+def split_numbers(experiment: Experiment, packed: packing.Packed) -> dict[str, Any]:
+    """Numbers of a packed model: "train" (as many examples as test has), "validation", "test", and the "gap" of
+    accuracy, of scenes of "map_50", between the first and the last.
+    """
+    weights, variables = experiment.place.replicate((packing.unpack(packed), packed.variables))
+    count = len(experiment.test["labels"])
+    splits = {
+        "train": {name: x[:count] for name, x in experiment.train.items()},
+        "validation": experiment.validation,
+        "test": experiment.test,
+    }
+    result: dict[str, Any] = {}
+    for name, arrays in splits.items():
+        size, place = experiment.config.data.batch_size, experiment.place
+        evaluate = make_evaluate(experiment.network, arrays, size, place, experiment.prepare, experiment.kind)
+        result[name] = evaluate(weights, variables)
+    quality = quality_name(experiment.kind)
+    result["gap"] = result["train"][quality] - result["test"][quality]
+    return result
