@@ -110,7 +110,7 @@ def load_split(
     data_dir: where tfds keeps its data; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets.
     sequence_length: bytes of a window of text; windows do not overlap. Images ignore it.
     image_size: height and width that images get by zeros around them, as many on both sides; 0 leaves them.
-      Text ignores it.
+      Text ignores it, scenes refuse it.
 
     Returns `{"inputs": ..., "labels": ...}`: for images uint8 `(n, height, width, channels)` and int32
     `(n,)`; for text int32 `(n, sequence_length)` twice, the label being the byte that follows; for scenes boxes and
@@ -131,6 +131,10 @@ def load_split(
     if split not in SPLITS:
         raise DataError(f"{name} has no split {split!r}: choose among {', '.join(SPLITS)}")
     if spec(name).kind == "scenes":
+        if image_size:
+            raise DataError(
+                f"{name} has its own size, which boxes are told in: leave out image_size={image_size}"
+            )
         return _scenes(spec(name), split, data_dir)
     if name == "kjv":
         return text.windows(text.read_text(data_dir), split, sequence_length)
