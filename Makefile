@@ -67,6 +67,8 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.wavelets
 	$(BIN)/python -m benchmarks.wavelets_study
 	$(BIN)/python -m benchmarks.default_quality
+	$(BIN)/python -m benchmarks.five_tasks
+	$(BIN)/python -m benchmarks.optimizer_study
 	$(BIN)/python -m benchmarks.rate_distortion
 	$(BIN)/python -m benchmarks.vgg19_example
 	$(BIN)/python -m benchmarks.report

@@ -1,4 +1,4 @@
-"""Makes `docs/benchmarks.md` from all of `benchmarks/results/*.json`.
+"""Makes `docs/benchmarks.md` from all of `benchmarks/results/*.json`, and the table of `docs/tasks.md`.
 
 python -m benchmarks.report
 """
@@ -30,6 +30,18 @@ def main() -> None:
     TARGET.parent.mkdir(exist_ok=True)
     TARGET.write_text("\n".join([INTRODUCTION, _summary(records), *_sections(records)]))
     print(f"wrote docs/{TARGET.name} from {len(records)} results")
+    for record in records:
+        _into_page(record)
+
+
+def _into_page(record: dict[str, Any]) -> None:
+    """Puts the tables of a record between the marks that a page has for it, if there is one."""
+    tables = "\n".join(f"{t['title']}.\n\n{_table(t['columns'], t['rows'])}" for t in record["tables"])
+    start, end = f"<!-- {record['name']}: made by `python -m benchmarks.report` -->\n", "<!-- end -->"
+    for path in sorted(TARGET.parent.glob("*.md")):
+        before, mark, rest = path.read_text().partition(start)
+        if mark:
+            path.write_text(f"{before}{mark}\n{tables}\n{end}{rest.partition(end)[2]}")
 
 
 def _summary(records: list[dict[str, Any]]) -> str:

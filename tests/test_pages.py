@@ -19,6 +19,7 @@ DOCS = Path(__file__).parents[1] / "docs"
         "trace.md",
         "quantization.md",
         "mixed_precision.md",
+        "tasks.md",
         "activations.md",
         "accelerators.md",
         "distillation.md",

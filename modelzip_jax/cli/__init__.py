@@ -8,6 +8,7 @@ from modelzip_jax.cli import (
     examples,
     inspecting,
     reporting,
+    sensing,
     training,
 )
 from modelzip_jax.cli.application import app, main
@@ -22,5 +23,6 @@ __all__ = [
     "inspecting",
     "main",
     "reporting",
+    "sensing",
     "training",
 ]

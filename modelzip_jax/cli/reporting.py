@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from modelzip_jax.cli.application import AsJson, Force, Limit, app, path_of
+from modelzip_jax.cli.calibration_option import calibration_of
 from modelzip_jax.cli.failures import named
 from modelzip_jax.cli.sources import check_compressed, refuse_existing, weights_at
 from modelzip_jax.cli.tasks import task_of
@@ -34,6 +35,17 @@ def report(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The page to write; if left out, FILE with .html.")
     ] = None,
+    explorer: Annotated[
+        Path | None,
+        typer.Option(
+            "--model-explorer",
+            metavar="DIR",
+            help="A folder to write, too, for Google's Model Explorer; with --calibrate.",
+        ),
+    ] = None,
+    calibrate: Annotated[
+        str | None, typer.Option(help="Whose program --model-explorer shows, as for compress.")
+    ] = None,
     limit: Limit = None,
     as_json: AsJson = False,
     force: Force = False,
@@ -43,6 +55,7 @@ def report(
     from modelzip_jax.atomic import atomic_file
     from modelzip_jax.errors import TransformError
     from modelzip_jax.evaluation.compression_findings import findings
+    from modelzip_jax.evaluation.explorer_files import EXPLORER_FILES, model_explorer_files
     from modelzip_jax.evaluation.pages.drawing import check_installed
     from modelzip_jax.evaluation.pages.page_building import page
 
@@ -52,6 +65,11 @@ def report(
     refuse_existing(target, force)
     if key is not None and against is None:
         raise TransformError("--key names a part of the checkpoint --against, which is not given")
+    if (explorer is None) != (calibrate is None):
+        raise TransformError("--model-explorer and --calibrate, whose program it shows, go together")
+    if explorer is not None:
+        refuse_existing(explorer, force)
+    shown = None if calibrate is None else calibration_of(calibrate)
     measure = None if task is None else task_of(task)
     started = time.perf_counter()
     with phase(f"reading {source.name}", as_json, 2 * source.stat().st_size) as tell, named(source):
@@ -62,10 +80,26 @@ def report(
         numbers = findings(model, found, against=None if other is None else other.tree, task=measure)
     with phase("drawing", as_json), named(target), atomic_file(target) as file:
         file.write(page(numbers, source.name).encode())
+    if explorer is not None and shown is not None:
+        with phase("tracing", as_json):
+            files = model_explorer_files(model, shown[0], shown[1], numbers, source.name)
+        with named(explorer):
+            explorer.mkdir(exist_ok=True)
+            for name in EXPLORER_FILES:
+                if name in files:
+                    with atomic_file(explorer / name) as file:
+                        file.write(json.dumps(files[name]).encode())
+                else:  # Of another model that was here before.
+                    (explorer / name).unlink(missing_ok=True)
     seconds, size = time.perf_counter() - started, target.stat().st_size
     notes = [] if other is None else list(other.notes)
     if as_json:
-        print(json.dumps({"out": str(target), "bytes": size, "seconds": seconds, "notes": notes}))
+        told = {"out": str(target), "bytes": size, "seconds": seconds, "notes": notes}
+        print(json.dumps(told if explorer is None else {**told, "model_explorer": str(explorer)}))
         return
     out.print(f"{target}: a page of {human_bytes(size)}", soft_wrap=True)
+    if explorer is not None:
+        out.print(
+            f"{explorer}: open graph.json in Model Explorer, and add the others as node data", soft_wrap=True
+        )
     print_notes(notes)

@@ -42,13 +42,14 @@ def train(
         print(json.dumps(result))
         return
     table = Table(title=str(folder / "model.mz"), box=None, title_justify="left")
-    for column in ("", "loss", "accuracy"):
+    quality = next(name for name in result["test"] if name != "loss" and not name.endswith("_se"))
+    for column in ("", "loss", quality):
         table.add_column(column, justify="right")
     for name in ("train", "validation", "test"):
         numbers = result[name]
         table.add_row(
             name, f"{numbers['loss']:.4f} ± {numbers['loss_se']:.4f}",
-            f"{numbers['accuracy']:.2%} ± {numbers['accuracy_se']:.2%}",
+            f"{numbers[quality]:.2%} ± {numbers[f'{quality}_se']:.2%}",
         )  # fmt: skip
     out.print(table)
     out.print(

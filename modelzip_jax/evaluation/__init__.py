@@ -1,11 +1,18 @@
 """Measuring what compression costs: tasks, their metrics with standard errors, latency, sizes and reports.
 
-The tasks `classification`, `generation` and `image_search` have one form: `evaluate(predict, inputs, labels)`
-gives a dict of named numbers, as `modelzip evaluate --task` takes them, from scores of each example.
+The tasks `classification`, `generation`, `image_search` and `detection` have one form: `evaluate(predict, inputs,
+labels)` gives a dict of named numbers, as `modelzip evaluate --task` takes them, from scores of each example.
 """
 
 from modelzip_jax.evaluation.compression_findings import Findings, LayerFinding, findings
 from modelzip_jax.evaluation.energy_estimate import HOROWITZ, EnergyEstimate, EnergyTable, energy
+from modelzip_jax.evaluation.explorer_files import model_explorer_files
+from modelzip_jax.evaluation.layer_sensitivities import (
+    LayerCost,
+    SensitivityTable,
+    layer_sensitivity,
+    task_drop,
+)
 from modelzip_jax.evaluation.pages.page_building import html_report
 from modelzip_jax.evaluation.recipe_comparison import ComparedRecipe, compare_recipes, pareto
 
@@ -15,10 +22,15 @@ __all__ = [
     "EnergyEstimate",
     "EnergyTable",
     "Findings",
+    "LayerCost",
     "LayerFinding",
+    "SensitivityTable",
     "compare_recipes",
     "energy",
     "findings",
     "html_report",
+    "layer_sensitivity",
+    "model_explorer_files",
     "pareto",
+    "task_drop",
 ]

@@ -15,6 +15,7 @@ __all__ = ["create", "model_names"]
 
 _CONSTRUCTORS: dict[str, dict[str, str]] = {
     "linen": {
+        "center_detector": "detector:CenterDetector",
         "efficientnet_lite0": "efficientnet:efficientnet_lite0",
         "language_model": "language_model:LanguageModel",
         "lenet5": "lenet:LeNet5",

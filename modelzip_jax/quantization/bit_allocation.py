@@ -26,7 +26,7 @@ from modelzip_jax.tree import PyTree
 if TYPE_CHECKING:
     from modelzip_jax.trace import Cost
 
-__all__ = ["mixed_precision"]
+__all__ = ["leaf_measurements", "mixed_precision"]
 
 
 def mixed_precision(
@@ -96,34 +96,25 @@ def mixed_precision(
     >>> mz.compress(params, found.transform).nbytes == found.bytes <= 6_000
     True
     """
-    if not isinstance(sensitivity, Sensitivity):
-        raise TransformError(
-            "sensitivity= takes one of mz.sensitivity, such as mz.sensitivity.squared_error(), not "
-            f"{sensitivity!r:.100}"
-        )
     if (budget_bytes is None) == (budget_bit_operations is None):
         raise TransformError("mixed_precision() takes budget_bytes or budget_bit_operations, and not both")
     if (budget_bit_operations is None) != (costs is None):
         raise TransformError("costs=trace.cost(apply_fn, params, *inputs) goes with budget_bit_operations")
     if counted not in ("packed", "file"):
         raise TransformError(f"counted must be 'packed' or 'file', not {counted!r}")
-    if "calibrate" in given:
-        raise TransformError(
-            "mixed_precision() measures each leaf by itself and takes "
-            "stats=trace.statistics(apply_fn, params, batches, kinds=('gram',)), not calibrate="
-        )
-    named = named_candidates(candidates)
-    trees.check_not_module(params)
-    check_float_params(params, "mixed_precision()")
-    model, params = params, trees.plain(params)
-    check_arrays(params)
-    keep = selects(only_leaves(only, identity(), min_ndim=min_ndim), trees.outlines(params))
-    _check_leaves(params, keep)
     in_files = budget_bytes is not None and counted == "file"
-    measure = sensitivity.prepare(model)
-    found = measured(params, keep, named, measure, given, in_files=in_files, progress=progress)
-    leaves = jax.tree.leaves(params)
-    rest = sum(trees.nbytes(x) for x, chosen in zip(leaves, keep, strict=True) if not chosen)
+    found = leaf_measurements(
+        params,
+        candidates,
+        sensitivity,
+        given,
+        only=only,
+        min_ndim=min_ndim,
+        in_files=in_files,
+        progress=progress,
+    )
+    params = trees.plain(params)
+    rest = sum(trees.nbytes(x) for name, x in trees.named_leaves(params) if name not in found.leaves)
     if budget_bytes is None:
         assert costs is not None
         assert budget_bit_operations is not None
@@ -132,6 +123,43 @@ def mixed_precision(
     if not in_files:
         return ChoiceProblem(found, "bytes", found.nbytes, rest, rest).solved(budget_bytes)
     return _of_files(params, found, rest, given).solved(budget_bytes)
+
+
+def leaf_measurements(
+    params: PyTree,
+    candidates: Any,
+    sensitivity: Sensitivity,
+    given: Mapping[str, Any],
+    *,
+    only: str | tuple[str, ...],
+    min_ndim: int,
+    in_files: bool,
+    progress: Callable[[str, int], None] | None,
+    called: str = "mixed_precision()",
+) -> Measurements:
+    """Each chosen leaf compressed by each candidate, alone: what `mixed_precision` chooses from.
+
+    Arguments and errors are those of `mixed_precision`; called: who measures, in messages.
+    """
+    if not isinstance(sensitivity, Sensitivity):
+        raise TransformError(
+            "sensitivity= takes one of mz.sensitivity, such as mz.sensitivity.squared_error(), not "
+            f"{sensitivity!r:.100}"
+        )
+    if "calibrate" in given:
+        raise TransformError(
+            f"{called} measures each leaf by itself and takes "
+            "stats=trace.statistics(apply_fn, params, batches, kinds=('gram',)), not calibrate="
+        )
+    named = named_candidates(candidates, called)
+    trees.check_not_module(params)
+    check_float_params(params, called)
+    model, params = params, trees.plain(params)
+    check_arrays(params)
+    keep = selects(only_leaves(only, identity(), min_ndim=min_ndim), trees.outlines(params))
+    _check_leaves(params, keep)
+    measure = sensitivity.prepare(model)
+    return measured(params, keep, named, measure, given, in_files=in_files, progress=progress, called=called)
 
 
 def _check_leaves(params: PyTree, keep: Sequence[bool]) -> None:

@@ -41,8 +41,10 @@ class Measurements:
     errors: np.ndarray
 
 
-def named_candidates(candidates: Any) -> dict[str, Transform]:
+def named_candidates(candidates: Any, called: str = "mixed_precision()") -> dict[str, Transform]:
     """Candidates by name; those of a sequence are called by their class and the fields in which they differ.
+
+    called: who takes them, in messages.
 
     Raises:
       TransformError: there are none, two are equal, or one is no transform that encodes each leaf by itself.
@@ -53,13 +55,13 @@ def named_candidates(candidates: Any) -> dict[str, Transform]:
     """
     if isinstance(candidates, Transform) or not isinstance(candidates, Mapping | Sequence) or not candidates:
         raise TransformError(
-            "mixed_precision() takes candidates, such as [mz.quantize(b) for b in (2, 4, 8)] or name → transform, not "
+            f"{called} takes candidates, such as [mz.quantize(b) for b in (2, 4, 8)] or name → transform, not "
             f"{candidates!r:.100}"
         )
     named = dict(candidates) if isinstance(candidates, Mapping) else None
     every = list(candidates.values() if isinstance(candidates, Mapping) else candidates)
     for transform in every:
-        check_transform(transform, "mixed_precision()")
+        check_transform(transform, called)
         if not transform.leafwise:
             raise TransformError(
                 f"{transform!r:.100} looks at all leaves together, so that nobody can tell what it does to one; "
@@ -97,26 +99,27 @@ def measured(
     *,
     in_files: bool,
     progress: Callable[[str, int], None] | None,
+    called: str = "mixed_precision()",
 ) -> Measurements:
     """Compresses each chosen leaf by each candidate.
 
     Args:
       params: plain arrays. keep: which leaves. measure: of a prepared sensitivity. given: what candidates read, as for
-        `mz.compress`. in_files: whether payloads in files are wanted.
+        `mz.compress`. in_files: whether payloads in files are wanted. called: who measures, in messages.
 
     Raises:
       TransformError: a candidate needs what is not given. NonFiniteError: a sensitivity is NaN or infinite.
       PatternError: no candidate encodes a leaf.
       Others: as `mz.compress` of a leaf, and as the sensitivity.
     """
-    context = told(params, keep, given, "mixed_precision()")
+    context = told(params, keep, given, called)
     chosen_outlines = [leaf for leaf, k in zip(trees.outlines(params), keep, strict=True) if k]
     for label, transform in candidates.items():
         needs = [field for field in FROM_DATA if any(reads(transform, chosen_outlines, field))]
         if missing := context.lacks(needs):
             raise TransformError(
                 f"the candidate {label!r} needs {', '.join(missing)}: pass {', '.join(f'{m}=' for m in missing)} to "
-                "mixed_precision()"
+                f"{called}"
             )
     treedef, named = jax.tree.structure(params), trees.named_leaves(params)
     parts = {field: treedef.flatten_up_to(tree) for field, tree in context.trees().items()}

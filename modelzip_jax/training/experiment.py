@@ -25,10 +25,10 @@ from modelzip_jax.loop.wrapping import wrap
 from modelzip_jax.training import data, frameworks, objectives, optimizers, records, train_loop
 from modelzip_jax.training.distilling import Distilling, distilling_of
 from modelzip_jax.training.distributed import Placement, initialize
-from modelzip_jax.training.measuring import make_evaluate
+from modelzip_jax.training.measuring import make_evaluate, quality_name
 from modelzip_jax.training.run_folder import claimed_folder
 from modelzip_jax.training.snapshots import Checkpoints
-from modelzip_jax.training.starting import network_of, preparation_of, starting_weights
+from modelzip_jax.training.starting import check_kind, network_of, preparation_of, starting_weights
 from modelzip_jax.training.state import TrainState, begin
 from modelzip_jax.transform import Transform, identity
 from modelzip_jax.tree import PyTree
@@ -43,7 +43,7 @@ class Experiment(NamedTuple):
 
     network: as pure functions. tx: the optimizer, wrapped if there is a transform. train, validation,
     test: arrays. steps: of the whole run. prepare: `(batch, key) -> batch` for training (key None: for
-    evaluation). distilling: what a teacher adds, if there is one.
+    evaluation). kind: of the data, "images", "text" or "scenes". distilling: what a teacher adds, if there is one.
     """
 
     config: Any
@@ -56,6 +56,7 @@ class Experiment(NamedTuple):
     steps: int
     prepare: Callable[[PyTree, jax.Array | None], PyTree]
     place: Placement
+    kind: str = "images"
     distilling: Distilling | None = None
 
 
@@ -66,6 +67,8 @@ def build(config: Any, transform: Transform | None = None) -> Experiment:
       ConfigError, ModelError, DataError: a field that cannot work; the message names it.
     """
     chosen = config.data
+    spec = data.spec(chosen.name)
+    check_kind(config, spec.kind)
     options = {**chosen.options, "data_dir": chosen.dir or None}
     load_split = lambda split: data.load_split(chosen.name, split, **options)  # noqa: E731
     train = load_split("train+validation" if chosen.final else "train")
@@ -78,11 +81,11 @@ def build(config: Any, transform: Transform | None = None) -> Experiment:
     batches = len(train["labels"]) // chosen.batch_size
     steps = config.steps or max(round(config.epochs * batches), 1)
     network = network_of(config, train["inputs"])
-    prepare = preparation_of(data.spec(chosen.name), chosen.augment)
+    prepare = preparation_of(spec, chosen.augment)
     beside_tx = _optimizer(config, None, steps)
     return Experiment(
         config, transform, network, _optimizer(config, transform, steps), train, load_split("validation"),
-        load_split("test"), steps, prepare, Placement(chosen.batch_size),
+        load_split("test"), steps, prepare, Placement(chosen.batch_size), spec.kind,
         distilling_of(config, network, train["inputs"], prepare, beside_tx, batches),
     )  # fmt: skip
 
@@ -153,7 +156,8 @@ def run(
 
     Returns:
       What `result.json` holds: "test", "validation" and "train" numbers of the stored model (train: of as
-      many examples as test has), "gap" (train accuracy less test accuracy), "file_bytes", "steps", "seconds"...
+      many examples as test has), "gap" (train accuracy, of scenes "map_50", less that of test), "file_bytes",
+      "steps", ...
 
     Raises:
       ConfigError, ModelError, DataError: the config cannot work.
@@ -212,8 +216,8 @@ def _train(experiment: Experiment, folder: Path, stack: ExitStack, quiet: bool) 
     )  # fmt: skip
     if not (config.patience and stopper.should_stop):
         step = train_loop.make_step(
-            experiment.network, objectives.softmax_cross_entropy(config.label_smoothing), experiment.tx,
-            experiment.prepare,
+            experiment.network, objectives.objective_of(experiment.kind, config.label_smoothing),
+            experiment.tx, experiment.prepare,
             experiment.distilling.gradients if experiment.distilling else train_loop.objective_gradients,
         )  # fmt: skip
         run = train_loop.Run(place.split, record, evaluate, stop, store)
@@ -233,7 +237,7 @@ def _batches(experiment: Experiment) -> data.Batches:
 def _evaluator(experiment: Experiment, name: str, arrays: Arrays) -> Callable[[TrainState], dict[str, float]]:
     """Numbers about the (averaged) weights of a state, their names beginning with `name`."""
     size, place = experiment.config.data.batch_size, experiment.place
-    evaluate = make_evaluate(experiment.network, arrays, size, place, experiment.prepare)
+    evaluate = make_evaluate(experiment.network, arrays, size, place, experiment.prepare, experiment.kind)
     weights = jax.jit(functools.partial(_shipped, experiment))
 
     def numbers(state: TrainState) -> dict[str, float]:
@@ -270,7 +274,7 @@ def _finish(experiment: Experiment, state: TrainState, folder: Path) -> dict[str
 
 def split_numbers(experiment: Experiment, packed: packing.Packed) -> dict[str, Any]:
     """Numbers of a packed model: "train" (as many examples as test has), "validation", "test", and the "gap" of
-    accuracy between the first and the last.
+    accuracy, of scenes of "map_50", between the first and the last.
     """
     weights, variables = experiment.place.replicate((packing.unpack(packed), packed.variables))
     count = len(experiment.test["labels"])
@@ -282,8 +286,8 @@ def split_numbers(experiment: Experiment, packed: packing.Packed) -> dict[str, A
     result: dict[str, Any] = {}
     for name, arrays in splits.items():
         size, place = experiment.config.data.batch_size, experiment.place
-        result[name] = make_evaluate(experiment.network, arrays, size, place, experiment.prepare)(
-            weights, variables
-        )
-    result["gap"] = result["train"]["accuracy"] - result["test"]["accuracy"]
+        evaluate = make_evaluate(experiment.network, arrays, size, place, experiment.prepare, experiment.kind)
+        result[name] = evaluate(weights, variables)
+    quality = quality_name(experiment.kind)
+    result["gap"] = result["train"][quality] - result["test"][quality]
     return result

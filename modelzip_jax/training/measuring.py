@@ -11,11 +11,25 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from modelzip_jax.evaluation.detection import detection_precision, score
+from modelzip_jax.models.detector import detections
+from modelzip_jax.training.center_objective import center_losses
 from modelzip_jax.training.distributed import Placement
 from modelzip_jax.training.frameworks import Network
 from modelzip_jax.tree import PyTree
 
-__all__ = ["make_evaluate"]
+__all__ = ["make_evaluate", "quality_name"]
+
+Evaluate = Callable[[PyTree, PyTree], dict[str, float]]
+
+
+def quality_name(kind: str) -> str:
+    """What says how good a network is on data of a kind: "accuracy", or "map_50" on scenes.
+
+    >>> quality_name("scenes")
+    'map_50'
+    """
+    return "map_50" if kind == "scenes" else "accuracy"
 
 
 def make_evaluate(
@@ -24,16 +38,19 @@ def make_evaluate(
     batch_size: int,
     place: Placement,
     prepare: Callable[..., Any],
-) -> Callable[[PyTree, PyTree], dict[str, float]]:
+    kind: str = "images",
+) -> Evaluate:
     """A function `(params, variables) -> numbers` about the arrays.
 
     Numbers: "loss", mean cross-entropy in nats of each label, with its standard error "loss_se" over the
     examples; "accuracy" with the standard error "accuracy_se". An example of several labels (a
-    sequence) counts as their mean.
+    sequence) counts as their mean. On scenes the mean loss of a scene (`center_losses`), and "map_50" with
+    "map_50_se" (`evaluation.detection`).
 
     Args:
       arrays: "inputs" and "labels" of n examples; they are kept on the devices.
       batch_size: examples at a time; the last batch is filled up with examples that do not count.
+      kind: of the data, as `training.data.DataSpec` has it.
     """
     count = len(arrays["labels"])
     batches = math.ceil(count / batch_size)
@@ -45,6 +62,8 @@ def make_evaluate(
         for rows in order[:, :, share]
     ]
     data = place.replicate(arrays)
+    if kind == "scenes":
+        return _on_scenes(network, arrays["labels"], data, items, prepare)
 
     @jax.jit
     def sums(params: PyTree, variables: PyTree, data: PyTree, item: Any) -> jax.Array:
@@ -64,5 +83,34 @@ def make_evaluate(
         errors = [math.sqrt(max(means[i + 1] - means[i] ** 2, 0.0) / count) for i in (0, 2)]
         numbers = {"loss": means[0], "loss_se": errors[0], "accuracy": means[2], "accuracy_se": errors[1]}
         return {name: float(x) for name, x in numbers.items()}
+
+    return evaluate
+
+
+def _on_scenes(
+    network: Network, labels: np.ndarray, data: PyTree, items: list[Any], prepare: Callable[..., Any]
+) -> Evaluate:
+    count = len(labels)
+
+    @jax.jit
+    def one(params: PyTree, variables: PyTree, data: PyTree, item: Any) -> tuple[jax.Array, jax.Array]:
+        batch = prepare(jax.tree.map(lambda array: array[item[0][0]], data), None)
+        maps = network.predict(params, variables, batch["inputs"])
+        stride = batch["inputs"].shape[1] // maps.shape[1]
+        return center_losses(maps, batch), detections(maps, stride)
+
+    def evaluate(params: PyTree, variables: PyTree) -> dict[str, float]:
+        parts = [one(params, variables, data, item) for item in items]
+        losses, found = (
+            np.concatenate([np.asarray(x, np.float64) for x in column])[:count]
+            for column in zip(*parts, strict=True)
+        )
+        precision = detection_precision(score(found, labels))
+        return {
+            "loss": float(losses.mean()),
+            "loss_se": float(losses.std() / math.sqrt(count)),
+            "map_50": precision.value,
+            "map_50_se": precision.standard_error,
+        }
 
     return evaluate

@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-__all__ = ["Objective", "softmax_cross_entropy"]
+from modelzip_jax.training.center_objective import center_losses
+
+__all__ = ["Objective", "objective_of", "softmax_cross_entropy"]
 
 Objective = Callable[[jax.Array, Any], tuple[jax.Array, dict[str, jax.Array]]]
 """`(outputs, batch) -> (loss, metrics)`: float32 scalars, means over the batch."""
@@ -40,3 +42,16 @@ def softmax_cross_entropy(label_smoothing: float = 0.0) -> Objective:
         return jnp.mean(losses), {"accuracy": accuracy}
 
     return objective
+
+
+def objective_of(kind: str, label_smoothing: float = 0.0) -> Objective:
+    """What a network is trained for on data of a kind (`training.data.DataSpec.kind`).
+
+    The cross-entropy of labels; of "scenes", the losses of centres and boxes (`center_losses`).
+
+    >>> objective_of("images")(jnp.array([[0.0, 9.0]]), {"labels": jnp.array([1])})[1]["accuracy"].item()
+    1.0
+    """
+    if kind != "scenes":
+        return softmax_cross_entropy(label_smoothing)
+    return lambda outputs, batch: (jnp.mean(center_losses(outputs, batch)), {})

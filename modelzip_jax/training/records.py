@@ -116,7 +116,9 @@ def progress(steps: int, begin: int = 0, quiet: bool = False) -> Iterator[Any]:
         task = bar.add_task("", total=steps, completed=begin)
 
         def show(record: Record) -> None:
-            shown.update({name: x for name, x in record.items() if name.endswith(("loss", "accuracy"))})
+            shown.update(
+                {name: x for name, x in record.items() if name.endswith(("loss", "accuracy", "map_50"))}
+            )
             text = "  ".join(f"{name} {x:.4f}" for name, x in shown.items())
             bar.update(task, completed=record["step"], description=text)
 

@@ -13,15 +13,38 @@ from modelzip_jax import checkpoints as files
 from modelzip_jax import models, packing
 from modelzip_jax import tree as trees
 from modelzip_jax.coding.loading import load
+from modelzip_jax.errors import ConfigError
 from modelzip_jax.naming import require_known
 from modelzip_jax.recipe import alike
 from modelzip_jax.training import data, frameworks
 from modelzip_jax.transform import identity
 from modelzip_jax.tree import PyTree
 
-__all__ = ["network_of", "preparation_of", "starting_weights"]
+__all__ = ["check_kind", "network_of", "preparation_of", "starting_weights"]
 
 AUGMENTATIONS = ("none", "crop", "crop+flip")
+
+
+def check_kind(config: Any, kind: str) -> None:
+    """Scenes need a detector, and what is made for classes alone does not know of them.
+
+    Raises:
+      ConfigError: the model, or a field, does not go with the data.
+    """
+    scenes, detector = kind == "scenes", config.model.name == "center_detector"
+    if scenes != detector:
+        raise ConfigError(
+            f"model.name is {config.model.name!r} and data.name {config.data.name!r}: center_detector learns from "
+            "digit_scenes or fashion_scenes, and nothing else does"
+        )
+    fields = {
+        "distill.teacher": config.distill.teacher,
+        "label_smoothing": config.label_smoothing,
+        "distributed.processes": config.distributed.processes > 1,
+    }
+    used = [name for name, value in fields.items() if scenes and value]
+    if used:
+        raise ConfigError(f"{', '.join(used)} cannot be used with {config.data.name}")
 
 
 def network_of(config: Any, inputs: np.ndarray) -> frameworks.Network:
@@ -44,11 +67,15 @@ def preparation_of(spec: data.DataSpec, augment: str) -> Callable[[PyTree, jax.A
     With a key it augments them before that. Tokens pass.
 
     Raises:
-      ConfigError: an unknown way to augment.
+      ConfigError: an unknown way to augment, or one of scenes, whose boxes would stay where they are.
     """
     require_known("data.augment", augment, AUGMENTATIONS)
-    if spec.kind != "images":
+    if spec.kind == "text":
         return lambda batch, key: batch
+    if spec.kind == "scenes" and augment != "none":
+        raise ConfigError(
+            f"data.augment is {augment!r}, which moves what boxes say the place of; take 'none'"
+        )
 
     def prepare(batch: PyTree, key: jax.Array | None) -> PyTree:
         images = batch["inputs"]

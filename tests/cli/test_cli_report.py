@@ -19,6 +19,9 @@ def scores(params):
 
 def broken(params):
     raise ZeroDivisionError("mine")
+
+def program():
+    return (lambda p, x: x @ p["w"]), [np.ones((2, 64), np.float32)]
 """
 
 
@@ -52,6 +55,8 @@ def test_a_page_with_everything(monkeypatch, capsys, compressed):
     ("options", "code", "word"),
     [
         (("--key", "params"), 2, "--against"),
+        (("--model-explorer", "shown"), 2, "--calibrate"),
+        (("--calibrate", "report_tasks:program"), 2, "--model-explorer"),
         (("--task", "report_tasks:absent"), 2, "absent"),
         (("--task", "report_tasks:broken"), 1, "ZeroDivisionError"),
         (("--against", "nothing.safetensors"), 2, "nothing.safetensors"),
@@ -63,6 +68,26 @@ def test_what_is_wrong_leaves_no_page(monkeypatch, capsys, compressed, options, 
     assert found == code
     assert word in err
     assert not (compressed / "m.html").exists()
+
+
+def test_a_folder_for_model_explorer(monkeypatch, capsys, compressed):
+    pytest.importorskip("matplotlib")
+    options = ("--model-explorer", "shown", "--calibrate", "report_tasks:program")
+    code, out, err = run(monkeypatch, capsys, "report", "m.mz", *options, "--against", "m.safetensors")
+    assert code == 0, err
+    assert "shown: open graph.json" in out
+    names = {"graph.json", "bytes.json", "bits.json", "sparsity.json", "error.json"}
+    assert {path.name for path in (compressed / "shown").iterdir()} == names
+    graph = json.loads((compressed / "shown" / "graph.json").read_text())
+    assert graph["label"] == "m.mz"
+    assert "dot_general" in [node["label"] for node in graph["graphs"][0]["nodes"]]
+    assert run(monkeypatch, capsys, "report", "m.mz", *options, "-o", "other.html")[0] == 2
+    assert not (compressed / "other.html").exists()
+    code, out, err = run(monkeypatch, capsys, "report", "m.mz", *options, "--json", "-f")
+    assert code == 0, err
+    assert json.loads(out)["model_explorer"] == "shown"
+    # Without what it was made of there are no errors, nor those of the run before.
+    assert {path.name for path in (compressed / "shown").iterdir()} == names - {"error.json"}
 
 
 def test_evaluate_shows_scores_of_examples_with_their_standard_error(monkeypatch, capsys, compressed):
@@ -89,3 +114,27 @@ def test_recipes_side_by_side(monkeypatch, capsys, compressed):
     assert code == 0
     assert "on the front" in out
     assert run(monkeypatch, capsys, "compare", "m.safetensors", *options, "--score", "none")[0] == 2
+
+
+def test_layers_one_by_one(monkeypatch, capsys, compressed):
+    pytest.importorskip("matplotlib")
+    options = ("--recipes", "report_tasks:two,report_tasks:eight", "--task", "report_tasks:scores")
+    code, out, err = run(monkeypatch, capsys, "sensitivity", "m.safetensors", *options, "-o", "s.html")
+    assert code == 0, err
+    assert "drop of quality" in out
+    assert "report_tasks:two" in out
+    assert "each compressed alone" in (compressed / "s.html").read_text()
+    code, out, err = run(
+        monkeypatch, capsys, "sensitivity", "m.safetensors", *options, "--score", "bytes", "--json"
+    )
+    assert code == 0, err
+    rows = json.loads(out)["layers"]
+    assert [(row["name"], row["candidate"], row["error"]) for row in rows] == [
+        ("w", "report_tasks:two", 0.0), ("w", "report_tasks:eight", 0.0)
+    ]  # fmt: skip
+    for wrong, word in (
+        (("--score", "accuracy"), "accuracy"), (("--only", "absent"), "absent"), (("-o", "s.html"), "--force"),
+    ):  # fmt: skip
+        code, _, err = run(monkeypatch, capsys, "sensitivity", "m.safetensors", *options, *wrong)
+        assert code == 2
+        assert word in err

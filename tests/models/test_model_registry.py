@@ -27,7 +27,7 @@ def test_options_are_the_fields():
     [
         ("resnt20", {}, "did you mean 'resnet20'"),
         ("lenet", {}, "did you mean 'lenet5'"),
-        ("zzz", {}, "no model is called 'zzz'; known are efficientnet_lite0, language_model"),
+        ("zzz", {}, "no model is called 'zzz'; known are center_detector, efficientnet_lite0"),
         ("vgg19", {"widht": 0.5}, "no option of vgg19 is called 'widht'; did you mean 'width'"),
         ("mlp", {"framework": "torch"}, "no framework is called 'torch'; known are linen, nnx"),
         (

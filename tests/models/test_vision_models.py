@@ -33,6 +33,7 @@ COUNTS = [
     ("resnet20", {}, CIFAR, 269_722),
     ("resnet20", {"shortcut": "projection"}, CIFAR, 272_474),
     ("resnet50", {}, IMAGENET, 25_557_032),
+    ("center_detector", {}, (64, 64, 1), 9 * (16 + 16 * 48 + 48 * 96 + 2 * 96 * 96) + 2 * 352 + 97 * 15),
 ]
 
 SMALL = [

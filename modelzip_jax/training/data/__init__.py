@@ -9,6 +9,7 @@ Sets come through tfds and are read without TensorFlow; what memory cannot hold 
 
 from modelzip_jax.training.data.augment import normalize, random_crop, random_flip
 from modelzip_jax.training.data.batches import Batches
+from modelzip_jax.training.data.scenes import make_scenes
 from modelzip_jax.training.data.sets import DataSpec, load_split, names, spec
 from modelzip_jax.training.data.streaming import stream
 from modelzip_jax.training.data.subsets import subset
@@ -17,6 +18,7 @@ __all__ = [
     "Batches",
     "DataSpec",
     "load_split",
+    "make_scenes",
     "names",
     "normalize",
     "random_crop",

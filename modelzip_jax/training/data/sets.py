@@ -11,6 +11,7 @@ import numpy as np
 from modelzip_jax.errors import DataError, MissingExtraError
 from modelzip_jax.training.data import prepared, text
 from modelzip_jax.training.data.batches import epoch_order
+from modelzip_jax.training.data.scenes import make_scenes
 
 __all__ = ["DataSpec", "load_split", "names", "spec"]
 
@@ -29,9 +30,10 @@ class Sizes(NamedTuple):
 class DataSpec:
     """What a named set holds.
 
-    kind: "images" or "text". shape: of one input, without the batch; for text, whatever length is
-    asked for, None. classes: labels are `0 .. classes - 1`. mean, std: of the training images' levels
-    (0 to 255, for digits 0 to 16), one number a channel, for `normalize`.
+    kind: "images", "text" or "scenes" (images with boxes). shape: of one input, without the batch; for text, whatever
+    length is asked for, None. classes: labels are `0 .. classes - 1`. mean, std: of the training images' levels
+    (0 to 255, for digits 0 to 16), one number a channel, for `normalize`. pictures, lengths: of scenes, the set that
+    they are made of, and `make_scenes`'s.
     """
 
     kind: str
@@ -40,6 +42,8 @@ class DataSpec:
     sizes: Sizes
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    pictures: str = ""
+    lengths: tuple[int, int] = (16, 32)
 
 
 def _images(
@@ -54,6 +58,12 @@ SPECS = {
     "fashion_mnist": _images((28, 28, 1), (55_000, 5_000, 10_000), (72.97,), (90.02,)),
     "cifar10": _images((32, 32, 3), (45_000, 5_000, 10_000), (125.4, 123.0, 113.9), (63.0, 62.1, 66.7)),
     "kjv": DataSpec("text", (None,), 256, Sizes(3_959_189, 222_944, 222_279)),
+    "digit_scenes": DataSpec(
+        "scenes", (32, 32, 1), 10, Sizes(2_000, 200, 200), (62.79,), (47.42,), "digits", (8, 16)
+    ),
+    "fashion_scenes": DataSpec(
+        "scenes", (64, 64, 1), 10, Sizes(20_000, 1_000, 1_000), (67.36,), (54.98,), "fashion_mnist", (20, 36)
+    ),
 }
 
 
@@ -61,7 +71,7 @@ def names() -> tuple[str, ...]:
     """The names that `load_split` knows.
 
     >>> names()
-    ('digits', 'mnist', 'fashion_mnist', 'cifar10', 'kjv')
+    ('digits', 'mnist', 'fashion_mnist', 'cifar10', 'kjv', 'digit_scenes', 'fashion_scenes')
     """
     return tuple(SPECS)
 
@@ -91,7 +101,8 @@ def load_split(
     """Reads a whole split into memory.
 
     name: "digits" comes with scikit-learn; "mnist", "fashion_mnist" and "cifar10" are read by
-      `tfds.data_source`; "kjv" is the King James Version, byte by byte.
+      `tfds.data_source`; "kjv" is the King James Version, byte by byte; "digit_scenes" and "fashion_scenes" are made
+      on the spot of the pictures of digits and Fashion-MNIST, one split's of that split's (`make_scenes`).
     split: "train", "validation", "test" or "train+validation". tfds' sets have no validation split:
       theirs is the last 5,000 training records, in the order in which tfds shuffled them to disk.
       digits are put into an order of ours once (1,257, 180 and 360 examples). Of every 20 runs of 100
@@ -99,10 +110,11 @@ def load_split(
     data_dir: where tfds keeps its data; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets.
     sequence_length: bytes of a window of text; windows do not overlap. Images ignore it.
     image_size: height and width that images get by zeros around them, as many on both sides; 0 leaves them.
-      Text ignores it.
+      Text ignores it, scenes refuse it.
 
     Returns `{"inputs": ..., "labels": ...}`: for images uint8 `(n, height, width, channels)` and int32
-    `(n,)`; for text int32 `(n, sequence_length)` twice, the label being the byte that follows.
+    `(n,)`; for text int32 `(n, sequence_length)` twice, the label being the byte that follows; for scenes boxes and
+    classes int32 `(n, 4, 5)`.
 
     A set of tfds that is not there yet is downloaded by tfds where TensorFlow is installed.
 
@@ -118,6 +130,12 @@ def load_split(
     spec(name)
     if split not in SPLITS:
         raise DataError(f"{name} has no split {split!r}: choose among {', '.join(SPLITS)}")
+    if spec(name).kind == "scenes":
+        if image_size:
+            raise DataError(
+                f"{name} has its own size, which boxes are told in: leave out image_size={image_size}"
+            )
+        return _scenes(spec(name), split, data_dir)
     if name == "kjv":
         return text.windows(text.read_text(data_dir), split, sequence_length)
     arrays = _digits(split) if name == "digits" else _prepared(name, split, data_dir)
@@ -170,3 +188,23 @@ def _digits(split: str) -> dict[str, np.ndarray]:
         "inputs": digits.images[chosen].astype(np.uint8)[..., None],
         "labels": digits.target[chosen].astype(np.int32),
     }
+
+
+def _scenes(chosen: DataSpec, split: str, data_dir: str | os.PathLike[str] | None) -> dict[str, np.ndarray]:
+    parts = []
+    for part in split.split("+"):
+        pictures = load_split(chosen.pictures, part, data_dir=data_dir)
+        inputs = pictures["inputs"]
+        if chosen.pictures == "digits":
+            inputs = inputs * np.uint8(15)  # levels of 0 to 16
+        parts.append(
+            make_scenes(
+                inputs,
+                pictures["labels"],
+                getattr(chosen.sizes, part),
+                seed=SPLITS.index(part),
+                size=int(chosen.shape[0] or 0),
+                lengths=chosen.lengths,
+            )
+        )
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -116,7 +116,7 @@ def _reader(
     data_dir: str | os.PathLike[str] | None,
     transform: Callable[[Example], Example] | None,
 ) -> _Reader:
-    if name in ("digits", "kjv"):
+    if name in ("digits", "kjv") or (name in sets.names() and sets.spec(name).kind == "scenes"):
         return _Reader(_Rows(sets.load_split(name, split, data_dir=data_dir)), _same, transform)
     split = sets.tfds_split(name, split) if name in sets.names() else split
     return _Reader(prepared.source(name, split, data_dir), _decode, transform)
