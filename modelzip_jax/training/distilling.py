@@ -83,11 +83,14 @@ class Distilling:
     balance: distillation.Balancer
     batch_size: int
 
-    def init(self, params: PyTree, variables: PyTree, batch: PyTree, key: jax.Array) -> Beside:
+    def init(
+        self, params: PyTree, variables: PyTree, batch: PyTree, key: jax.Array, first: PyTree | None = None
+    ) -> Beside:
         """What there is before the first step.
 
         Args:
           params, variables: that training starts from. batch: a prepared one, of which a balance reads the losses.
+          first: the student's params at the first step, which compression has changed; by default `params`.
 
         Raises:
           ConfigError: features of "activations", where batch statistics end them early. DistillationError, TraceError:
@@ -105,7 +108,7 @@ class Distilling:
         projectors = self._projectors(params, variables, jax.eval_shape(said, batch).features, batch, key)
         losses = dict.fromkeys(self.weights, jnp.float32(1.0))
         if self.distill.balance != "fixed":
-            trained = {"params": params, "projectors": projectors}
+            trained = {"params": params if first is None else first, "projectors": projectors}
             of_batch = jax.jit(functools.partial(self._losses, self.student, self.objective))
             losses = of_batch(trained, variables, jax.jit(said)(batch), batch, key)[0]
         # Optimizers need not take a tree without leaves: an average has nothing to average.

@@ -284,3 +284,15 @@ def test_names_of_layers_from_the_command_line():
     config = configs.override(configs.base(), arguments)
     assert config.distill.features.layers == ("Dense_0", "Dense_1")
     assert config.distill.options.alpha == 2
+
+
+@pytest.mark.parametrize("balance", ["grad_norm", "uncertainty", "dynamic_weight_average"])
+def test_a_balance_begins_with_the_losses_of_the_compressed_student(start, balance):
+    """Before compression a network's own float self has nothing to teach it."""
+    for loss in ("soft_targets", "decoupled"):
+        built = experiment.build(from_start(start, balance=balance, loss=loss), FAMILIES["quantized"])
+        state = experiment.initial_state(built)
+        if balance == "grad_norm":
+            assert float(state.beside.balance.first[loss]) > 0.1
+    with pytest.raises(DistillationError, match=f"'{loss}' is .*above zero"):
+        experiment.initial_state(experiment.build(from_start(start, balance=balance, loss=loss)))
