@@ -1,6 +1,6 @@
 """A discriminator that tells the student's features from the teacher's, and the student that learns to fool it.
 
-Belagiannis, Farshad & Galasso 2018, "Adversarial Network Compression" (https://arxiv.org/abs/1803.10750), §3. D(z) is
+Belagiannis, Farshad & Galasso 2018, "Adversarial Network Compression" (https://arxiv.org/abs/1803.10750). D(z) is
 the probability that features, or logits, z are the teacher's; a network gives it as a score, D = sigmoid(score).
 Teacher f_t and student f_s play
 
@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from modelzip_jax.distillation.finite_numbers import check_number
+from modelzip_jax.distillation.whole_batches import over_whole_batch
 from modelzip_jax.errors import DistillationError
 from modelzip_jax.tree import PyTree
 
@@ -30,7 +31,7 @@ def discriminator_loss(
 ) -> jax.Array:
     """-E log D(t) - E log(1 - D(s)), which the discriminator minimises; float32 scalar in nats, 2 log 2 at chance.
 
-    Belagiannis et al. 2018, §3: the objective of the game with its sign turned. With `adversarial_samples` mu the term
+    Belagiannis et al. 2018: the objective of the game with its sign turned. With `adversarial_samples` mu the term
     -mu E log D(s) is added, their third regularisation: with t and s the two densities, the best D is then
     (t + mu s) / (t + s + mu s) instead of t / (t + s). It never falls below mu / (1 + mu), however sure it could be.
 
@@ -55,7 +56,7 @@ def discriminator_loss(
 def adversarial_loss(student_scores: jax.Array, *, saturating: bool = False) -> jax.Array:
     """-E log D(s), which the student minimises; float32 scalar in nats, >= 0, log 2 at chance.
 
-    The player's objective of Goodfellow et al. 2014 (https://arxiv.org/abs/1406.2661, §3) that has the same fixed
+    The player's objective of Goodfellow et al. 2014 (https://arxiv.org/abs/1406.2661) that has the same fixed
     point as E log(1 - D(s)), but a gradient where the discriminator is sure. `saturating=True` is the latter,
     literally the game above; it is negative.
 
@@ -73,6 +74,7 @@ def adversarial_loss(student_scores: jax.Array, *, saturating: bool = False) -> 
     return -jnp.mean(jax.nn.softplus(scores)) if saturating else jnp.mean(jax.nn.softplus(-scores))
 
 
+@over_whole_batch
 def discriminator_auc(student_scores: jax.Array, teacher_scores: jax.Array) -> jax.Array:
     """The share of pairs in which the teacher's score is above the student's, ties a half; float32 scalar.
 
@@ -94,7 +96,7 @@ def discriminator_auc(student_scores: jax.Array, teacher_scores: jax.Array) -> j
 def weight_penalty(params: PyTree, norm: Literal["l1", "l2"] = "l2") -> jax.Array:
     """sum |w| or sum w^2 over the discriminator's kernels, float32: leaves of two axes or more, no biases.
 
-    Belagiannis et al. 2018, §3: added to `discriminator_loss` with a factor of its own, it keeps a discriminator weak.
+    Belagiannis et al. 2018: added to `discriminator_loss` with a factor of its own, it keeps a discriminator weak.
 
     Raises:
       DistillationError: norm is neither "l1" nor "l2".

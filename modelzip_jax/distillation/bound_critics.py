@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from modelzip_jax.distillation import information, variational
 from modelzip_jax.distillation.critics import (
@@ -19,6 +20,7 @@ from modelzip_jax.distillation.critics import (
     placeholder,
 )
 from modelzip_jax.distillation.finite_numbers import check_count, check_number
+from modelzip_jax.meshes import under_any_mesh
 from modelzip_jax.tree import PyTree
 
 __all__ = ["donsker_varadhan_critic", "info_nce_critic", "variational_critic"]
@@ -32,7 +34,7 @@ def variational_critic(network: InitApply | None = None, *, variance: float = 5.
 
     Args:
       network: the mean of the teacher's features given the student's, `(init, apply)` with outputs of the teacher's
-        shape; by default a linear map of channels, the last axis.
+        shape; by default a linear map of channels, the last axis. (RepDistiller's is three 1×1 convolutions with ReLU.)
       variance: of each channel at the start.
 
     Raises:
@@ -179,6 +181,7 @@ def _embeddings(
     def scores(params: PyTree, student: jax.Array, teacher: jax.Array) -> jax.Array:
         f = apply_s(params["student"], student)
         g = apply_t(params["teacher"], jax.lax.stop_gradient(teacher))
-        return f.astype(jnp.float32) @ g.astype(jnp.float32).T
+        both = f.astype(jnp.float32), g.astype(jnp.float32)
+        return under_any_mesh(lambda f, g: f @ g.T, both, PartitionSpec())
 
     return init, scores

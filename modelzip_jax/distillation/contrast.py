@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from modelzip_jax.distillation.array_checks import (
     as_weight,
@@ -15,7 +17,9 @@ from modelzip_jax.distillation.array_checks import (
     check_temperature,
 )
 from modelzip_jax.distillation.safe_norms import unit_vectors
+from modelzip_jax.distillation.whole_batches import over_whole_batch
 from modelzip_jax.errors import DistillationError
+from modelzip_jax.meshes import spec_of, under_any_mesh
 
 __all__ = ["ContrastMemory", "contrastive", "in_batch_contrastive", "init_contrast_memory"]
 
@@ -82,8 +86,8 @@ def contrastive(
     Gradients flow into both embeddings, since each network has a projection that is trained (`project`). Where the
     teacher itself depends on what is trained, stop its gradient before it is projected.
 
-    Source: Tian et al. 2020, "Contrastive representation distillation", https://arxiv.org/abs/1910.10699, equations
-    17 to 19; the constant, the memory and its momentum as in the authors' code.
+    Source: Tian et al. 2020, "Contrastive representation distillation", https://arxiv.org/abs/1910.10699, equation 18;
+    the constant, the memory, its momentum and τ as in the authors' code. The paper has N / examples in place of N Z.
 
     Args:
       student, teacher: embeddings `(batch, width)`, of any length; any floating dtype.
@@ -108,6 +112,21 @@ def contrastive(
     _check_embeddings(student, teacher, "contrastive")
     check_temperature(temperature, "contrastive")
     _check_memory(student, memory, examples, negatives, momentum)
+    contrasted = functools.partial(_contrasted, temperature=temperature, momentum=momentum)
+    specs = PartitionSpec(), jax.tree.map(spec_of, memory)
+    return under_any_mesh(contrasted, (student, teacher, memory, examples, negatives), specs)
+
+
+def _contrasted(
+    student: jax.Array,
+    teacher: jax.Array,
+    memory: ContrastMemory,
+    examples: jax.Array,
+    negatives: jax.Array,
+    *,
+    temperature: float | jax.Array,
+    momentum: float | jax.Array,
+) -> tuple[jax.Array, ContrastMemory]:
     student, teacher = (unit_vectors(x.astype(jnp.float32)) for x in (student, teacher))
     kept = jax.lax.stop_gradient(memory)
     places = jnp.concatenate([examples[:, None], negatives], 1)
@@ -136,6 +155,7 @@ def contrastive(
     return loss_student + loss_teacher, after
 
 
+@over_whole_batch
 def in_batch_contrastive(student: jax.Array, teacher: jax.Array, *, temperature: float = 0.07) -> jax.Array:
     """CRD whose negatives are the other examples of the batch: no memory, so that it needs large batches.
 
@@ -144,7 +164,7 @@ def in_batch_contrastive(student: jax.Array, teacher: jax.Array, *, temperature:
 
     Gradients flow into both embeddings.
 
-    Source: as `contrastive`, equations 17 and 18.
+    Source: as `contrastive`, of which this is a simplification and not the authors'.
 
     Args:
       student, teacher: embeddings `(batch, width)`, of any length; any floating dtype.

@@ -17,6 +17,7 @@ from modelzip_jax.distillation.array_checks import (
 )
 from modelzip_jax.distillation.pooling import pool_alike
 from modelzip_jax.distillation.safe_norms import unit_vectors
+from modelzip_jax.distillation.whole_batches import over_whole_batch
 from modelzip_jax.errors import DistillationError
 
 __all__ = ["attention_transfer", "flow", "hint", "similarity"]
@@ -29,7 +30,7 @@ def hint(student: jax.Array, teacher: jax.Array) -> jax.Array:
     half the sum. Where widths differ, `student` is what a projector makes of the student's features (the paper's
     regressor), and is trained with it.
 
-    Source: Romero et al. 2015, "FitNets: hints for thin deep nets", https://arxiv.org/abs/1412.6550, equation 3.
+    Source: Romero et al. 2015, "FitNets: hints for thin deep nets", https://arxiv.org/abs/1412.6550.
 
     Args:
       student, teacher: of one shape `(batch, ...)`, any floating dtype.
@@ -48,12 +49,11 @@ def attention_transfer(student: jax.Array, teacher: jax.Array, *, power: float =
     """The mean squared difference of attention maps of unit length.
 
     The map of an example is Σ_c |x_c|^p over channels, at every position, divided by its Euclidean norm over positions:
-    where a layer is active, whatever its width. A mean over batch and positions (the paper sums over positions and
-    weighs by β / 2). Where positions differ, the larger features are pooled to the smaller number. A map of zeros stays
-    zeros.
+    where a layer is active, whatever its width. A mean over batch and positions, as in the authors' code (the paper has
+    β / 2 times a norm over positions). Where positions differ, the larger features are pooled to the smaller number. A
+    map of zeros stays zeros.
 
-    Source: Zagoruyko and Komodakis 2017, "Paying more attention to attention", https://arxiv.org/abs/1612.03928,
-    equation 2.
+    Source: Zagoruyko and Komodakis 2017, "Paying more attention to attention", https://arxiv.org/abs/1612.03928.
 
     Args:
       student, teacher: `(batch, *positions, channels)` with as many axes; channels may differ.
@@ -93,7 +93,7 @@ def flow(student: tuple[jax.Array, jax.Array], teacher: tuple[jax.Array, jax.Arr
     batch and matrix entries (the paper sums over entries). Where positions of the two layers differ, the larger are
     pooled. Both networks need the same channels: bring the student's to the teacher's with projectors.
 
-    Source: Yim et al. 2017, "A gift from knowledge distillation", CVPR, equations 1 and 2.
+    Source: Yim et al. 2017, "A gift from knowledge distillation", CVPR.
 
     Args:
       student, teacher: `(first, second)`, each `(batch, *positions, channels)`.
@@ -131,6 +131,7 @@ def flow(student: tuple[jax.Array, jax.Array], teacher: tuple[jax.Array, jax.Arr
     return jnp.mean(jnp.square(own - matrix(*(_fixed(x) for x in teacher))))
 
 
+@over_whole_batch
 def similarity(student: jax.Array, teacher: jax.Array) -> jax.Array:
     """Similarity-preserving distillation (SP): ‖G_t - G_s‖² / batch², with the Frobenius norm.
 
@@ -138,8 +139,7 @@ def similarity(student: jax.Array, teacher: jax.Array) -> jax.Array:
     a layer holds for alike. Widths and positions may differ; rotating or scaling all features changes nothing.
     A row of zeros stays zeros. It depends on the batch: compare losses at one batch size.
 
-    Source: Tung and Mori 2019, "Similarity-preserving knowledge distillation", https://arxiv.org/abs/1907.09682,
-    equations 1 to 4.
+    Source: Tung and Mori 2019, "Similarity-preserving knowledge distillation", https://arxiv.org/abs/1907.09682.
 
     Args:
       student, teacher: `(batch, ...)`, any floating dtype.

@@ -15,7 +15,7 @@ __all__ = ["assistant_sizes", "assistants", "born_again"]
 def born_again(train: Callable[[Teacher | None, int], Teacher], generations: int) -> list[Teacher]:
     """Born-again networks: each generation is taught by the one before, and the first one by the labels alone.
 
-    Furlanello et al. 2018 (https://arxiv.org/abs/1805.04770, §3): students of their teacher's own size exceed it, and
+    Furlanello et al. 2018 (https://arxiv.org/abs/1805.04770): students of their teacher's own size exceed it, and
     the mean of all generations, `ensemble(born_again(...), average="logits")`, exceeds each.
 
     Args:
@@ -45,7 +45,7 @@ def assistants(
 ) -> list[Teacher]:
     """Teacher assistants: a large teacher reaches a small student over networks in between.
 
-    Mirzadeh et al. 2020 (https://arxiv.org/abs/1902.03393, §3): where the sizes lie far apart, a student learns more
+    Mirzadeh et al. 2020 (https://arxiv.org/abs/1902.03393): where the sizes lie far apart, a student learns more
     from an assistant between them, which has learned from the teacher, and two assistants help more than one.
 
     Args:

@@ -9,7 +9,7 @@ the product of the marginals. Each bound is maximised over T and over the studen
 | InfoNCE | E log(e^T(s_i, t_i) / mean_j e^T(s_i, t_j)) | log N | low variance; a bound in expectation |
 | Donsker–Varadhan | E_joint T - log E_product e^T | – | variance like e^I / N; the log of a mean is biased upwards |
 
-Poole et al. 2019 (https://arxiv.org/abs/1905.06922), §2, derive and compare them.
+Poole et al. 2019 (https://arxiv.org/abs/1905.06922) derive and compare them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["corrected_donsker_varadhan", "donsker_varadhan", "info_nce"]
 def info_nce(scores: Float[Array, "batch batch"]) -> Float[Array, ""]:
     """log N + mean_i [T_ii - log sum_j e^T_ij], nats: the information of each student's feature on its teacher's.
 
-    van den Oord et al. 2018 (https://arxiv.org/abs/1807.03748), Eq. 4 and 5: log N less the cross-entropy of finding
+    van den Oord et al. 2018 (https://arxiv.org/abs/1807.03748), §2.3: log N less the cross-entropy, Eq. 4, of finding
     the teacher's features that belong to the student's among the N of the batch. It is never above log N, so that a
     batch of 64 cannot show more than 4.16 nats. `math.log(N) - info_nce(scores)` is that cross-entropy, >= 0. To be
     maximised; gradients flow to all scores.
@@ -51,9 +51,9 @@ def donsker_varadhan(scores: Float[Array, "batch batch"]) -> Float[Array, ""]:
     """mean_i T_ii - log mean_{i != j} e^T_ij, nats.
 
     Donsker & Varadhan 1983, as Belghazi et al. 2018 estimate it with a network for T (MINE,
-    https://arxiv.org/abs/1801.04062, Eq. 5 and 10); here all N (N - 1) pairs of different examples stand for the
-    product of the marginals. The gradient is that of the batch's estimate, which is biased;
-    `corrected_donsker_varadhan` has a better one. To be maximised; gradients flow to all scores.
+    https://arxiv.org/abs/1801.04062); here all N (N - 1) pairs of different examples stand for the product of the
+    marginals. The gradient is that of the batch's estimate, which is biased; `corrected_donsker_varadhan` has a better
+    one. To be maximised; gradients flow to all scores.
 
     Args:
       scores: floats; row i is the student's example i, column j the teacher's j. Two examples at least.

@@ -36,9 +36,9 @@ def soft_targets(student: jax.Array, teacher: jax.Array, *, temperature: float =
     that of half the squared difference of centred logits, divided by the number of classes.
     Adding a constant to all logits of a row changes nothing.
 
-    Source: Hinton et al. 2015, "Distilling the knowledge in a neural network", https://arxiv.org/abs/1503.02531,
-    equations 1 to 4. There is the cross-entropy with the teacher; KL is that less the teacher's entropy,
-    so that gradients are the same and the least value is 0.
+    Source: Hinton et al. 2015, "Distilling the knowledge in a neural network", https://arxiv.org/abs/1503.02531.
+    There it is the cross-entropy with the teacher; KL is that less the teacher's entropy, so that gradients are the
+    same and the least value is 0.
 
     Args:
       student, teacher: logits `(..., classes)`, any floating dtype.
@@ -75,7 +75,8 @@ def decoupled(
     `soft_targets` is T² (TCKD + (1 - p_y of the teacher) NCKD): where a teacher is sure, its knowledge about the other
     classes has little weight there, and β here. With one class the loss is 0; with two NCKD is.
 
-    Source: Zhao et al. 2022, "Decoupled knowledge distillation", https://arxiv.org/abs/2203.08679, equations 5 to 7.
+    Source: Zhao et al. 2022, "Decoupled knowledge distillation", https://arxiv.org/abs/2203.08679; T² as in the
+    authors' code, which besides lets the weight grow from 0 over the first epochs.
 
     Args:
       student, teacher: logits `(..., classes)`, any floating dtype.
@@ -118,9 +119,9 @@ def standardized(student: jax.Array, teacher: jax.Array, *, temperature: float =
     other and not how large they are, which a small network cannot always follow. A row of equal logits stands for a
     uniform distribution, and has no gradient: add a loss on labels, or start from a head that is not all zeros.
 
-    Source: Sun et al. 2024, "Logit standardization in knowledge distillation", https://arxiv.org/abs/2403.01878,
-    equation 12 and algorithm 1. The authors' code divides by the unbiased deviation: what it gives at a temperature T
-    is this loss at T √(classes / (classes - 1)), times (classes - 1) / classes.
+    Source: Sun et al. 2024, "Logit standardization in knowledge distillation", https://arxiv.org/abs/2403.01427,
+    algorithms 1 and 2. The authors' code divides by the unbiased deviation: what it gives at a temperature T is this
+    loss at T √(classes / (classes - 1)), times (classes - 1) / classes.
 
     Args:
       student, teacher: logits `(..., classes)`, any floating dtype.
@@ -155,8 +156,8 @@ def correlation(
     Where the teacher's probabilities do not vary, as with one class or one row, there is no relation, and the term
     is 0; where only the student's do not, it is 1 without a gradient.
 
-    Source: Huang et al. 2022, "Knowledge distillation from a stronger teacher", https://arxiv.org/abs/2205.10536,
-    equations 6 to 10; T² as in the authors' code.
+    Source: Huang et al. 2022, "Knowledge distillation from a stronger teacher", https://arxiv.org/abs/2205.10536. The
+    authors' code is this loss at T = 1; T² is that of `soft_targets`, and of later public code.
 
     Args:
       student, teacher: logits `(..., classes)`, any floating dtype, without masked classes.
@@ -193,8 +194,8 @@ def smoothed_teacher(labels: jax.Array, classes: int, *, correct: float = 0.99) 
     a high temperature, such as 20, which softens both the virtual teacher and the student.
 
     Source: Yuan et al. 2020, "Revisiting knowledge distillation via label smoothing regularization",
-    https://arxiv.org/abs/1909.11723, equations 9 to 11. (Its public code takes the softmax of probabilities instead
-    of logits, and no temperature for the student.)
+    https://arxiv.org/abs/1909.11723, equations 8 and 9 (CVPR); 0.99 is theirs, and temperatures of 20 and more. (The
+    authors' code takes the softmax of probabilities instead of logits, and no temperature for the student.)
 
     Args:
       labels: integers `(...)`.

@@ -44,7 +44,7 @@ def start_moving_teacher(params: PyTree) -> MovingTeacher:
 def move_teacher(state: MovingTeacher, params: PyTree, decay: float | jax.Array) -> MovingTeacher:
     """The teacher after a step of its student: θ'_t = α_t θ'_{t-1} + (1 - α_t) θ_t, α_t = min(α, 1 - 1/t).
 
-    Tarvainen & Valpola 2017 (https://arxiv.org/abs/1703.01780, §2). Through α_t the first 1 / (1 - α) students count
+    Tarvainen & Valpola 2017 (https://arxiv.org/abs/1703.01780). Through α_t the first 1 / (1 - α) students count
     alike, and where training began is forgotten at once; the paper's code begins so. Teach with
     `Teacher(apply, state.params)`.
 

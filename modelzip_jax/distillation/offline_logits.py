@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from modelzip_jax.distillation.array_checks import check_logits, check_temperature
 from modelzip_jax.distillation.logits import kullback_leibler
 from modelzip_jax.errors import DistillationError
+from modelzip_jax.meshes import spec_of, under_any_mesh
 
 __all__ = ["TopK", "top_k_logits", "top_k_soft_targets"]
 
@@ -105,8 +107,11 @@ def _log_rest(logits: jax.Array, indices: jax.Array) -> jax.Array:
     """The logsumexp of the logits that are not at these indices."""
     if logits.shape[-1] == indices.shape[-1]:
         return jnp.full(logits.shape[:-1], -jnp.inf, jnp.float32)
-    others = jnp.put_along_axis(logits, indices, -jnp.inf, -1, inplace=False)
-    return jax.nn.logsumexp(others, -1)
+
+    def rest(logits: jax.Array, indices: jax.Array) -> jax.Array:
+        return jax.nn.logsumexp(jnp.put_along_axis(logits, indices, -jnp.inf, -1, inplace=False), -1)
+
+    return under_any_mesh(rest, (logits, indices), PartitionSpec(*spec_of(logits)[:-1]))
 
 
 def _check(student: jax.Array, teacher: TopK) -> None:

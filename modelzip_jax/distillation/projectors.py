@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from modelzip_jax.distillation.array_checks import as_weight, check_features
 from modelzip_jax.distillation.safe_norms import centred
 from modelzip_jax.errors import DistillationError
+from modelzip_jax.meshes import spec_of, under_any_mesh
 from modelzip_jax.tree import PyTree
 
 __all__ = [
@@ -101,10 +104,12 @@ def project_orthogonally(params: PyTree, features: jax.Array) -> jax.Array:
 
     Lengths and angles, and so all similarities between examples, stay what they are: the projector cannot learn
     the teacher's features in the student's place. With `hint` against `standardize_features` of the teacher's
-    (classification) or `whiten` (generation, where features have to stay diverse) it is V_kD.
+    (classification) or `whiten` (generation, where features have to stay diverse) it is V_kD, but for the distance:
+    the authors' code has PyTorch's smooth L1 loss, d² / 2 up to 1, then |d| - 1 / 2, in place of d².
 
     Source: Miles et al. 2024, "V_kD: improving knowledge distillation using orthogonal projections",
-    https://arxiv.org/abs/2403.06213, section 3; the reparametrisation by a matrix exponential, truncated, is its.
+    https://arxiv.org/abs/2403.06213. The authors' code takes PyTorch's `parametrizations.orthogonal`: the same set of
+    matrices, by other parameters.
 
     Args:
       params: of `init_orthogonal_projector`. features: `(..., student_width)`, any floating dtype.
@@ -174,6 +179,10 @@ def whiten(teacher: jax.Array, *, epsilon: float = 1e-5) -> jax.Array:
     check_features(teacher, "teacher", "whiten")
     as_weight(epsilon, "epsilon", "whiten", positive=True)
     x = jax.lax.stop_gradient(teacher.astype(jnp.float32))
+    return under_any_mesh(functools.partial(_whitened, epsilon=epsilon), (x,), spec_of(x))
+
+
+def _whitened(x: jax.Array, epsilon: float) -> jax.Array:
     rows = x.reshape(-1, x.shape[-1])
     rows = centred(rows, 0)  # Else the rounding of what does not vary would be blown up.
     left, values, right = jnp.linalg.svd(rows, full_matrices=False)

@@ -13,11 +13,13 @@ import jax.numpy as jnp
 
 from modelzip_jax.distillation.array_checks import as_weight, check_same_batch
 from modelzip_jax.distillation.safe_norms import ROUNDING, safe_norm, unit_vectors
+from modelzip_jax.distillation.whole_batches import over_whole_batch
 from modelzip_jax.errors import DistillationError
 
 __all__ = ["correlation_congruence", "relational_angle", "relational_distance"]
 
 
+@over_whole_batch
 def relational_distance(student: jax.Array, teacher: jax.Array) -> jax.Array:
     """Relational distillation of distances (RKD-D): the Huber loss of ψ(i, j) of the student and the teacher.
 
@@ -25,8 +27,8 @@ def relational_distance(student: jax.Array, teacher: jax.Array) -> jax.Array:
     shifting or scaling all features changes nothing. A mean over all batch² pairs, also of an example with itself.
     Examples that float32 does not tell apart, and an example and itself, have ψ = 0.
 
-    Source: Park et al. 2019, "Relational knowledge distillation", https://arxiv.org/abs/1904.05068, equations 5 to 7.
-    The weight in the paper: 25, beside 50 of `relational_angle`, for classification.
+    Source: Park et al. 2019, "Relational knowledge distillation", https://arxiv.org/abs/1904.05068, §3.2.1; pairs and μ
+    as in the authors' code. RepDistiller weighs it by 25, and `relational_angle` by 50, for classification.
 
     Args:
       student, teacher: `(batch, ...)`, any floating dtype.
@@ -51,6 +53,7 @@ def relational_distance(student: jax.Array, teacher: jax.Array) -> jax.Array:
     return jnp.mean(_huber(distances(student.astype(jnp.float32)) - distances(_fixed(teacher))))
 
 
+@over_whole_batch
 def relational_angle(student: jax.Array, teacher: jax.Array) -> jax.Array:
     """Relational distillation of angles (RKD-A): the Huber loss of cos ∠ijk of the student and the teacher.
 
@@ -58,7 +61,8 @@ def relational_angle(student: jax.Array, teacher: jax.Array) -> jax.Array:
     over all batch³ triplets, also those that name an example twice. Turning, shifting or scaling all features changes
     nothing. batch³ × width operations and batch² × width numbers: give pooled features.
 
-    Source: Park et al. 2019, "Relational knowledge distillation", https://arxiv.org/abs/1904.05068, equations 8 and 9.
+    Source: Park et al. 2019, "Relational knowledge distillation", https://arxiv.org/abs/1904.05068, §3.2.2; triplets
+    as in the authors' code.
 
     Args:
       student, teacher: `(batch, ...)`, any floating dtype.
@@ -79,6 +83,7 @@ def relational_angle(student: jax.Array, teacher: jax.Array) -> jax.Array:
     return jnp.mean(_huber(cosines(student.astype(jnp.float32)) - cosines(_fixed(teacher))))
 
 
+@over_whole_batch
 def correlation_congruence(
     student: jax.Array, teacher: jax.Array, *, gamma: float = 0.4, order: int = 2
 ) -> jax.Array:
@@ -88,8 +93,9 @@ def correlation_congruence(
     P = `order`: e^(-2γ) Σ_p (2γ)^p / p! (x_iᵀ x_j)^p. Scaling an example's features changes nothing.
     A row of zeros stays zeros.
 
-    Source: Peng et al. 2019, "Correlation congruence for knowledge distillation", https://arxiv.org/abs/1904.01802,
-    section 3 (γ = 0.4 and P = 2 are the paper's). The public re-implementation in RepDistiller is another loss.
+    Source: Peng et al. 2019, "Correlation congruence for knowledge distillation", https://arxiv.org/abs/1904.01802; γ =
+    0.4 and P = 2 as in public implementations of the paper. RepDistiller's, made from code that the authors gave its
+    author, is another loss: the mean over the batch of Σ_c |s_i - t_i|_c |s_{i+1} - t_{i+1}|_c.
 
     Args:
       student, teacher: `(batch, ...)`, any floating dtype.

@@ -75,8 +75,8 @@ def reviewed(
     teacher's positions goes up to the next level, and through a 3×3 convolution becomes the result. Both convolutions
     of features are followed by batch normalisation with the moments of this batch.
 
-    Source: Chen et al. 2021, "Distilling knowledge via knowledge review", https://arxiv.org/abs/2104.09044, section
-    3.3 and figure 3; details as in the authors' code.
+    Source: Chen et al. 2021, "Distilling knowledge via knowledge review", https://arxiv.org/abs/2104.09044; details as
+    in the authors' code.
 
     Args:
       params: of `init_review`.
@@ -119,8 +119,8 @@ def hierarchical_context(student: Sequence[jax.Array], teacher: Sequence[jax.Arr
     4×4, 2×2 and 1×1 positions, as far as these are less than the features have, weights 1/2, 1/4, 1/8 in this order.
     Summed over levels. No gradient flows into the teacher.
 
-    Source: Chen et al. 2021, "Distilling knowledge via knowledge review", https://arxiv.org/abs/2104.09044, section
-    3.3; the weights as in the authors' code.
+    Source: Chen et al. 2021, "Distilling knowledge via knowledge review", https://arxiv.org/abs/2104.09044; the weights
+    as in the authors' code.
 
     Args:
       student: of `reviewed`. teacher: features of the same shapes `(batch, height, width, channels)`.

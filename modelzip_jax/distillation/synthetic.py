@@ -54,12 +54,13 @@ def condense(
 ) -> SyntheticSet:
     """Dataset condensation by gradient matching: trains the examples, where training usually trains the weights.
 
-    Zhao et al. 2021 (https://arxiv.org/abs/2006.05929, algorithm 1). With S the synthetic and T the real examples,
+    Zhao et al. 2021 (https://arxiv.org/abs/2006.05929). With S the synthetic and T the real examples,
 
         min_S  E_{θ_0}  Σ_t Σ_c  D(∇_θ L(S_c; θ_t), ∇_θ L(B_c; θ_t)),     B_c a batch of class c in T
 
     where D is `gradient_distance`, θ_0 a fresh network, and θ_{t+1} comes from training θ_t on S. The paper draws 1,000
-    networks, and takes 1 step on each and 1 of the network for 1 example a class, 10 and 50 for 10.
+    networks, and takes 1 step on each and 1 of the network for 1 example a class, 10 and 50 for 10. The
+    authors' code can start S from noise, too; here it starts from real examples.
 
     Args:
       key: draws the networks, the batches and the real examples from which S starts.
@@ -138,7 +139,7 @@ def condense(
 def gradient_distance(grads: PyTree, targets: PyTree) -> jax.Array:
     """D(A, B) = Σ_layers Σ_i (1 - A_i · B_i / |A_i| |B_i|), i over the outputs of a layer.
 
-    Zhao et al. 2021 (https://arxiv.org/abs/2006.05929, §2.3). Outputs are the last axis, as in Flax's kernels; biases
+    Zhao et al. 2021 (https://arxiv.org/abs/2006.05929). Outputs are the last axis, as in Flax's kernels; biases
     and other vectors are left out, as in the paper. An output without any gradient on one side counts 1.
     Differentiable in both, also where gradients are 0.
 

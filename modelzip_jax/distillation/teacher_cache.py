@@ -47,7 +47,7 @@ def cache_outputs(
 
     Killed at any time, the next call goes on after the last whole block; the files end byte for byte as they would
     have. Other processes wait for the one that writes. The teacher sees the inputs as they are here: with random
-    augmentation in the loop, that is a fixed teacher (Beyer et al. 2022, https://arxiv.org/abs/2106.05237, §3.1),
+    augmentation in the loop, that is a fixed teacher (Beyer et al. 2022, https://arxiv.org/abs/2106.05237),
     which teaches less than one that sees what the student sees.
 
     Args:

@@ -14,7 +14,7 @@ from modelzip_jax.errors import DistillationError
 __all__ = ["init_variance", "learned_variance", "variational_information"]
 
 FLOOR = 1e-5
-"""The least variance, epsilon in Ahn et al. 2019, Eq. 6."""
+"""The least variance, epsilon of Ahn et al. 2019."""
 
 
 def init_variance(channels: int, variance: float = 5.0) -> Float[Array, " channels"]:
@@ -35,7 +35,7 @@ def init_variance(channels: int, variance: float = 5.0) -> Float[Array, " channe
 
 
 def learned_variance(raw_variance: Float[Array, " channels"]) -> Float[Array, " channels"]:
-    """sigma_c^2 = log(1 + exp(raw_c)) + 1e-5, float32 (Ahn et al. 2019, Eq. 6).
+    """sigma_c^2 = log(1 + exp(raw_c)) + 1e-5, float32 (Ahn et al. 2019).
 
     >>> learned_variance(jnp.array([-1e4, 1e4]))
     Array([1.e-05, 1.e+04], dtype=float32)
@@ -50,7 +50,7 @@ def variational_information(
 ) -> Float[Array, ""]:
     """-E log q(t | s) = E [(t - mu)^2 / (2 sigma_c^2) + log(2 pi sigma_c^2) / 2], in nats per element.
 
-    Variational information distillation (VID), Ahn et al. 2019 (https://arxiv.org/abs/1904.05835), Eq. 4 and 5. q is a
+    Variational information distillation (VID), Ahn et al. 2019 (https://arxiv.org/abs/1904.05835). q is a
     Gaussian with the mean mu, what the student says of the teacher's feature t, and a variance for each channel. As
     I(t; s) >= H(t) + E log q(t | s), minimising it over the student, its projector and the variances maximises a bound
     on their information. H(t) does not depend on the student, and is not known. The mean is over all elements: times

@@ -65,7 +65,7 @@ def pseudo_label(
 ) -> WeakLabels:
     """The teacher's most likely class as the label of each example that has none.
 
-    Pseudo-labels of Lee 2013 ("Pseudo-label", ICML workshop, eq. 14). With p = softmax(z / T), its largest and second
+    Pseudo-labels of Lee 2013 ("Pseudo-label", ICML workshop). With p = softmax(z / T), its largest and second
     largest probability p_1 and p_2, and c classes, a label's weight is
 
         "one":          1                      as in Noisy Student's hard labels (Xie et al. 2020, arXiv:1911.04252)
@@ -73,7 +73,7 @@ def pseudo_label(
         "margin":       p_1 - p_2
         "entropy":      1 - H(p) / log c       as Iscen et al. 2019 (arXiv:1904.04717) weigh labels
 
-    and 0 where p_1 is below the threshold (FixMatch, Sohn et al. 2020, arXiv:2001.07685, eq. 4). Labels that are given
+    and 0 where p_1 is below the threshold (FixMatch, Sohn et al. 2020, arXiv:2001.07685). Labels that are given
     stay, with the weight 1. Jittable.
 
     Args:
@@ -121,7 +121,7 @@ def weighted_cross_entropy(
 ) -> jax.Array:
     """Mean over the batch of w_i times the cross-entropy of its label, in nats: (1/B) Σ_i -w_i log softmax(z_i)[y_i].
 
-    FixMatch's unlabelled loss (arXiv:2001.07685, eq. 4): a batch of which the teacher is unsure counts less. Unlabelled
+    FixMatch's unlabelled loss (arXiv:2001.07685): a batch of which the teacher is unsure counts less. Unlabelled
     examples (labels below 0) count as if their weight were 0.
 
     Args:

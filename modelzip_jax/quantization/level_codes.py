@@ -16,9 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from modelzip_jax.concrete import host_views, traced_once
-from modelzip_jax.meshes import place_of_each
+from modelzip_jax.meshes import place_of_each, under_any_mesh
 from modelzip_jax.quantization.granularity import Granularity
 from modelzip_jax.quantization.grids.grid import Grid, table
 from modelzip_jax.quantization.grids.nearest_level import (
@@ -191,7 +192,8 @@ def stored_levels(
 
 @functools.partial(jax.jit, static_argnums=(4, 5, 6))
 def _coded(w, scale, zero, levels, grid, bits, groups):  # type: ignore[no-untyped-def]
-    u = _units(w, scale, zero, _ends(levels, grid, bits), groups).astype(jnp.float32).reshape(-1)
+    u = _units(w, scale, zero, _ends(levels, grid, bits), groups).astype(jnp.float32)
+    u = under_any_mesh(lambda u: u.reshape(-1), (u,), PartitionSpec())
     if levels is None:
         return table(grid, bits).nearest(u)
     return place_of_each(thresholds_between(levels), u).astype(jnp.uint8)

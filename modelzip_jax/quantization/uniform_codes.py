@@ -16,8 +16,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from modelzip_jax.concrete import host_views, traced_once
+from modelzip_jax.meshes import under_any_mesh
 from modelzip_jax.quantization.granularity import Granularity
 from modelzip_jax.quantization.host_codes import codes_on_host
 
@@ -69,7 +71,8 @@ def stored_codes(
 def _stored_codes(
     w: jax.Array, step: jax.Array, zero: jax.Array, low: int, high: int, groups: Granularity
 ) -> jax.Array:
-    return (codes(w, step, zero, low, high, groups) - low).astype(jnp.uint8).reshape(-1)
+    found = (codes(w, step, zero, low, high, groups) - low).astype(jnp.uint8)
+    return under_any_mesh(lambda q: q.reshape(-1), (found,), PartitionSpec())
 
 
 def _quotient(w: jax.Array, step: jax.Array, groups: Granularity) -> jax.Array:

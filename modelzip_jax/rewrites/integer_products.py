@@ -124,7 +124,8 @@ def quantize_activations(
       NonFiniteError (at the first call): a scale is NaN or infinite.
 
     Gradients are those of the product at the rounded operands; to the activations as `how` says, to the weights
-    straight through.
+    straight through. A product inside a function with a derivative of its own (`custom_jvp`, `custom_vjp`) has none:
+    differentiating it raises `TraceError`; leave it out by `only`.
 
     Jacob et al. 2018, arXiv:1712.05877, section 2.3 (zero points).
 

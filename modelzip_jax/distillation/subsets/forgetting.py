@@ -37,7 +37,7 @@ def start_forgetting(examples: int) -> Forgetting:
 def record_forgetting(state: Forgetting, indices: jax.Array, correct: jax.Array) -> Forgetting:
     """After a step on a batch: an event is an example that was correct when last seen, and is not now.
 
-    Toneva et al. 2019 (https://arxiv.org/abs/1812.05159, §3 and algorithm 1): examples are looked at when they are
+    Toneva et al. 2019 (https://arxiv.org/abs/1812.05159, §3.1 and algorithm 1): examples are looked at when they are
     in the batch, with the predictions that the training step makes anyway. Jittable.
 
     Args:
@@ -59,7 +59,7 @@ def record_forgetting(state: Forgetting, indices: jax.Array, correct: jax.Array)
 
 
 def forgetting_scores(state: Forgetting) -> jax.Array:
-    """Events of each example, float32 `(n,)`; infinite for what was never learned, as the paper sorts them.
+    """Events of each example, float32 `(n,)`; infinite for what was never learned, as the paper sorts them (§3.1).
 
     `hardest` chooses by it.
 

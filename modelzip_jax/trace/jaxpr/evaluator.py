@@ -4,11 +4,15 @@ What stands around a visited equation is rebuilt as it was: scans stay scans, an
 collects inside comes out stacked, one entry an iteration; a `while` merges what its iterations collect;
 of a `cond` only the branch that ran counts. Everything else is bound as it stands in the jaxpr, custom
 derivatives included.
+
+A call with a derivative of its own (`custom_jvp`, `custom_vjp`) has it for the function as it was written.
+With a visitor inside, its results are computed and none is differentiated: that raises a `TraceError`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -116,7 +120,10 @@ class Evaluator:
         if "policy" in equation.params:  # remat
             p = equation.params
             run = jax.checkpoint(run, policy=p["policy"], prevent_cse=p.get("prevent_cse", True))
-        return run(operands, feeds)
+        results, found = run(operands, feeds)
+        if equation.primitive.startswith("custom_"):
+            results = [_underived(equation.path, x) for x in results]
+        return results, found
 
     def _scan(
         self, equation: Equation, operands: list[Any], feeds: dict[str, Any]
@@ -187,3 +194,18 @@ class Evaluator:
             return completed
 
         return lax.switch(operands[0], [complete(run) for run in runs], *operands[1:])
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _underived(path: str, result: Any) -> Any:
+    """The result of a call whose own derivative does not hold for what visitors have made of it."""
+    return result
+
+
+@_underived.defjvp
+def _(path: str, primals: Any, tangents: Any) -> Any:
+    raise TraceError(
+        f"{path} has a derivative of its own (custom_jvp, custom_vjp), and an equation inside is looked at or "
+        "replaced: what comes out has no derivative then; leave that layer out, or differentiate the model "
+        "as it is"
+    )
