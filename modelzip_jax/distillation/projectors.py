@@ -7,7 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from modelzip_jax.distillation.array_checks import as_weight, check_features
+from modelzip_jax.distillation.array_checks import as_weight, check_features, check_key
 from modelzip_jax.distillation.safe_norms import centred
 from modelzip_jax.errors import DistillationError
 from modelzip_jax.meshes import spec_of, under_any_mesh
@@ -34,6 +34,7 @@ def init_projector(key: jax.Array, student_width: int, teacher_width: int) -> Py
     >>> params["kernel"].shape, params["bias"].shape
     ((4, 8), (8,))
     """
+    check_key(key, "init_projector")
     _check_widths(student_width, teacher_width, "init_projector")
     kernel = jax.nn.initializers.lecun_normal()(key, (student_width, teacher_width))
     return {"kernel": kernel, "bias": jnp.zeros(teacher_width)}
@@ -71,6 +72,7 @@ def init_orthogonal_projector(key: jax.Array, student_width: int, teacher_width:
     >>> {k: v.shape for k, v in init_orthogonal_projector(jax.random.key(0), 3, 8).items()}
     {'within': (3, 3), 'across': (5, 3)}
     """
+    check_key(key, "init_orthogonal_projector")
     _check_widths(student_width, teacher_width, "init_orthogonal_projector")
     if student_width > teacher_width:
         raise DistillationError(
@@ -188,7 +190,7 @@ def _whitened(x: jax.Array, epsilon: float) -> jax.Array:
     left, values, right = jnp.linalg.svd(rows, full_matrices=False)
     variances = jnp.square(values) / len(rows)
     floor = epsilon * jnp.sum(variances) / x.shape[-1]
-    scale = values / jnp.sqrt(jnp.where(variances > 0, variances + floor, 1.0))
+    scale = values / jnp.sqrt(jnp.where(variances == 0, 1.0, variances + floor))
     return jnp.dot(left * scale, right, precision=jax.lax.Precision.HIGHEST).reshape(x.shape)
 
 

@@ -1,0 +1,164 @@
+"""Values that cannot be: refused where they can be read, NaN where they are traced, and read also in a jitted step."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from modelzip_jax import distillation as d
+from modelzip_jax.errors import DistillationError, NonFiniteError
+
+RNG = np.random.default_rng(0)
+X, T = (jnp.asarray(RNG.normal(size=(4, 5)), jnp.float32) for _ in range(2))
+Y = np.array([0, 4, 2, 1])
+MEMORY = d.init_contrast_memory(jax.random.key(0), 5, 5)
+EXAMPLES, NEGATIVES = np.arange(4), np.array([[4, 0], [3, 3], [4, 1], [0, 2]])
+
+
+def contrastive_negatives(x, y):
+    return d.contrastive(x, T, MEMORY, EXAMPLES, jnp.stack([jnp.asarray(NEGATIVES)[:, 0], y], 1))[0]
+
+
+# What takes labels, or indices, of five classes: (logits or features, labels) -> numbers that depend on them.
+TAKES_LABELS = {
+    "decoupled": lambda x, y: d.decoupled(x, T, y),
+    "decoupled of one class": lambda x, y: d.decoupled(x[:, :1], T[:, :1], y // 5),
+    "smoothed_teacher": lambda x, y: d.soft_targets(x, d.smoothed_teacher(y, 5)),
+    "contrastive examples": lambda x, y: d.contrastive(x, T, MEMORY, y, NEGATIVES)[0],
+    "contrastive negatives": contrastive_negatives,
+    "el2n": d.el2n,
+    "pseudo_label": lambda x, y: d.pseudo_label(x, y).weights,
+    "weighted_cross_entropy": lambda x, y: d.weighted_cross_entropy(x, y, np.full(4, 0.5, np.float32)),
+}
+COMPUTED = ("decoupled of one class", "contrastive negatives")  # Of the labels, which traces them.
+UNLABELLED_MAY_BE = ("pseudo_label", "weighted_cross_entropy")
+
+
+@pytest.mark.parametrize("label", [99, 5, -1, -100])
+@pytest.mark.parametrize("name", TAKES_LABELS)
+def test_labels_out_of_range(name, label):
+    function, labels = TAKES_LABELS[name], Y.copy()
+    labels[2] = label
+    jitted = jax.jit(function)
+    assert np.all(np.isfinite(function(X, Y)))
+    assert np.all(np.isfinite(jitted(X, Y)))
+    if label < 0 and name in UNLABELLED_MAY_BE:
+        assert np.all(np.isfinite(function(X, labels)))
+        assert np.all(np.isfinite(jitted(X, labels)))
+        return
+    with pytest.raises(DistillationError, match="from 0 to "):
+        # As JAX's and as NumPy's arrays.
+        function(X, labels if label == 99 else jnp.asarray(labels))
+    assert np.isnan(jitted(X, labels)).any()
+    if not name.startswith(("el2n", "pseudo_label")):
+        # The gradient, too: a step that looks at nothing else does not go on.
+        assert np.isnan(jax.jit(jax.grad(lambda x, y: jnp.sum(function(x, y))))(X, labels)).any()
+
+
+@pytest.mark.parametrize("what", ["grad", "scan"])
+@pytest.mark.parametrize("name", [name for name in TAKES_LABELS if name not in COMPUTED])
+def test_what_a_jitted_step_closes_over_is_read(name, what):
+    """Concrete labels in a trace: JAX's own arrays cannot be asked for their least value there."""
+    function = TAKES_LABELS[name]
+    labels = [jnp.asarray(Y), jnp.asarray(np.where(Y == 2, 7, Y))]
+
+    def stepped(labels, x):
+        loss = lambda x: jnp.sum(function(x, labels))  # noqa: E731
+        if what == "grad":
+            return jax.grad(loss)(x)
+        return jax.lax.scan(lambda x, _: (x + loss(x), None), x, None, 2)[0]
+
+    assert np.all(np.isfinite(jax.jit(functools.partial(stepped, labels[0]))(X)))
+    with pytest.raises(DistillationError, match="from 0 to "):
+        jax.jit(functools.partial(stepped, labels[1]))(X)
+
+
+ONE = jnp.float32(1.0)
+CLOSED_OVER = {
+    "temperature": lambda x: d.soft_targets(x, T, temperature=4 * ONE),
+    "decoupled": lambda x: d.decoupled(x, T, Y, alpha=ONE, beta=ONE),
+    "momentum": lambda x: d.contrastive(x, T, MEMORY, EXAMPLES, NEGATIVES, momentum=0.5 * ONE)[0],
+    "correct": lambda x: d.soft_targets(x, d.smoothed_teacher(Y, 5, correct=0.9 * ONE)),
+    "pseudo_label": lambda x: d.pseudo_label(x, threshold=0.1 * ONE, temperature=ONE).weights,
+    "weights": lambda x: d.weighted_cross_entropy(x, jnp.asarray(Y), jnp.ones(4)),
+    "balance": lambda x: d.uncertainty_weighting().init({"a": ONE, "b": ONE}).log_variances["a"] + x,
+    "moving teacher": lambda x: d.move_teacher(d.start_moving_teacher(x), x, 0.5 * ONE).params,
+    "ensemble": lambda x: d.ensemble([d.Teacher(lambda p, x: x @ p, T.T)], temperature=ONE)(x),
+    "forgetting": lambda x: d.record_forgetting(
+        d.start_forgetting(9), jnp.asarray(Y), x[:, 0] > 0
+    ).events.astype(float),
+}
+
+
+@pytest.mark.parametrize("name", CLOSED_OVER)
+def test_numbers_that_a_jitted_step_closes_over_or_is_given(name):
+    assert np.all(np.isfinite(jax.jit(CLOSED_OVER[name])(X)))
+
+
+def test_a_traced_number_that_a_step_is_compiled_with_is_refused():
+    made = lambda t: d.ensemble([d.Teacher(lambda p, x: x, ())], temperature=t)(X)  # noqa: E731
+    with pytest.raises(DistillationError, match="temperature must be a number when a step is compiled"):
+        jax.jit(made)(1.0)
+
+
+@pytest.mark.parametrize("choose", [d.herding, d.k_centre, lambda x, n, y: d.hardest(x[:, 0], n, y)])
+def test_an_example_without_a_label_is_of_no_class(choose):
+    hidden = d.hide_labels(Y, known=[0, 2])
+    with pytest.raises(DistillationError, match=r"2 below 0, .*without a label"):
+        choose(np.asarray(X), 3, hidden)
+    assert len(choose(np.asarray(X), 3, Y)) == 3
+
+
+@pytest.mark.parametrize("weight", [-1.0, np.nan, np.inf])
+def test_weights_of_examples_that_are_none(weight):
+    weights = np.array([1.0, weight, 0.0, 0.5], np.float32)
+    with pytest.raises(DistillationError, match="at least 0; number 1 is"):
+        d.weighted_cross_entropy(X, Y, weights)
+    jitted = jax.jit(d.weighted_cross_entropy, static_argnames="normalize")
+    for normalize in (False, True):
+        assert not np.isfinite(jitted(X, Y, weights, normalize=normalize))
+    # An example that does not count may be as wrong as it likes, and nothing weighs nothing.
+    nothing = d.weighted_cross_entropy(X, Y, np.zeros(4, np.float32))
+    assert str(nothing) == "0.0"
+
+
+def test_a_teacher_that_says_nan_is_not_one_that_is_unsure():
+    broken = X.at[1, 1].set(jnp.nan)
+    for weighting in ("one", "probability", "margin", "entropy"):
+        weights = d.pseudo_label(broken, weighting=weighting, threshold=0.1).weights
+        np.testing.assert_array_equal(np.isnan(weights), np.arange(4) == 1)
+
+
+def test_a_memory_forgets_nothing_by_a_loss_that_is_nan():
+    for teacher, examples in ((T.at[1, 1].set(jnp.nan), EXAMPLES), (T, EXAMPLES - 1)):
+        loss, after = jax.jit(d.contrastive)(X, teacher, MEMORY, examples, NEGATIVES)
+        assert np.isnan(loss)
+        jax.tree.map(np.testing.assert_array_equal, after, MEMORY)
+
+
+def condensed(inputs, labels, key=None, outputs=3):
+    init = lambda key: {"w": 0.1 * jax.random.normal(key, (5, outputs))}  # noqa: E731
+    key = jax.random.key(0) if key is None else key
+    return d.condense(key, init, lambda p, x: x @ p["w"], inputs, labels, networks=1)
+
+
+def test_what_cannot_be_condensed():
+    with pytest.raises(NonFiniteError, match="example 3 has inputs that are NaN"):
+        condensed(np.where(np.arange(4)[:, None] == 3, np.nan, np.asarray(X)), np.arange(4) % 3)
+    with pytest.raises(DistillationError, match="labels from 0 to 3, and the network gives"):
+        condensed(X, np.arange(4))
+    with pytest.raises(DistillationError, match=r"must be one random key, jax\.random\.key"):
+        condensed(X, np.arange(4) % 3, key=0)
+
+
+@pytest.mark.parametrize("key", [0, None, np.int32(3), jax.random.split(jax.random.key(0))])
+@pytest.mark.parametrize(
+    "init", [d.init_projector, d.init_orthogonal_projector, d.init_contrast_memory, d.init_review]
+)
+def test_keys_that_are_none(init, key):
+    arguments = ([2], [3]) if init is d.init_review else (2, 3)
+    with pytest.raises(DistillationError, match=f"{init.__name__}: key must be one random key"):
+        init(key, *arguments)
+    init(jax.random.PRNGKey(0), *arguments)
