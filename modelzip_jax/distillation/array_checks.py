@@ -62,6 +62,7 @@ def check_labels(labels: Any, logits: Any, loss_name: str) -> None:
     Traceback (most recent call last):
     modelzip_jax.errors.DistillationError: decoupled: labels must be from 0 to 9, not from 0 to 10
     """
+    _check_array(labels, "labels", loss_name)
     if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
         raise DistillationError(f"{loss_name}: labels must be integers, not {jnp.result_type(labels)}")
     if jnp.shape(labels) != jnp.shape(logits)[:-1]:
@@ -265,8 +266,12 @@ def pairs_of(student: Sequence[Any], teacher: Sequence[Any], loss_name: str) -> 
     return list(zip(student, teacher, strict=True))
 
 
-def _check_floating(array: Any, what: str, loss_name: str) -> None:
+def _check_array(array: Any, what: str, loss_name: str) -> None:
     if not isinstance(array, jax.Array | np.ndarray):
         raise DistillationError(f"{loss_name}: {what} must be an array, not a {type(array).__name__}")
+
+
+def _check_floating(array: Any, what: str, loss_name: str) -> None:
+    _check_array(array, what, loss_name)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise DistillationError(f"{loss_name}: {what} must be of a floating dtype, not {array.dtype}")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from modelzip_jax.distillation.array_checks import (
@@ -228,6 +229,8 @@ def _check_memory(
             f"of the teacher {memory.teacher.shape}: the widths must be equal"
         )
     for name, array, ndim in (("examples", examples, 1), ("negatives", negatives, 2)):
+        if not isinstance(array, jax.Array | np.ndarray):
+            raise DistillationError(f"contrastive: {name} must be an array, not a {type(array).__name__}")
         if not jnp.issubdtype(jnp.result_type(array), jnp.integer):
             raise DistillationError(f"contrastive: {name} must be integers, not {jnp.result_type(array)}")
         if jnp.ndim(array) != ndim or len(array) != len(student) or 0 in jnp.shape(array):

@@ -208,7 +208,7 @@ def smoothed_teacher(labels: jax.Array, classes: int, *, correct: float = 0.99) 
     Args:
       labels: integers `(...)`.
       classes: how many there are.
-      correct: of the label, above 0 and below 1.
+      correct: of the label, at least 1 / classes and below 1.
 
     Returns:
       float32 `(..., classes)`: logarithms of the probabilities.
@@ -225,8 +225,14 @@ def smoothed_teacher(labels: jax.Array, classes: int, *, correct: float = 0.99) 
             f"smoothed_teacher: classes must be an integer of at least 1, not {classes!r}"
         )
     as_weight(correct, "correct", "smoothed_teacher", positive=True)
-    if not isinstance(correct, jax.core.Tracer) and float(correct) >= 1:
-        raise DistillationError(f"smoothed_teacher: correct must be above 0 and below 1, not {correct}")
+    if not isinstance(correct, jax.core.Tracer):
+        if float(correct) >= 1:
+            raise DistillationError(f"smoothed_teacher: correct must be above 0 and below 1, not {correct}")
+        if classes > 1 and float(correct) * classes < 1 - 1e-6:
+            raise DistillationError(
+                f"smoothed_teacher: correct={correct} makes the label less likely than others: it must be at least "
+                f"1 / {classes}, of so many classes"
+            )
     like = jax.ShapeDtypeStruct((*jnp.shape(labels), classes), jnp.float32)
     check_labels(labels, like, "smoothed_teacher")
     labels = jnp.asarray(labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +56,7 @@ def project(params: PyTree, features: jax.Array) -> jax.Array:
     >>> project(init_projector(jax.random.key(0), 4, 8), jnp.ones((2, 7, 7, 4))).shape
     (2, 7, 7, 8)
     """
+    _check_params(params, ("kernel", "bias"), "project", "init_projector")
     _check_width(features, params["kernel"].shape[0], "project")
     product = jnp.dot(features.astype(jnp.float32), params["kernel"], precision=jax.lax.Precision.HIGHEST)
     return product + params["bias"]
@@ -127,6 +129,7 @@ def project_orthogonally(params: PyTree, features: jax.Array) -> jax.Array:
     >>> projected.shape, round(float(jnp.linalg.norm(projected)), 4)
     ((1, 6), 5.0)
     """
+    _check_params(params, ("within", "across"), "project_orthogonally", "init_orthogonal_projector")
     _check_width(features, params["within"].shape[0], "project_orthogonally")
     matrix = orthogonal_matrix(params)
     return jnp.dot(features.astype(jnp.float32), matrix, precision=jax.lax.Precision.HIGHEST)
@@ -198,6 +201,12 @@ def _check_widths(student_width: int, teacher_width: int, name: str) -> None:
     for size in (student_width, teacher_width):
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise DistillationError(f"{name}: widths must be integers of at least 1, not {size!r}")
+
+
+def _check_params(params: PyTree, names: tuple[str, ...], name: str, init: str) -> None:
+    found = sorted(params) if isinstance(params, Mapping) else type(params).__name__
+    if found != sorted(names):
+        raise DistillationError(f"{name}: params must be those of {init}, {sorted(names)}, not {found}")
 
 
 def _check_width(features: jax.Array, width: int, name: str) -> None:

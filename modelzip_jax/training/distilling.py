@@ -31,7 +31,7 @@ import numpy as np
 import optax
 
 from modelzip_jax import distillation
-from modelzip_jax.errors import ConfigError
+from modelzip_jax.errors import ConfigError, TreeError
 from modelzip_jax.training import config as configs
 from modelzip_jax.training import distill_fields as fields
 from modelzip_jax.training.frameworks import Network
@@ -209,11 +209,18 @@ class Distilling:
     def _projectors(
         self, params: PyTree, variables: PyTree, taught: dict[str, Any], batch: PyTree, key: jax.Array
     ) -> list[PyTree]:
-        """New ones, of the widths that the layers turn out to have."""
+        """New ones, of the widths that the layers turn out to have.
+
+        Raises:
+          ConfigError: widths that this projector, or none, does not bring together.
+        """
         layers = dict.fromkeys((ours for ours, _ in self._pairs), self.distill.features.place)
         say = lambda params, inputs: _say(self.student, params, variables, inputs, key, layers)  # noqa: E731
         own = jax.eval_shape(say, params, batch["inputs"]).features
-        init = fields.projector_of(self.distill.features.projector).init
+        features = self.distill.features
+        for ours, theirs in self._pairs:
+            fields.require_widths(features, (ours, own[ours].shape), (theirs, taught[theirs].shape))
+        init = fields.projector_of(features.projector).init
         return [
             init(jax.random.fold_in(key, index), own[ours].shape[-1], taught[theirs].shape[-1])
             for index, (ours, theirs) in enumerate(self._pairs)
@@ -257,7 +264,14 @@ def distilling_of(
 
         def read(params: PyTree, variables: PyTree) -> dict[str, PyTree]:
             like = jax.jit(teacher.init)(jax.random.key(0), sample())
-            return dict(zip(("params", "variables"), starting_weights(path, *like)[:2], strict=True))
+            try:
+                weights = starting_weights(path, *like)[:2]
+            except TreeError as error:
+                raise ConfigError(
+                    f"distill.teacher {path} holds the weights of another network than config.model ({error}): give the "
+                    "folder of the run that trained it, whose config says which network it is"
+                ) from error
+            return dict(zip(("params", "variables"), weights, strict=True))
 
     return Distilling(
         distill, student, teacher, read, prepare, tx, softmax_cross_entropy(config.label_smoothing),

@@ -281,14 +281,17 @@ def _finish(experiment: Experiment, state: TrainState, folder: Path) -> dict[str
 
 
 def _claim(folder: Path, config: Any) -> None:
-    """Writes the config into the folder, or checks that it is the one there."""
+    """Writes the config into the folder, or checks that it is the one there.
+
+    Where nothing was trained, as after a start that was refused, there is nothing to go on with, and ours is written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"the folder {folder} cannot be made: {error.strerror}") from error
     path = folder / "config.json"
     ours = json.loads(json.dumps({k: v for k, v in config.to_dict().items() if k != "distributed"}))
-    if not path.exists():
+    if not path.exists() or not _trained(folder):
         if jax.process_index() == 0:
             with atomic_file(path) as file:
                 file.write((json.dumps(ours, indent=1) + "\n").encode())
@@ -302,3 +305,11 @@ def _claim(folder: Path, config: Any) -> None:
             f"{folder} holds a run of another config: {', '.join(changed)} differ; choose another folder, or "
             "remove it to begin anew"
         )
+
+
+def _trained(folder: Path) -> bool:
+    """Whether a step was ever recorded, saved or shipped in this folder."""
+    log = folder / "log.jsonl"
+    if (folder / "model.mz").exists() or (log.exists() and log.stat().st_size > 0):
+        return True
+    return any(path.name.isdecimal() for path in (folder / "checkpoints").glob("*"))

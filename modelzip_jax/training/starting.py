@@ -13,6 +13,7 @@ from modelzip_jax import checkpoints as files
 from modelzip_jax import models, packing
 from modelzip_jax import tree as trees
 from modelzip_jax.coding.loading import load
+from modelzip_jax.errors import ConfigError
 from modelzip_jax.naming import require_known
 from modelzip_jax.recipe import alike
 from modelzip_jax.training import data, frameworks
@@ -72,7 +73,14 @@ def starting_weights(
 
     Args:
       params, variables: of the same structure; variables that the file does not have stay.
+
+    Raises:
+      ConfigError: there is no such file.
     """
+    if not Path(path).exists():
+        raise ConfigError(
+            f"there is no {path}, of which the weights were to be read: give the path of a .mz file or a checkpoint"
+        )
     if Path(path).suffix == ".mz":
         packed = load(path, like=params)
         compressed = packed if not alike(packed.transform, identity()) else None

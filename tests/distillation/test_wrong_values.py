@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from modelzip_jax import distillation as d
-from modelzip_jax.errors import DistillationError, NonFiniteError
+from modelzip_jax.errors import DistillationError, NonFiniteError, TraceError
 
 RNG = np.random.default_rng(0)
 X, T = (jnp.asarray(RNG.normal(size=(4, 5)), jnp.float32) for _ in range(2))
@@ -162,3 +162,126 @@ def test_keys_that_are_none(init, key):
     with pytest.raises(DistillationError, match=f"{init.__name__}: key must be one random key"):
         init(key, *arguments)
     init(jax.random.PRNGKey(0), *arguments)
+
+
+BALANCES = {
+    "uncertainty": d.uncertainty_weighting(),
+    "grad_norm": d.grad_norm(),
+    "dynamic_weight_average": d.dynamic_weight_average(),
+    "dynamic_weight_average of epochs": d.dynamic_weight_average(every=2),
+}
+
+
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
+@pytest.mark.parametrize("name", BALANCES)
+def test_a_balance_goes_on_after_a_loss_that_is_nan(name, value):
+    balance, losses = BALANCES[name], {"a": jnp.float32(2.0), "b": jnp.float32(1.0)}
+    update, state = jax.jit(balance.update), balance.init(losses)
+    for a in (1.5, 1.0, 0.5):
+        state = update(state, {**losses, "a": jnp.float32(a)}, losses)
+    for _ in range(3):
+        after = update(state, {**losses, "a": jnp.float32(value)}, losses)
+    jax.tree.map(np.testing.assert_array_equal, after, state)
+    if balance.reads_gradients:
+        after = update(state, losses, {**losses, "b": jnp.float32(value)})
+        jax.tree.map(np.testing.assert_array_equal, after, state)
+    assert any(
+        np.any(a != b)
+        for a, b in zip(*map(jax.tree.leaves, (update(state, losses, losses), state)), strict=True)
+    )
+    with pytest.raises(
+        DistillationError, match=r"began with the losses \['a', 'b'\].*updated with \['a', 'c'\]"
+    ):
+        balance.update(state, {"a": losses["a"], "c": losses["b"]}, losses)
+
+
+def test_a_moving_teacher_is_moved_by_its_own_student():
+    state = d.start_moving_teacher({"w": jnp.ones((2, 3))})
+    with pytest.raises(DistillationError, match=r"w is \(3,\) in the student and \(2, 3\) in the teacher"):
+        d.move_teacher(state, {"w": jnp.ones(3)}, 0.9)
+    with pytest.raises(DistillationError, match="they lack w; they have v too many"):
+        d.move_teacher(state, {"v": jnp.ones((2, 3))}, 0.9)
+    with pytest.raises(DistillationError, match="decay"):
+        d.move_teacher(state, {"w": jnp.ones((2, 3))}, jnp.float32(1.5))
+
+
+SEEN = np.array([True, False])
+
+
+@pytest.mark.parametrize(
+    ("indices", "correct", "match"),
+    [
+        (np.array([0, -1]), SEEN, "from 0 to 4, not from -1 to 0"),
+        (np.array([0, 5]), SEEN, "from 0 to 4, not from 0 to 5"),
+        (np.array([2, 2]), SEEN, "example 2 is there twice"),
+        (np.array([0, 1, 2]), SEEN, r"indices \(3,\) and correct \(2,\)"),
+        (np.array([0, 1]), np.array([1, 0]), r"correct must be bools \(batch,\)"),
+        (
+            SEEN,
+            np.array([0, 1]),
+            r"indices must be integers \(batch,\).*record_forgetting\(state, indices, correct\)",
+        ),
+        (np.array([0.0, 1.0]), SEEN, "indices must be integers"),
+        (np.array([[0, 1]]), SEEN, r"\(1, 2\)"),
+    ],
+)
+def test_forgetting_of_what_is_no_batch(indices, correct, match):
+    state = d.start_forgetting(5)
+    with pytest.raises(DistillationError, match=match):
+        d.record_forgetting(state, jnp.asarray(indices), correct)
+    with pytest.raises(DistillationError, match="examples must be an integer"):
+        d.start_forgetting(np.arange(5))
+    # Of traced ones what is out of range is left out.
+    after = jax.jit(d.record_forgetting)(state, np.array([-1, 7]), np.array([True, True]))
+    jax.tree.map(np.testing.assert_array_equal, after, state)
+
+
+def test_the_largest_logits_of_other_classes():
+    kept = d.top_k_logits(T, 2)
+    with pytest.raises(DistillationError, match="indices must be from 0 to 1, not from"):
+        d.top_k_soft_targets(X[:, :2], kept)
+    assert np.isnan(jax.jit(d.top_k_soft_targets)(X[:, :2], kept._replace(indices=kept.indices * 0 + 4)))
+
+
+UNTYPED = {
+    "labels in a list": (lambda: d.decoupled(X, T, [0] * 4), "labels must be an array, not a list"),
+    "examples in a list": (
+        lambda: d.contrastive(X, T, MEMORY, [0] * 4, NEGATIVES),
+        "examples must be an array",
+    ),
+    "jax's own largest": (lambda: d.top_k_soft_targets(X, jax.lax.top_k(T, 2)), "must be a TopK .*not a"),
+    "largest of lists": (
+        lambda: d.top_k_soft_targets(X, d.TopK([0], [0.0], [0.0])),
+        "a TopK of list, list, list",
+    ),
+    "logits of an ensemble": (lambda: d.ensemble([X, T]), "number 0 is one ArrayImpl, and not a Teacher"),
+    "one of an ensemble": (lambda: d.ensemble(d.Teacher(lambda p, x: x, ())), "in a list, not one Teacher"),
+    "other projector": (
+        lambda: d.project(d.init_orthogonal_projector(jax.random.key(0), 5, 5), X),
+        r"project: params must be those of init_projector.*'kernel'\], not \['across', 'within'\]",
+    ),
+    "other orthogonal projector": (
+        lambda: d.project_orthogonally(d.init_projector(jax.random.key(0), 5, 5), X),
+        r"project_orthogonally: params must be those of init_orthogonal_projector",
+    ),
+    "a cached function": (
+        lambda: d.cache_outputs("nowhere", lambda x: x, X),
+        r"must be a Teacher\(apply, params\)",
+    ),
+    "widths": (lambda: d.discriminator(32), "widths must be a list"),
+    "sizes": (lambda: d.assistant_sizes(64.0, 4.0), "must be integers"),
+    "so many sizes": (lambda: d.assistant_sizes(3, 2, 1), "no room for 1 different sizes between 3 and 2"),
+    "an unlikely label": (lambda: d.smoothed_teacher(Y, 5, correct=0.05), "less likely than others"),
+}
+
+
+@pytest.mark.parametrize("name", UNTYPED)
+def test_what_is_of_another_type_is_named(name):
+    call, match = UNTYPED[name]
+    with pytest.raises(DistillationError, match=match):
+        call()
+
+
+def test_layers_are_named_by_names():
+    with pytest.raises(TraceError, match="0 is a int"):
+        d.features(lambda p, x: x @ p["w"], {"w": T.T}, X, layers=[0])
