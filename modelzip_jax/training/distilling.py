@@ -268,8 +268,8 @@ def distilling_of(
                 weights = starting_weights(path, *like)[:2]
             except TreeError as error:
                 raise ConfigError(
-                    f"distill.teacher {path} holds the weights of another network than config.model ({error}): give the "
-                    "folder of the run that trained it, whose config says which network it is"
+                    f"distill.teacher {path} holds the weights of another network than config.model ({error}): give "
+                    "the folder of the run that trained it, whose config says which network it is"
                 ) from error
             return dict(zip(("params", "variables"), weights, strict=True))
 

@@ -57,8 +57,8 @@ def record_forgetting(state: Forgetting, indices: jax.Array, correct: jax.Array)
       correct: bool `(batch,)`, `jnp.argmax(logits, -1) == labels`.
 
     Raises:
-      DistillationError: they are not of these shapes and dtypes; an index is out of range or there twice, where it can be
-        read. Traced ones out of range are left out.
+      DistillationError: they are not of these shapes and dtypes; an index is out of range or there twice, where it can
+        be read. Traced ones out of range are left out.
 
     >>> state = start_forgetting(3)
     >>> for seen in ([True, False, True], [False, False, True], [True, False, True]):
