@@ -15,11 +15,12 @@ from modelzip_jax.combinator import check_transform, selected, selects
 from modelzip_jax.errors import RecipeError, TransformError, TreeError
 from modelzip_jax.host_unpacking import unpacked_on_host
 from modelzip_jax.leaf_checks import check_arrays, check_finite
+from modelzip_jax.leaf_packing import LeafPacking, copied_leaf
 from modelzip_jax.metadata import NOTHING, Metadata
 from modelzip_jax.packed import Dense, PackedArray, is_packed, static
 from modelzip_jax.recipe import opaque_fields
 from modelzip_jax.search import Search
-from modelzip_jax.transform import Context, Encoded, Transform, dense
+from modelzip_jax.transform import Encoded, Transform, dense
 from modelzip_jax.tree import PyTree
 from modelzip_jax.tree_depth import check_depth
 
@@ -84,14 +85,10 @@ def unpacked_bytes(packed: PackedArray) -> int:
 def assembled(packed: PyTree, transform: Transform, step: int, variables: PyTree = None) -> Packed:
     """The packed model of a tree of packed arrays and, where no transform encodes a leaf, arrays."""
     # A copy: the loop may donate its params, and change its host arrays, while the packed model is kept.
-    copied = lambda x: x if is_packed(x) else dense(_copied(x))  # noqa: E731
+    copied = lambda x: x if is_packed(x) else dense(copied_leaf(x))  # noqa: E731
     params = jax.tree.map(copied, packed, is_leaf=is_packed)
-    carried = {} if variables is None else jax.tree.map(_copied, trees.plain(variables))
+    carried = {} if variables is None else jax.tree.map(copied_leaf, trees.plain(variables))
     return Packed(params, carried, transform, step)
-
-
-def _copied(x: Any) -> Any:
-    return x.copy() if hasattr(x, "copy") else x
 
 
 def compress(
@@ -136,17 +133,7 @@ def compress(
             held.pop(), variables=variables, calibrate=calibrate, progress=progress, given=given
         )
     check_transform(transform, "compress()")
-    check_depth(params)
-    trees.check_not_module(params)
-    model, params = params if calibrate is not None else None, trees.plain(params)
-    _check_not_packed(params, "compress()")
-    check_arrays(params)
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
-        raise TransformError(
-            "compress() packs what the weights are, outside of jit; within it, mz.decoded works"
-        )
-    leaves, treedef = jax.tree.flatten(params)
-    names = [name for name, _ in trees.named_leaves(params)]
+    model, params = params if calibrate is not None else None, _checked_weights(params)
     weights, context, keep = selected(transform, params, given, "compress()")
     check_finite(weights)
     calibration = None
@@ -155,35 +142,26 @@ def compress(
         from modelzip_jax.calibrating import Calibration
 
         calibration = Calibration(calibrate, model, transform, keep, list(given))
-    del model
-    waiting = set() if calibration is None else set(calibration.wanted)
-    every = [index for index, chosen in enumerate(keep) if chosen and index not in waiting]
-    packed = [leaf if chosen else dense(_copied(leaf)) for leaf, chosen in zip(leaves, keep, strict=True)]
+    packing = LeafPacking(params, keep, transform, calibration, progress)
     # A caller who keeps no reference of its own has each leaf freed once it is packed.
-    del params, weights
+    del model, params, weights
+    packing.encode_alone(context)
+    packing.encode_in_turns(context)
+    return assembled(packing.tree(), transform, 0, variables)
 
-    def encode(group: list[int], context: Context) -> None:
-        here = [index in group for index in range(len(leaves))]
-        weights = trees.select(treedef.unflatten(leaves), here, treedef)
-        encoded = transform.init(weights, context.select(here, treedef))
-        del weights
-        parts = treedef.flatten_up_to(transform.pack(encoded, dense(encoded.latents)))
-        if calibration is not None:
-            values = treedef.flatten_up_to(transform.decode(encoded))
-            for index in group:
-                calibration.settle(index, values[index])
-        del encoded
-        for index in group:
-            if progress is not None:
-                progress(names[index], trees.nbytes(leaves[index]))
-            packed[index], leaves[index] = owned(parts[index], leaves[index]), 0
 
-    for group in _groups(leaves, every) if transform.leafwise else [every]:
-        encode(group, context)
-    for group, measured in () if calibration is None else calibration.turns():
-        stats = treedef.unflatten([measured.get(index) for index in range(len(leaves))])
-        encode(group, context.replace(stats=stats))
-    return assembled(treedef.unflatten(packed), transform, 0, variables)
+def _checked_weights(params: PyTree) -> PyTree:
+    """What `compress` can pack, NNX variables replaced by their arrays."""
+    check_depth(params)
+    trees.check_not_module(params)
+    params = trees.plain(params)
+    _check_not_packed(params, "compress()")
+    check_arrays(params)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
+        raise TransformError(
+            "compress() packs what the weights are, outside of jit; within it, mz.decoded works"
+        )
+    return params
 
 
 def _check_not_packed(params: PyTree, what: str) -> None:
@@ -191,32 +169,6 @@ def _check_not_packed(params: PyTree, what: str) -> None:
         raise TransformError(
             f"{what} takes weights, and these are packed already; unpack them: mz.unpack(packed)"
         )
-
-
-def owned(packed: Any, leaf: Any) -> Any:
-    """A packed array that shares no memory with the leaf that it was made of."""
-
-    def own(x: Any) -> Any:
-        shared = isinstance(leaf, np.ndarray) and isinstance(x, np.ndarray | jax.Array) and jnp.size(x) > 0
-        return x.copy() if x is leaf or (shared and np.may_share_memory(np.asarray(x), leaf)) else x
-
-    return jax.tree.map(own, packed)
-
-
-_GROUP_BYTES = 32 << 20
-
-
-def _groups(leaves: list[Any], indices: list[int]) -> list[list[int]]:
-    """The indices, in groups of leaves of some 32 MB together."""
-    groups: list[list[int]] = []
-    size = _GROUP_BYTES
-    for index in indices:
-        if size >= _GROUP_BYTES:
-            groups.append([])
-            size = 0
-        groups[-1].append(index)
-        size += trees.nbytes(leaves[index])
-    return groups
 
 
 def decoded(params: PyTree, transform: Transform, **given: Any) -> PyTree:

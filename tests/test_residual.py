@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import modelzip_jax as mz
-from modelzip_jax import packing
 from modelzip_jax.errors import LeafError, TransformError
 from modelzip_jax.packed import Dense
 from modelzip_jax.summed_terms import Summed
@@ -158,7 +157,7 @@ def test_laws(transform, ulp):
 
 def test_leaves_in_turn_need_not_match_every_pattern(monkeypatch):
     """Of large models `compress` takes some leaves at a time."""
-    monkeypatch.setattr(packing, "_GROUP_BYTES", 1)
+    monkeypatch.setattr("modelzip_jax.leaf_packing._GROUP_BYTES", 1)
     params = {"a": normal(8, 6), "b": normal(8, 6)}
     for join in (mz.residual, mz.chain):
         t = join(mz.only("a", mz.low_rank(2)), mz.only("b", mz.quantize(4)))

@@ -58,7 +58,10 @@ def _trained(cells: Cells, title: str, method: str) -> list[dict[str, Any]]:
         rate = chosen["peak"]
         weight = climb(WEIGHTS, 4.0, lambda w: cell(rate, w, first, 0)["validation"])
         chosen = best([cell(chosen["peak"], weight, t, 0) for t in (first, *others)])
-    return [cell(chosen["peak"], chosen["weight"], chosen["temperature"], seed) for seed in range(SEEDS)]
+    return [
+        cell(chosen["peak"], chosen["weight"], chosen["temperature"], seed)
+        for seed in students.seeds_of(SEEDS)
+    ]
 
 
 def _fit(title: str, peak: float, weight: float, temperature: float, seed: int) -> dict[str, float]:
@@ -71,17 +74,11 @@ def _fit(title: str, peak: float, weight: float, temperature: float, seed: int) 
 
 @functools.lru_cache(maxsize=2)
 def _runner(title: str, peak: float) -> Any:
-    def objective(
-        params: PyTree,
-        memory: PyTree,
-        batch: dict[str, jax.Array],
-        hyper: dict[str, jax.Array],
-        key: jax.Array,
-    ) -> tuple[jax.Array, PyTree]:
-        del key
+    def objective(params: PyTree, given: students.Given) -> tuple[jax.Array, PyTree]:
+        batch, hyper = given.batch, given.hyper
         logits = students.logits_of(params, batch["inputs"])
         soft = distillation.soft_targets(logits, batch["teacher_logits"], temperature=hyper["temperature"])
-        return students.cross_entropy(logits, batch["labels"]) + hyper["weight"] * soft, memory
+        return students.cross_entropy(logits, batch["labels"]) + hyper["weight"] * soft, given.memory
 
     tx = mz.wrap(students.adamw(peak, STEPS), mz.only("**/kernel", TRANSFORMS[title]()))
     return students.make_run(objective, tx, wrapped=True)

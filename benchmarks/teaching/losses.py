@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks.teaching.students import FULL, QUARTER
+from benchmarks.teaching.students import FULL, QUARTER, Given
 from modelzip_jax import distillation
 from modelzip_jax.tree import PyTree
 
@@ -174,10 +174,10 @@ LOSSES = [
 ]  # fmt: skip
 
 
-def seen(batch: dict[str, jax.Array], student: dict[str, jax.Array], **rest: Any) -> Seen:
+def seen(student: dict[str, jax.Array], extra: PyTree, given: Given) -> Seen:
     """The teacher's part is in the batch."""
     prefix = "teacher_"
     teacher = {
-        n.removeprefix(prefix): x.astype(jnp.float32) for n, x in batch.items() if n.startswith(prefix)
+        n.removeprefix(prefix): x.astype(jnp.float32) for n, x in given.batch.items() if n.startswith(prefix)
     }
-    return Seen(student, teacher, batch=batch, **rest)
+    return Seen(student, teacher, extra, given.memory, given.batch, given.hyper["temperature"], given.key)

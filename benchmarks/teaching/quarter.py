@@ -60,7 +60,7 @@ def _trained(cells: Cells, loss: Loss, best: float, seeds: int = SEEDS) -> list[
         w = climb(loss.weights, loss.factor, lambda w: cell(w, first, 0)["validation"])
     tried = [cell(w, t, 0) for t in (first, *others)]
     chosen = max(tried, key=lambda x: x["validation"])
-    return [cell(chosen["weight"], chosen["temperature"], seed) for seed in range(seeds)]
+    return [cell(chosen["weight"], chosen["temperature"], seed) for seed in students.seeds_of(seeds)]
 
 
 def _fit(loss: Loss, best: float, weight: float, temperature: float, seed: int) -> dict[str, float]:
@@ -81,23 +81,14 @@ def _fit(loss: Loss, best: float, weight: float, temperature: float, seed: int) 
 
 @functools.lru_cache(maxsize=2)
 def _runner(loss: Loss, best: float) -> Any:
-    def objective(
-        params: PyTree,
-        memory: PyTree,
-        batch: dict[str, jax.Array],
-        hyper: dict[str, jax.Array],
-        key: jax.Array,
-    ) -> tuple[jax.Array, PyTree]:
-        own = students.read(params["student"], batch["inputs"], loss.reads)
-        hard = students.cross_entropy(own["logits"], batch["labels"])
+    def objective(params: PyTree, given: students.Given) -> tuple[jax.Array, PyTree]:
+        own = students.read(params["student"], given.batch["inputs"], loss.reads)
+        hard = students.cross_entropy(own["logits"], given.batch["labels"])
         if loss.term is None:
-            return hard, memory
-        what = seen(
-            batch, own, extra=params["extra"], memory=memory, temperature=hyper["temperature"], key=key
-        )
-        term = loss.term(what)
-        term, memory = term if isinstance(term, tuple) else (term, memory)
-        return hard + hyper["weight"] * term, memory
+            return hard, given.memory
+        term = loss.term(seen(own, params["extra"], given))
+        term, memory = term if isinstance(term, tuple) else (term, given.memory)
+        return hard + given.hyper["weight"] * term, memory
 
     return students.make_run(objective, students.adamw(best))
 

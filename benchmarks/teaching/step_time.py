@@ -45,7 +45,8 @@ def run(cells: Cells) -> None:
 
 def _by_another(environment: dict[str, str]) -> dict[str, Any]:
     """`measured` of a process that begins with this environment."""
-    code = "import json; from benchmarks.teaching import step_time; print(json.dumps(step_time.measured()))"
+    rounds = 2 if students.QUICK else ROUNDS
+    code = f"import json; from benchmarks.teaching import step_time; print(json.dumps(step_time.measured({rounds})))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         check=True,
@@ -57,7 +58,7 @@ def _by_another(environment: dict[str, str]) -> dict[str, Any]:
     return found
 
 
-def measured() -> dict[str, Any]:
+def measured(rounds: int) -> dict[str, Any]:
     """Medians of milliseconds by case, and of ratios."""
     data = students.training_data()
     images, labels = data["inputs"][:BATCH], data["labels"][:BATCH]
@@ -79,7 +80,7 @@ def measured() -> dict[str, Any]:
         ),
         CACHED: _step(cached, images, labels, lambda: logits),
     }
-    times = harness.interleave(cases, ROUNDS, warmup=3)
+    times = harness.interleave(cases, rounds, warmup=3)
     sums = {**times, "both": [a + b for a, b in zip(times[STUDENT], times[TEACHER], strict=True)]}
     found: dict[str, Any] = {"ms": {case: 1e3 * harness.median(seconds) for case, seconds in times.items()}}
     for name, (case, baseline) in {

@@ -43,7 +43,7 @@ def _trained(cells: Cells, method: str) -> list[dict[str, Any]]:
 
     tried = [cell(skip, 0) for skip in (SKIPS if method in SCORED else (0.0,))]
     best = max(tried, key=lambda x: x["validation"])["skip"]
-    return [cell(best, seed) for seed in range(SEEDS)]
+    return [cell(best, seed) for seed in students.seeds_of(SEEDS)]
 
 
 def _fit(rate: float, method: str, skip: float, seed: int) -> dict[str, float]:
@@ -70,14 +70,8 @@ def _chosen(rate: float, method: str, skip: float, seed: int) -> np.ndarray:
 
 @functools.cache
 def _runner(rate: float, watched: bool = False) -> Any:
-    def objective(
-        params: PyTree,
-        memory: PyTree,
-        batch: dict[str, jax.Array],
-        hyper: dict[str, jax.Array],
-        key: jax.Array,
-    ) -> tuple[jax.Array, PyTree]:
-        del hyper, key
+    def objective(params: PyTree, given: students.Given) -> tuple[jax.Array, PyTree]:
+        batch, memory = given.batch, given.memory
         logits = students.logits_of(params, batch["inputs"])
         if watched:
             correct = jnp.argmax(logits, -1) == batch["labels"]
@@ -90,7 +84,7 @@ def _runner(rate: float, watched: bool = False) -> Any:
 @functools.cache
 def _early(rate: float) -> jax.Array:
     data, found = students.training_data(), []
-    for seed in range(100, 100 + NETWORKS):
+    for seed in (100 + network for network in students.seeds_of(NETWORKS)):
         order = students.orders(seed, EARLY, len(data["labels"]))
         params = _runner(rate)(students.drawn(seed, QUARTER), (), data, order, {}, seed).params
         found.append(students.outputs(params, students.split("train")["inputs"])["logits"])

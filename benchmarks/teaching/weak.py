@@ -59,7 +59,7 @@ def _results(cells: Cells) -> dict[str, list[dict[str, Any]]]:
 
     crop = best({c: alone(c, 0) for c in CROPS})
     teacher_crop = best({c: teacher(c, 1, 0) for c in CROPS})
-    seeds = range(SEEDS)
+    seeds = students.seeds_of(SEEDS)
     found = {ALONE: [alone(crop, s) | {"how": f"crops of {crop}"} for s in seeds]}
     found["the teacher itself"] = [teacher(teacher_crop, MEMBERS, s) for s in seeds]
     for member in found["the teacher itself"]:
@@ -79,18 +79,13 @@ def _known(seed: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=4)
 def _runner(rate: float, crop: int, steps: int) -> Any:
-    def objective(
-        params: PyTree,
-        memory: PyTree,
-        batch: dict[str, jax.Array],
-        hyper: dict[str, jax.Array],
-        key: jax.Array,
-    ) -> tuple[jax.Array, PyTree]:
-        images = datasets.random_crop(key, batch["inputs"], crop) if crop else batch["inputs"]
+    def objective(params: PyTree, given: students.Given) -> tuple[jax.Array, PyTree]:
+        batch = given.batch
+        images = datasets.random_crop(given.key, batch["inputs"], crop) if crop else batch["inputs"]
         logits = students.logits_of(params, images)
         hard = distillation.weighted_cross_entropy(logits, batch["labels"], batch["weights"])
         soft = distillation.soft_targets(logits, batch["teacher_logits"], temperature=2.0)
-        return hard + hyper["soft"] * soft, memory
+        return hard + given.hyper["soft"] * soft, given.memory
 
     return students.make_run(objective, students.adamw(rate, steps))
 

@@ -84,21 +84,10 @@ def compress(
 
     Of a whole train state the params are taken, never an optimizer's memory.
     """
-    import modelzip_jax as mz
-    from modelzip_jax import checkpoints
-    from modelzip_jax.checkpoints.recognition import absence
-    from modelzip_jax.cli.leaf_choice import check_only_arrays
-
-    if target.suffix != ".mz":
-        raise CheckpointError(f"{target} must end in .mz: compress writes that format, decompress reads it")
-    if not source.exists():
-        raise CheckpointError(f"{source} cannot be read: {absence(source)}")
-    refuse_existing(target, force)
+    _check_paths(source, target, force)
     find = finder(context)
     started = time.perf_counter()
-    with phase(f"reading {source.name}", as_json), named(source):
-        contents, others = checkpoints.read_weights(source, key)
-    check_only_arrays(contents.tree, source)
+    contents, others = _read(source, key, as_json)
     metadata, notes = _metadata(contents, source), contents.notes
     found = find(contents.tree, metadata)
     # Held in a list that is emptied, and by no name: each tensor is freed as soon as it is packed.
@@ -107,11 +96,29 @@ def compress(
     packed = dataclasses.replace(
         _compressed(held, found, target, f"compressing {source.name}", as_json), variables=others
     )
-    metadata = {**packed.metadata, **metadata}
-    count = len(_leaves(packed.params))
-    with phase(f"writing {target.name}", as_json, packed.nbytes, count) as tell, named(target):
-        sizes = mz.save(target, packed, metadata=metadata, progress=tell)
+    sizes = _written(packed, target, {**packed.metadata, **metadata}, as_json)
     _report(target, packed, sizes, [*notes, *found.notes], time.perf_counter() - started, as_json)
+
+
+def _check_paths(source: Path, target: Path, force: bool) -> None:
+    from modelzip_jax.checkpoints.recognition import absence
+
+    if target.suffix != ".mz":
+        raise CheckpointError(f"{target} must end in .mz: compress writes that format, decompress reads it")
+    if not source.exists():
+        raise CheckpointError(f"{source} cannot be read: {absence(source)}")
+    refuse_existing(target, force)
+
+
+def _read(source: Path, key: str | None, quiet: bool) -> tuple[Any, Any]:
+    """The checkpoint's weights, and what else it holds."""
+    from modelzip_jax import checkpoints
+    from modelzip_jax.cli.leaf_choice import check_only_arrays
+
+    with phase(f"reading {source.name}", quiet), named(source):
+        contents, others = checkpoints.read_weights(source, key)
+    check_only_arrays(contents.tree, source)
+    return contents, others
 
 
 def _compressed(held: list[Any], found: ChosenEncoding, target: Path, text: str, quiet: bool) -> Any:
@@ -121,6 +128,15 @@ def _compressed(held: list[Any], found: ChosenEncoding, target: Path, text: str,
     sizes = [nbytes(leaf) for name, leaf in named_leaves(held[0]) if name in found.encoded]
     with phase(text, quiet, sum(sizes), len(sizes)) as tell:
         return mz.compress(held.pop(), found.told_of(tell, target), calibrate=found.data, progress=tell)
+
+
+def _written(packed: Any, target: Path, metadata: dict[str, Any], quiet: bool) -> Any:
+    """Writes the file; its sizes."""
+    import modelzip_jax as mz
+
+    count = len(_leaves(packed.params))
+    with phase(f"writing {target.name}", quiet, packed.nbytes, count) as tell, named(target):
+        return mz.save(target, packed, metadata=metadata, progress=tell)
 
 
 def _leaves(packed: Any) -> list[Any]:

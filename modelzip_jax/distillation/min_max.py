@@ -1,13 +1,4 @@
-"""A student trained against its critics: one step, traced once, each player with an optimizer of its own.
-
-    views      = student(params, batch)                      one forward pass
-    critics    <- critics - grad critic_loss(critics, views, teacher's views)      views are constants
-    terms      = {student's own losses, each critic's student_loss(views)}         critics are constants
-    params     <- params - pull(grad sum_k w_k terms_k)      one backward pass, through the same forward pass
-    w          <- balance(terms)
-
-The critics move between the student's forward and its backward pass, so that a step costs one of each.
-"""
+"""A student trained against its critics: the game, made of functions, optimizers and a balance."""
 
 from __future__ import annotations
 
@@ -15,29 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from modelzip_jax.distillation.balancing import (
-    Balancer,
-    check_losses,
-    fixed_weights,
-    weight_cotangents,
-    weighted_sum,
-)
-from modelzip_jax.distillation.collapse import count_signs, one_class
-from modelzip_jax.distillation.critics import Critic, CriticOutput
+from modelzip_jax.distillation.balancing import Balancer, fixed_weights
+from modelzip_jax.distillation.critics import Critic
 from modelzip_jax.distillation.finite_numbers import check_count
-from modelzip_jax.distillation.min_max_state import CriticState, MinMaxState, StudentOutput
-from modelzip_jax.distillation.norm_balancing import gradient_norms
+from modelzip_jax.distillation.min_max_contest import Contest, Views
+from modelzip_jax.distillation.min_max_state import MinMaxState, StudentOutput
 from modelzip_jax.errors import DistillationError
-from modelzip_jax.loop.reading import start
-from modelzip_jax.loop.states import WrapState
-from modelzip_jax.tree import PyTree, unlike
+from modelzip_jax.tree import PyTree
 
 __all__ = ["MinMaxGame", "min_max_game"]
-
-Views = Mapping[str, jax.Array]
 
 
 class MinMaxGame(NamedTuple):
@@ -85,6 +64,7 @@ def min_max_game(
         not.
       PatternError: a pattern of `shared` matches no leaf.
 
+    >>> import jax.numpy as jnp
     >>> from modelzip_jax.distillation import discriminator
     >>> def student(params, variables, batch, key):
     ...     return StudentOutput({}, {"features": batch @ params["kernel"]})
@@ -102,139 +82,8 @@ def min_max_game(
     balance = fixed_weights() if balance is None else balance
     optimizers = _optimizers(critics, critics_tx)
     _check_balance(critics, balance)
-
-    def terms_of(
-        losses: Mapping[str, jax.Array], views: Views, targets: Views, states: Mapping[str, CriticState]
-    ) -> dict[str, jax.Array]:
-        terms = {
-            name: critic.student_loss(
-                jax.lax.stop_gradient(states[name].params), states[name].memory, views[name], targets[name]
-            )
-            for name, critic in critics.items()
-        }
-        return {**losses, **terms}
-
-    def looked_at(output: StudentOutput, targets: Views) -> None:
-        named = [*critics, *([predictions] if predictions else [])]
-        for side, views in (("student", output.views), ("teacher", targets)):
-            missing = [name for name in named if name not in views]
-            if missing:
-                raise DistillationError(
-                    f"the {side} gives views of {sorted(views)}, and none of {missing}, which critics or predictions= "
-                    "read"
-                )
-        both = sorted(set(output.losses) & set(critics))
-        if both:
-            raise DistillationError(f"{both} are names of critics and of the student's losses; rename one")
-
-    def init(
-        params: PyTree, batch: Any, key: jax.Array, variables: PyTree = (), teacher_params: PyTree = ()
-    ) -> MinMaxState:
-        params, opt_state = _started(tx, params)
-
-        def begun(params: PyTree) -> tuple[dict[str, CriticState], dict[str, jax.Array]]:
-            output = student(params, variables, batch, key)
-            targets = teacher(teacher_params, batch)
-            looked_at(output, targets)
-            states = {}
-            for index, (name, critic) in enumerate(critics.items()):
-                own = jax.random.fold_in(key, index)
-                made, memory = critic.init(own, output.views[name], targets[name])
-                states[name] = CriticState(made, memory, optimizers[name].init(made))
-            return states, terms_of(output.losses, output.views, targets, states)
-
-        states, terms = jax.jit(begun)(params)
-        state = MinMaxState(jnp.int32(0), params, variables, opt_state, states, balance.init(terms), {}, key)
-        # Which signs there are, and whether a step gives back what it takes, the first step's trace tells.
-        after = jax.eval_shape(step, state, batch, teacher_params)[0]
-        if jax.tree.structure(after.variables) != jax.tree.structure(variables):
-            raise DistillationError(
-                "the student gives back variables of another structure than init was given: "
-                f"{unlike(after.variables, variables)}"
-            )
-        state = state._replace(counts=dict.fromkeys(after.counts, jnp.int32(0)))
-        # A copy, so that the loop may donate the state, and the teacher may be the student's former self.
-        return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
-
-    def step(
-        state: MinMaxState, batch: Any, teacher_params: PyTree = ()
-    ) -> tuple[MinMaxState, dict[str, jax.Array]]:
-        key = jax.random.fold_in(state.key, state.step)
-
-        def forward(params: PyTree) -> tuple[tuple[Any, Any], PyTree]:
-            output = student(params, state.variables, batch, key)
-            return (output.losses, output.views), output.variables
-
-        (losses, views), pull, variables = jax.vjp(forward, state.params, has_aux=True)
-        targets = jax.lax.stop_gradient(teacher(teacher_params, batch))
-        looked_at(StudentOutput(losses, views), targets)
-        weights = balance.weights(state.balance)
-
-        states: dict[str, CriticState] = {}
-        signs: dict[str, jax.Array] = {}
-        metrics: dict[str, jax.Array] = {}
-        for name, critic in critics.items():
-            states[name], output = _critic_steps(
-                critic, optimizers[name], state.critics[name], views[name], targets[name], critic_steps
-            )
-            found = {"loss": output.loss, **output.metrics}
-            metrics |= {f"{name}/{metric}": x for metric, x in found.items()}
-            signs |= {f"{name}/{sign}": seen for sign, seen in output.signs.items()}
-            signs[f"{name}/not_finite"] = ~jnp.isfinite(output.loss)
-
-        terms, pull_terms = jax.vjp(lambda x, y: terms_of(x, y, targets, states), losses, views)
-        check_losses(terms)
-        pull_all = lambda cotangents: pull(pull_terms(cotangents))  # noqa: E731
-        loss = weighted_sum(weights, terms)
-        grads = pull_all(weight_cotangents(weights, terms))[0]
-        norms = gradient_norms(pull_all, terms, shared) if balance.reads_gradients else None
-
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        signs["student/not_finite"] = ~jnp.isfinite(loss)
-        if predictions:
-            signs["student/one_class"] = one_class(views[predictions], targets[predictions])
-        counts = count_signs(state.counts, signs)
-        metrics |= {"loss": loss}
-        metrics |= {f"loss/{name}": x for name, x in terms.items()}
-        metrics |= {f"weight/{name}": x for name, x in weights.items()}
-        metrics |= {f"collapse/{name}": x for name, x in counts.items()}
-        new = MinMaxState(
-            state.step + 1, params, variables, opt_state, states, balance.update(state.balance, terms, norms),
-            counts, state.key,
-        )  # fmt: skip
-        return new, metrics
-
-    return MinMaxGame(init, step)
-
-
-def _critic_steps(
-    critic: Critic,
-    tx: optax.GradientTransformation,
-    state: CriticState,
-    student: jax.Array,
-    teacher: jax.Array,
-    count: int,
-) -> tuple[CriticState, CriticOutput]:
-    """The critic after some steps on one batch, and what it said of it before the last one."""
-    student = jax.lax.stop_gradient(student)
-
-    def loss_of(params: PyTree, memory: PyTree) -> tuple[jax.Array, CriticOutput]:
-        output = critic.critic_loss(params, memory, student, teacher)
-        return output.loss, output
-
-    for _ in range(count):
-        grads, output = jax.grad(loss_of, has_aux=True)(state.params, state.memory)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        state = CriticState(optax.apply_updates(state.params, updates), output.memory, opt_state)
-    return state, output
-
-
-def _started(tx: optax.GradientTransformation, params: PyTree) -> tuple[PyTree, optax.OptState]:
-    opt_state = tx.init(params)
-    is_wrapped = lambda x: isinstance(x, WrapState)  # noqa: E731
-    wrapped = any(is_wrapped(x) for x in jax.tree.leaves(opt_state, is_leaf=is_wrapped))
-    return start(tx, params) if wrapped else (params, opt_state)
+    contest = Contest(student, teacher, critics, tx, optimizers, balance, shared, critic_steps, predictions)
+    return MinMaxGame(contest.init, contest.step)
 
 
 def _optimizers(

@@ -115,14 +115,7 @@ def project_orthogonally(params: PyTree, features: jax.Array) -> jax.Array:
     https://arxiv.org/abs/2403.06213. The authors' code takes PyTorch's `parametrizations.orthogonal`: the same set of
     matrices, by other parameters.
 
-    Args:
-      params: of `init_orthogonal_projector`. features: `(..., student_width)`, any floating dtype.
-
-    Returns:
-      float32 `(..., teacher_width)`.
-
-    Raises:
-      DistillationError: the features are not floating, or of another width.
+    Features, result and errors are those of `project`; params are of `init_orthogonal_projector`.
 
     >>> x = jnp.array([[3.0, 4.0]])
     >>> projected = project_orthogonally(init_orthogonal_projector(jax.random.key(0), 2, 6), x)
@@ -166,16 +159,8 @@ def whiten(teacher: jax.Array, *, epsilon: float = 1e-5) -> jax.Array:
     is the symmetric one (ZCA), which changes features least. With no more rows than channels, only the directions that
     occur are whitened; the others stay 0. One singular value decomposition of `(rows, channels)`.
 
-    Source: as `project_orthogonally`, for tasks in which features have to stay diverse.
-
-    Args:
-      teacher: `(..., channels)`, any floating dtype. epsilon: ε, above 0.
-
-    Returns:
-      float32, of the same shape.
-
-    Raises:
-      DistillationError: the features are not floating, or ε not positive.
+    Source: as `project_orthogonally`, for tasks in which features have to stay diverse. Arguments, result and errors
+    are those of `standardize_features`.
 
     >>> x = whiten(jax.random.normal(jax.random.key(0), (64, 3)) @ jnp.array([[1.0, 2, 3], [0, 1, 2], [0, 0, 1]]))
     >>> bool(jnp.allclose(x.T @ x / 64, jnp.eye(3), atol=1e-2))

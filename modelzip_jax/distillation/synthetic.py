@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -98,44 +99,10 @@ def condense(
         if number < least:
             raise DistillationError(f"{name}={number} must be at least {least}")
     check_key(key, "condense")
-    outputs = jax.eval_shape(lambda key, x: apply(init(key), x), key, examples.inputs[:1])
-    if getattr(outputs, "shape", ()) != (1, *outputs.shape[1:2]) or outputs.shape[1] < len(examples.counts):
-        raise DistillationError(
-            f"there are labels from 0 to {len(examples.counts) - 1}, and the network gives {outputs} for one example; "
-            "it must give logits (batch, classes), as many as there are classes"
-        )
-    loss = _cross_entropy(apply)
-    distance = _matching(loss)
+    _check_outputs(jax.eval_shape(lambda key, x: apply(init(key), x), key, examples.inputs[:1]), examples)
     own = jnp.repeat(jnp.arange(len(examples.counts), dtype=jnp.int32), per_class)
-
-    def network_step(carry: tuple[PyTree, PyTree], synthetic: jax.Array) -> tuple[PyTree, PyTree]:
-        params, state = carry
-        updates, state = network_tx.update(jax.grad(loss)(params, synthetic, own), state, params)
-        return optax.apply_updates(params, updates), state
-
-    def step(
-        examples: _Examples, carry: tuple[PyTree, ...], key: jax.Array
-    ) -> tuple[tuple[PyTree, ...], jax.Array]:
-        synthetic, state, network = carry
-        real = examples.draw(key, batch_size)
-        value, grads = jax.value_and_grad(distance)(synthetic, real, network[0])
-        updates, state = tx.update(grads, state, synthetic)
-        synthetic = optax.apply_updates(synthetic, updates)
-        network = jax.lax.fori_loop(0, network_steps, lambda _, n: network_step(n, synthetic), network)
-        return (synthetic, state, network), value
-
-    @jax.jit
-    def on_one_network(
-        examples: _Examples, synthetic: jax.Array, state: PyTree, key: jax.Array
-    ) -> tuple[jax.Array, PyTree, jax.Array]:
-        first, second = jax.random.split(key)
-        params = init(first)
-        start = synthetic, state, (params, network_tx.init(params))
-        (synthetic, state, _), values = jax.lax.scan(
-            functools.partial(step, examples), start, jax.random.split(second, steps)
-        )
-        return synthetic, state, jnp.mean(values)
-
+    matching = _Matching(init, _cross_entropy(apply), own, steps, network_steps, batch_size, tx, network_tx)
+    on_one_network = jax.jit(matching.on_one_network)
     first, key = jax.random.split(key)
     synthetic = examples.draw(first, per_class).reshape(-1, *examples.inputs.shape[1:])
     state, distances = tx.init(synthetic), []
@@ -143,6 +110,65 @@ def condense(
         synthetic, state, value = on_one_network(examples, synthetic, state, k)
         distances.append(value)
     return SyntheticSet(synthetic, own, jnp.stack(distances))
+
+
+class _Network(NamedTuple):
+    """A network that is trained on synthetic examples, and its optimizer's state."""
+
+    params: PyTree
+    opt_state: optax.OptState
+
+
+class _Progress(NamedTuple):
+    """synthetic: the examples as they are now. opt_state: their optimizer's. network: at which they are compared."""
+
+    synthetic: jax.Array
+    opt_state: optax.OptState
+    network: _Network
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Matching:
+    """How synthetic examples are trained; `condense` says what each argument is. labels: of the synthetic ones."""
+
+    init: Callable[[jax.Array], PyTree]
+    loss: ClassLoss
+    labels: jax.Array
+    steps: int
+    network_steps: int
+    batch_size: int
+    tx: optax.GradientTransformation
+    network_tx: optax.GradientTransformation
+
+    def on_one_network(
+        self, examples: _Examples, synthetic: jax.Array, opt_state: optax.OptState, key: jax.Array
+    ) -> tuple[jax.Array, optax.OptState, jax.Array]:
+        """The synthetic examples after all steps on a fresh network, their optimizer's state, and the mean distance."""
+        first, second = jax.random.split(key)
+        params = self.init(first)
+        progress = _Progress(synthetic, opt_state, _Network(params, self.network_tx.init(params)))
+        progress, values = jax.lax.scan(
+            functools.partial(self.step, examples), progress, jax.random.split(second, self.steps)
+        )
+        return progress.synthetic, progress.opt_state, jnp.mean(values)
+
+    def step(self, examples: _Examples, progress: _Progress, key: jax.Array) -> tuple[_Progress, jax.Array]:
+        """One step of the examples towards the gradients of real ones, and then those of the network on them."""
+        synthetic, opt_state, network = progress
+        real = examples.draw(key, self.batch_size)
+        distance = _matching(self.loss)
+        value, grads = jax.value_and_grad(distance)(synthetic, real, network.params)
+        updates, opt_state = self.tx.update(grads, opt_state, synthetic)
+        synthetic = optax.apply_updates(synthetic, updates)
+        trained = functools.partial(self.network_step, synthetic)
+        network = jax.lax.fori_loop(0, self.network_steps, lambda _, n: trained(n), network)
+        return _Progress(synthetic, opt_state, network), value
+
+    def network_step(self, synthetic: jax.Array, network: _Network) -> _Network:
+        """One step of the network on the synthetic examples."""
+        grads = jax.grad(self.loss)(network.params, synthetic, self.labels)
+        updates, opt_state = self.network_tx.update(grads, network.opt_state, network.params)
+        return _Network(optax.apply_updates(network.params, updates), opt_state)
 
 
 def gradient_distance(grads: PyTree, targets: PyTree) -> jax.Array:
@@ -245,3 +271,12 @@ def _by_class(inputs: Any, labels: Any) -> _Examples:
         raise DistillationError(f"class {np.argmin([*counts, 0])} has no examples: number the classes from 0")
     order = np.argsort(labels, kind="stable")
     return _Examples(inputs, jnp.asarray(order, jnp.int32), jnp.asarray(counts[:, None], jnp.int32))
+
+
+def _check_outputs(outputs: Any, examples: _Examples) -> None:
+    shape, classes = getattr(outputs, "shape", ()), len(examples.counts)
+    if len(shape) != 2 or shape[0] != 1 or shape[1] < classes:
+        raise DistillationError(
+            f"there are labels from 0 to {classes - 1}, and the network gives {outputs} for one example; it must give "
+            "logits (batch, classes), as many as there are classes"
+        )

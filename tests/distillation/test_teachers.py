@@ -174,7 +174,10 @@ def test_assistant_sizes_fall_by_one_ratio(teacher, data):
             lambda t: distillation.ensemble([*t, *some_teachers(1, 5)])(jnp.ones((2, 3))),
             r"\(2, 4\).*\(2, 5\)",
         ),
-        (lambda t: distillation.move_teacher(distillation.start_moving_teacher(1.0), 1.0, 1.0), "decay must be a finite number >= 0 and < 1"),
+        (
+            lambda t: distillation.move_teacher(distillation.start_moving_teacher(1.0), 1.0, 1.0),
+            "decay must be a finite",
+        ),
         (
             lambda t: distillation.move_teacher(distillation.start_moving_teacher(1.0), 1.0, float("nan")),
             "nan",

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from modelzip_jax import distillation as d
@@ -285,3 +286,17 @@ def test_what_is_of_another_type_is_named(name):
 def test_layers_are_named_by_names():
     with pytest.raises(TraceError, match="0 is a int"):
         d.features(lambda p, x: x @ p["w"], {"w": T.T}, X, layers=[0])
+
+
+def test_what_a_game_is_given_is_named():
+    critics = {"features": d.discriminator([4])}
+    student = lambda params, variables, batch, key: d.StudentOutput({}, {"features": batch @ params})  # noqa: E731
+    teacher = lambda params, batch: {"features": batch}  # noqa: E731
+    tx = optax.sgd(0.1)
+    for wrong, match in (
+        ((lambda *arguments: X, teacher), "must give a StudentOutput.*not a"),
+        ((student, lambda params, batch: batch), "must give views by the critics' names.*not a"),
+    ):
+        game = d.min_max_game(*wrong, critics, tx, tx)
+        with pytest.raises(DistillationError, match=match):
+            game.init(jnp.eye(5), X, jax.random.key(0))

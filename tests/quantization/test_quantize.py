@@ -387,7 +387,7 @@ def test_one_bit_of_a_leaf_of_zeros_is_unpacked_as_it_is_decoded(granularity):
 
 def test_layers_are_named_once_for_all_groups_of_leaves(monkeypatch):
     """Large models are compressed some leaves at a time, and not every group has stacked ones."""
-    monkeypatch.setattr("modelzip_jax.packing._GROUP_BYTES", 1)
+    monkeypatch.setattr("modelzip_jax.leaf_packing._GROUP_BYTES", 1)
     params = {"blocks": {"kernel": RNG.normal(size=(2, 4, 3)).astype("f4")}, "kernel": np.ones((4, 3), "f4")}
     packed = mz.compress(params, mz.quantize(4, layers={"blocks/**": 0}))
     assert packed.params["blocks"]["kernel"].step.shape == (1, 6)

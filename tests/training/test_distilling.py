@@ -260,7 +260,7 @@ def test_what_does_not_fit_the_teacher_is_named(tmp_path, floats):
     wider.model.options = {"widths": (32,)}
     with pytest.raises(ConfigError, match=r"distill\.features\.projector 'orthogonal'.*set it to 'linear'"):
         experiment.run(wider, tmp_path / "b", quiet=True)
-    with pytest.raises(ConfigError, match="another network than config.model .*the folder of the run"):
+    with pytest.raises(ConfigError, match=r"another network than config.model .*the folder of the run"):
         experiment.run(small(teacher=str(floats / "model.mz")), tmp_path / "b", quiet=True)
     misnamed = small(teacher=str(floats), features={**FEATURES, "layers": ("Dense_7",)})
     with pytest.raises(ModelzipError, match="Dense_7"):
