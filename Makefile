@@ -19,7 +19,7 @@ QUICK_XLA = --xla_cpu_parallel_codegen_split_count=1 --xla_backend_optimization_
 # Later jaxlibs stop at a flag that they no longer know.
 OLD_XLA = --xla_cpu_use_fusion_emitters=false
 
-.PHONY: demo test test-quick test-all fuzz lint format bench docs clean
+.PHONY: demo test test-quick test-all fuzz kills lint format bench docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python scripts/demo.py
@@ -74,6 +74,10 @@ bench: $(VENV)/.bench
 SECONDS = 600
 fuzz: $(VENV)/.test
 	$(BIN)/python scripts/fuzz.py --seconds $(SECONDS)
+
+# Savers, commands and runs, killed at random moments.
+kills: $(VENV)/.test
+	for kind in save compress train parallel; do $(BIN)/python scripts/kill_check.py $$kind || exit 1; done
 
 # The tables in docs/benchmarks.md, from the recorded results.
 docs: $(VENV)/.test

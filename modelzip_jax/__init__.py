@@ -26,7 +26,7 @@ from modelzip_jax.masking import allocation, schedules, scores, structures
 from modelzip_jax.masking.brain_surgeon import surgeon
 from modelzip_jax.masking.dynamic import regrow, rigl, sparse_evolution
 from modelzip_jax.masking.pruning import prune
-from modelzip_jax.masking.sparse_dense_learning import sparse_dense
+from modelzip_jax.masking.sparse_dense_learning import sparse_dense, sparse_dense_by_samples
 from modelzip_jax.packed import Bits, Dense, Elementwise, PackedArray, is_packed, packed_kind, static
 from modelzip_jax.packing import Packed, compress, decoded, resume, unpack
 from modelzip_jax.partitioning import only, partition
@@ -137,6 +137,7 @@ __all__ = [
     "sharing",
     "smallest",
     "sparse_dense",
+    "sparse_dense_by_samples",
     "sparse_evolution",
     "spreads",
     "start",

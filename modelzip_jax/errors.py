@@ -16,6 +16,7 @@ __all__ = [
     "NonFiniteError",
     "PatternError",
     "RecipeError",
+    "RunError",
     "SilentLayerError",
     "TraceError",
     "TransformError",
@@ -74,6 +75,10 @@ class CheckpointError(ModelzipError, ValueError):
 
 class ConfigError(ModelzipError, ValueError):
     """A run is configured in a way that cannot work; the message names the field and what would."""
+
+
+class RunError(ModelzipError, ValueError):
+    """The folder of a training run is in use by another run, or its log is damaged."""
 
 
 class EvaluationError(ModelzipError, ValueError):

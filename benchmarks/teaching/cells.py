@@ -30,6 +30,8 @@ class Cells:
         Raises:
           OutOfTimeError: it would have to be made, and the time is over.
         """
+        if name not in self.found and self.path:  # Another process may have made it by now.
+            self.found |= self._kept()
         if name not in self.found:
             if time.monotonic() > self.end:
                 raise OutOfTimeError

@@ -9,7 +9,9 @@ from typing import Annotated
 
 import typer
 
+from modelzip_jax.cli import interruption
 from modelzip_jax.cli.failures import OwnCodeError, one_line
+from modelzip_jax.cli.terminal import warnings_as_notes
 from modelzip_jax.errors import ModelzipError
 
 __all__ = ["AsJson", "Force", "app", "main", "path_of"]
@@ -35,21 +37,28 @@ def path_of(text: str) -> Path:
 
 def main() -> None:
     """Runs the command. Bad input ends in one line and exit code 2; an error of the user's own code in its
-    traceback, without the frames of this library, and exit code 1.
+    traceback, without the frames of this library, and exit code 1; Ctrl-C in one line and 130, SIGTERM 143.
     """
     sys.exit(_run())
 
 
 def _run() -> int:
     try:
-        return app(prog_name="modelzip", standalone_mode=False) or 0
+        with interruption.listening(), warnings_as_notes():
+            code = app(prog_name="modelzip", standalone_mode=False) or 0
+            if code == 130:  # Newer versions of typer make a number of an interrupt, and say nothing.
+                raise KeyboardInterrupt
+            return code
+    except interruption.Interrupted as stop:
+        _say_interrupted()
+        interruption.end_process(stop.code)
     except OwnCodeError as error:
         print(error.trace, end="", file=sys.stderr)
         return _say(error, 1)
     except (ModelzipError, OSError, MemoryError) as error:
         return _say(error, 2)
     except (KeyboardInterrupt, typer.Abort):
-        print("modelzip: interrupted; no output was changed", file=sys.stderr)
+        _say_interrupted()
         return 130
     except Exception as error:
         # What the parser raises of options and arguments; its classes have moved between versions of typer.
@@ -62,6 +71,13 @@ def _run() -> int:
         text = " ".join(f"{error.format_message()}{_given(error)}".split())
         print(f"modelzip: {text} (see {command} --help)", file=sys.stderr)
         return 2
+
+
+def _say_interrupted() -> None:
+    kept = "every file is whole, or as it was"
+    if sys.argv[1:2] == ["train"]:
+        kept = "the same command goes on from the last checkpoint"
+    print(f"modelzip: interrupted; {kept}", file=sys.stderr)
 
 
 def _given(error: Exception) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -19,7 +21,7 @@ from rich.progress import (
 
 from modelzip_jax.decimal_units import human_bytes
 
-__all__ = ["Meter", "err", "out", "phase", "print_notes"]
+__all__ = ["Meter", "err", "out", "phase", "print_notes", "warnings_as_notes"]
 
 # A table that is not read on a terminal need not fit one.
 out = Console(width=None if sys.stdout.isatty() else 160)
@@ -75,3 +77,19 @@ def print_notes(notes: Iterable[str]) -> None:
     """Sentences that the user should read, on standard error: the output may be piped."""
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
+
+
+@contextmanager
+def warnings_as_notes() -> Iterator[None]:
+    """Inside, warnings of this library are notes of a line, without the place in the code that they come from."""
+    usual = warnings.showwarning
+
+    def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+        if category.__module__.partition(".")[0] == __name__.partition(".")[0]:
+            print_notes([str(message)])
+        else:
+            usual(message, category, *place, **more)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield

@@ -17,7 +17,7 @@ from modelzip_jax.coding import histograms
 from modelzip_jax.coding.entropy import coded_bits
 from modelzip_jax.sampling import spread_places
 
-__all__ = ["CLASSES", "Classes", "cheapest_classes"]
+__all__ = ["CLASSES", "Classes", "StateClasses", "cheapest_by_state", "cheapest_classes"]
 
 CLASSES = 8
 """Most classes of rows, and of columns."""
@@ -53,6 +53,42 @@ class Classes:
     rows: np.ndarray
     columns: np.ndarray
     parts: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class StateClasses:
+    """As `Classes`, of codes of a trellis. parts: int `(classes of rows, classes of columns, quantizers)`."""
+
+    rows: np.ndarray
+    columns: np.ndarray
+    parts: np.ndarray
+
+
+def cheapest_by_state(codes: np.ndarray, quantizers: np.ndarray) -> StateClasses | None:
+    """Classes with which codes take the fewest bits that have a table for each quantizer, too; None if that saves none.
+
+    Args:
+      codes: uint8 `(rows, columns)`. quantizers: the same shape, 0 and 1.
+    """
+    counts = histograms.count(codes)
+    if codes.size < _LEAST or np.count_nonzero(counts) < 2:
+        return None
+    learned = _learned(codes, counts)
+    rows, columns = learned or (np.zeros(n, np.uint8) for n in codes.shape)
+    symbols = int(np.flatnonzero(counts)[-1]) + 1
+    cells = _cells(codes + quantizers.astype(np.uint16) * symbols, rows, columns, 2 * symbols)
+    rows, cells = _fewer(rows, cells)
+    columns, cells = _fewer(columns, cells.swapaxes(0, 1))
+    cells = np.ascontiguousarray(cells.swapaxes(0, 1))
+    flat = cells.reshape(-1, 1, symbols)
+    parts = _joined(flat, np.zeros(len(flat)), 1.0)
+    if parts.max() == 0:
+        return None
+    kinds = parts.reshape(*cells.shape[:2], 2)
+    rows, part_of = _distinct(rows, kinds.reshape(len(kinds), -1))
+    turned = part_of.reshape(len(part_of), -1, 2).swapaxes(0, 1)
+    columns, part_of = _distinct(columns, turned.reshape(len(turned), -1))
+    return StateClasses(rows, columns, part_of.reshape(len(part_of), -1, 2).swapaxes(0, 1))
 
 
 def cheapest_classes(codes: np.ndarray) -> Classes | None:

@@ -15,10 +15,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from modelzip_jax.coding.by_state import by_state
 from modelzip_jax.coding.class_choice import CLASSES, Classes, cheapest_classes
 from modelzip_jax.coding.joined import Joined
 from modelzip_jax.errors import FormatError
 from modelzip_jax.packed import Bits, Elementwise, PackedArray, packed_kind, static
+from modelzip_jax.quantization.trellis.codes import TrellisCodes
 
 __all__ = ["Classed", "by_classes"]
 
@@ -102,6 +104,8 @@ def by_classes(packed: PackedArray) -> PackedArray:
         return packed
     name = packed.element_field
     held: Any = getattr(packed, name)
+    if isinstance(held, TrellisCodes):
+        return dataclasses.replace(packed, **{name: by_state(held, _height(packed.shape))})  # type: ignore[type-var]
     within = isinstance(held, PackedArray) and not isinstance(held, Bits)
     codes = getattr(held, "codes", None) if within else held
     if not isinstance(codes, Bits):

@@ -24,7 +24,7 @@ from modelzip_jax.packed import kinds
 __all__ = ["Header", "checksum"]
 
 MAGIC = b"\x89MZ\r\n\x1a\n\x00"
-VERSIONS = (1, 2, 3, 4, 5)
+VERSIONS = (1, 2, 3, 4, 5, 6)
 """Version 2 has streams that repeat earlier ones, version 3 metadata; a file has the lowest that will do."""
 PRELUDE = struct.Struct("<8sIII")
 CHECKSUM = 8

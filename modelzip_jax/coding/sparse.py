@@ -13,9 +13,11 @@ import jax
 import numpy as np
 
 from modelzip_jax.coding import histograms
+from modelzip_jax.coding.by_state import ByState
 from modelzip_jax.coding.contexts import Classed, by_classes
 from modelzip_jax.errors import FormatError
 from modelzip_jax.packed import Bits, Elementwise, PackedArray, packed_kind, static
+from modelzip_jax.quantization.trellis.codes import TrellisCodes
 
 __all__ = ["Gaps", "Joint", "in_memory", "stored", "stream_bits"]
 
@@ -85,6 +87,8 @@ def in_memory(packed: PackedArray) -> PackedArray:
     """
     if isinstance(packed, Classed):
         return packed.in_order()
+    if isinstance(packed, TrellisCodes) and isinstance(packed.codes, ByState):
+        return dataclasses.replace(packed, codes=packed.codes.in_order(packed))
     if packed.mask_field is None:
         return _map_inner(packed, in_memory)
     mask, inner_field = getattr(packed, packed.mask_field), _inner_field(packed)

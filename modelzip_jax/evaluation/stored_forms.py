@@ -58,7 +58,8 @@ def _quantized(packed: Any) -> str:
 
 def _scaled(packed: Any) -> str:
     rows = "one step" if packed.rows.size == 1 else "steps of rows"
-    return f"integers, {rows}" + ("" if packed.columns is None else " and columns")
+    trellis = f"trellis of {packed.codes.states}" if packed.codes.tag == "trellis" else "integers"
+    return f"{trellis}, {rows}" + ("" if packed.columns is None else " and columns")
 
 
 def _levelled(packed: Any) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from modelzip_jax.packed import Elementwise, packed_kind, static
 from modelzip_jax.quantization.integers import Integers
+from modelzip_jax.quantization.trellis.codes import TrellisCodes
 
 __all__ = ["ScaledCodes", "computed_in"]
 
@@ -24,14 +25,14 @@ def computed_in(dtype: Any) -> Any:
 class ScaledCodes(Elementwise):
     """`(q rows) columns`, each product rounded, in float32 (float64 of leaves of that).
 
-    codes: the integers q, C order. rows, columns: positive step sizes, bfloat16 or wider, of the leaf's number of axes,
-    each of its length or 1; columns None for 1 everywhere. dtype: of the unpacked values.
+    codes: the integers q, C order, plain or along a trellis. rows, columns: positive step sizes, bfloat16 or wider, of
+    the leaf's number of axes, each of its length or 1; columns None for 1 everywhere. dtype: of the unpacked values.
     """
 
     element_field = "codes"
     since = 5
 
-    codes: Integers
+    codes: Integers | TrellisCodes
     rows: jax.Array
     columns: jax.Array | None
     shape: tuple[int, ...] = static()
@@ -53,7 +54,7 @@ class ScaledCodes(Elementwise):
             )
             if not fits:
                 raise ValueError(f"step sizes {steps.dtype}{list(steps.shape)} for a leaf of {self.shape}")
-        if not isinstance(self.codes, Integers):
+        if not isinstance(self.codes, Integers | TrellisCodes):
             raise ValueError(f"step sizes of {type(self.codes).__name__}")
 
     def assemble(self, elements: jax.Array) -> jax.Array:

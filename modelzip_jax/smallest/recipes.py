@@ -50,6 +50,8 @@ _OUTPUTS_DAMPING = 0.3
 _ENOUGH = 800
 """Outputs that were looked at from which on they are damped by no more than `_DAMPING`."""
 _SOFTEN = 0.5
+_STATES = 32
+"""Of the trellis of leaves of two axes and more."""
 _TALL = 8
 """Rows for each column from which on a basis can be worth its bits."""
 _BASIS_BITS = 6.0
@@ -169,7 +171,7 @@ def data_free(params: PyTree, keep: Sequence[str], before: Transform | None = No
 
     def recipe(step: float) -> Transform:
         def encoded(size: float) -> Transform:
-            return entropy_constrained(size * unit, spread=spread)
+            return entropy_constrained(size * unit, spread=spread, states=_STATES)
 
         parts = {
             "encoded": (encoded(step), plain),
@@ -214,7 +216,9 @@ def calibrated(
             "computes with the params that it is given"
         )
     dead = {name: leaf for name, leaf in every.items() if name not in alive and np.ndim(leaf) > 1}
-    free = entropy_constrained(QUALITY * math.sqrt(typical_size(dead)), spread=spreads.root_deviation())
+    free = entropy_constrained(
+        QUALITY * math.sqrt(typical_size(dead)), spread=spreads.root_deviation(), states=_STATES
+    )
     chosen = [name for name in products if name in alive]
     tables = [name for name in curvature if name in alive and _pays(every[name], curvature[name])]
     others = [name for name in alive if name not in (*chosen, *tables)]
@@ -226,9 +230,13 @@ def calibrated(
         fed = entropy_constrained(
             step, spread=spreads.paying(spreads.water_filling(damping=damping, soften=soften)), rate_weight=rate_weight,
             rounding=rounding.error_feedback(damping=damping, outputs_damping=max(damping, _OUTPUTS_DAMPING)),
+            states=_STATES,
         )  # fmt: skip
         told = entropy_constrained(
-            step, spread=spreads.paying(spreads.by_importance(soften=soften)), rate_weight=rate_weight
+            step,
+            spread=spreads.paying(spreads.by_importance(soften=soften)),
+            rate_weight=rate_weight,
+            states=_STATES,
         )
         parts = {
             "products": (fed, chosen),

@@ -12,9 +12,10 @@ from typing import Any
 from modelzip_jax.errors import ConfigError, MissingExtraError
 from modelzip_jax.naming import nearest_name
 
-__all__ = ["base", "load_config", "override", "run_config"]
+__all__ = ["STORED", "base", "load_config", "override", "run_config", "stored_fields"]
 
 PREFIX = "--config."
+STORED = "config.json"
 _LEAST = {
     "epochs": 0.0, "steps": 0, "data.batch_size": 1, "block": 1, "record_every": 0, "evaluate_every": 0,
     "save_every": 0, "patience": 0, "optimizer.accumulate": 1, "optimizer.schedule.warmup": 0,
@@ -126,15 +127,37 @@ def run_config(folder: str | Path) -> Any:
       ConfigError: the folder holds no finished run, or not one of this version.
     """
     folder = Path(folder)
-    for name in ("config.json", "model.mz"):
+    for name in (STORED, "model.mz"):
         if not (folder / name).is_file():
             raise ConfigError(f"{folder} holds no finished run of `modelzip train`: there is no {name} in it")
     config = base()
     try:
-        config.update(json.loads((folder / "config.json").read_text()))
+        config.update(stored_fields(folder))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{folder / 'config.json'} is no config of a run: {error}") from error
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{folder / STORED} is no config of a run: {error}") from error
     return config
+
+
+def stored_fields(folder: Path) -> dict[str, Any] | None:
+    """The fields in the folder of a run; None if there are none yet.
+
+    Raises:
+      ConfigError: the file is damaged; the message says in which line.
+    """
+    path = folder / STORED
+    if not path.exists():
+        return None
+    try:
+        fields = json.loads(path.read_bytes())
+    except (ValueError, RecursionError, OSError) as error:
+        raise ConfigError(
+            f"{path} is no config of a run: {' '.join(str(error).split())}; mend it, or remove {folder} to begin anew"
+        ) from error
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{path} is no config of a run: it holds a {type(fields).__name__}")
+    return fields
 
 
 def override(config: Any, arguments: Iterable[str]) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from typing import Any
 
 import jax
@@ -31,7 +33,11 @@ def initialize(coordinator: str, processes: int, process: int) -> None:
             f"{processes - 1}, not {coordinator!r} and {process}"
         )
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    before = signal.getsignal(signal.SIGTERM)
     jax.distributed.initialize(coordinator, num_processes=processes, process_id=process)
+    # JAX takes the signal for the notice of a preemption, and goes on: the process would only end by being killed.
+    if before is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 class Placement:

@@ -22,11 +22,11 @@ from modelzip_jax.coding.writer import save
 from modelzip_jax.errors import ConfigError
 from modelzip_jax.loop.reading import averaged, pack, start
 from modelzip_jax.loop.wrapping import wrap
-from modelzip_jax.training import config as configs
 from modelzip_jax.training import data, frameworks, objectives, optimizers, records, train_loop
 from modelzip_jax.training.distilling import Distilling, distilling_of
 from modelzip_jax.training.distributed import Placement, initialize
 from modelzip_jax.training.measuring import make_evaluate
+from modelzip_jax.training.run_folder import claimed_folder
 from modelzip_jax.training.snapshots import Checkpoints
 from modelzip_jax.training.starting import network_of, preparation_of, starting_weights
 from modelzip_jax.training.state import TrainState, begin
@@ -157,14 +157,15 @@ def run(
 
     Raises:
       ConfigError, ModelError, DataError: the config cannot work.
-      CheckpointError: a checkpoint is damaged or belongs to another config, or the disk is full.
+      CheckpointError: no checkpoint is sound, or they belong to another config, or the disk is full.
+      RunError: another run is in the folder, or its log is damaged.
       NonFiniteError: training diverged.
     """
     initialize(**config.distributed)
     folder = Path(folder)
-    _claim(folder, config)
-    experiment = build(config, transform)
     with ExitStack() as stack:
+        stack.enter_context(claimed_folder(folder, config))
+        experiment = build(config, transform)
         state = _train(experiment, folder, stack, quiet)
         result = _finish(experiment, state, folder)
     return result
@@ -177,9 +178,11 @@ def _train(experiment: Experiment, folder: Path, stack: ExitStack, quiet: bool) 
     state, batches = initial_state(experiment, train), _batches(experiment)
     stopper = EarlyStopping(config.min_delta, config.patience)
     keep = stack.enter_context(Checkpoints(folder / "checkpoints", best="validation_loss", mode="min"))
+    pending = None
     if keep.steps():
         state, rest = keep.restore(state)
         batches.set_state(rest["batches"])
+        pending = rest["pending"]
         stopper = EarlyStopping(**rest["stopper"])
     evaluate = _evaluator(experiment, "validation", experiment.validation)
     main = jax.process_index() == 0
@@ -200,7 +203,7 @@ def _train(experiment: Experiment, folder: Path, stack: ExitStack, quiet: bool) 
             sink(numbers)
 
     def store(state: TrainState, position: dict[str, Any], numbers: dict[str, float]) -> None:
-        keep.save(state, {"batches": position, "stopper": dataclasses.asdict(stopper)}, numbers)
+        keep.save(state, {**position, "stopper": dataclasses.asdict(stopper)}, numbers)
 
     epoch = batches.steps_per_epoch
     cadence = train_loop.Cadence(
@@ -215,7 +218,8 @@ def _train(experiment: Experiment, folder: Path, stack: ExitStack, quiet: bool) 
         )  # fmt: skip
         run = train_loop.Run(place.split, record, evaluate, stop, store)
         arrays = place.replicate(train)
-        state = train_loop.train_until(state, train_loop.make_block(step), arrays, batches, cadence, run)
+        block = train_loop.make_block(step)
+        state = train_loop.train_until(state, block, arrays, batches, cadence, run, pending)
     best = keep.best_step() if config.patience else None
     return state if best is None else keep.restore(state, best)[0]
 
@@ -278,38 +282,3 @@ def _finish(experiment: Experiment, state: TrainState, folder: Path) -> dict[str
         with atomic_file(folder / "result.json") as file:
             file.write((json.dumps(result, indent=1) + "\n").encode())
     return result
-
-
-def _claim(folder: Path, config: Any) -> None:
-    """Writes the config into the folder, or checks that it is the one there.
-
-    Where nothing was trained, as after a start that was refused, there is nothing to go on with, and ours is written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"the folder {folder} cannot be made: {error.strerror}") from error
-    path = folder / "config.json"
-    ours = json.loads(json.dumps({k: v for k, v in config.to_dict().items() if k != "distributed"}))
-    if not path.exists() or not _trained(folder):
-        if jax.process_index() == 0:
-            with atomic_file(path) as file:
-                file.write((json.dumps(ours, indent=1) + "\n").encode())
-        return
-    # A run that began before there was a field has the field's default.
-    defaults = json.loads(json.dumps(configs.base().to_dict()))
-    theirs = {**{k: v for k, v in defaults.items() if k in ours}, **json.loads(path.read_text())}
-    changed = sorted(k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k))
-    if changed:
-        raise ConfigError(
-            f"{folder} holds a run of another config: {', '.join(changed)} differ; choose another folder, or "
-            "remove it to begin anew"
-        )
-
-
-def _trained(folder: Path) -> bool:
-    """Whether a step was ever recorded, saved or shipped in this folder."""
-    log = folder / "log.jsonl"
-    if (folder / "model.mz").exists() or (log.exists() and log.stat().st_size > 0):
-        return True
-    return any(path.name.isdecimal() for path in (folder / "checkpoints").glob("*"))

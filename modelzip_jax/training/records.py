@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from modelzip_jax.errors import MissingExtraError
+from modelzip_jax.atomic import atomic_file
+from modelzip_jax.errors import MissingExtraError, RunError
 
 __all__ = ["JsonLines", "TensorBoard", "progress", "read_records"]
 
@@ -25,6 +25,9 @@ class JsonLines:
 
     A run that goes on from a checkpoint repeats the steps after it, so lines of later steps than
     `step`, and a line cut short by a crash, are removed first.
+
+    Raises:
+      RunError: a line before that is damaged; the message names it.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "log.jsonl"
@@ -38,10 +41,9 @@ class JsonLines:
 
     def __init__(self, path: str | Path, step: int = 0):
         self.path = Path(path)
-        kept = [line for line in read_records(self.path) if line["step"] <= step] if step else []
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(temporary, self.path)
+        kept = _lines_until(self.path, step) if step else []
+        with atomic_file(self.path) as file:
+            file.write(b"".join(kept))
         self._file = open(self.path, "a")  # noqa: SIM115
 
     def __call__(self, record: Record) -> None:
@@ -59,16 +61,47 @@ class JsonLines:
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a file that `JsonLines` wrote, without a last line that was cut short."""
-    if not Path(path).exists():
-        return []
-    records = []
-    for line in Path(path).read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
+    """The records of a file that `JsonLines` wrote, without a last line that was cut short.
+
+    Raises:
+      RunError: another line is damaged; the message names it.
+    """
+    lines = _lines(Path(path))
+    found = [_record(line) for line in lines]
+    _refuse_damaged(Path(path), found[:-1])
+    return [record for record in found if isinstance(record, dict)]
+
+
+def _lines_until(path: Path, step: int) -> list[bytes]:
+    """The lines of steps up to this one, byte for byte."""
+    lines = _lines(path)
+    found = [_record(line) for line in lines]
+    ours = [isinstance(record, dict) and record["step"] <= step for record in found]
+    last = max((i for i, x in enumerate(ours) if x), default=-1)
+    # Damage behind is in what the run writes anew.
+    _refuse_damaged(path, found[: last + 1])
+    return [line for line, kept in zip(lines, ours, strict=True) if kept]
+
+
+def _lines(path: Path) -> list[bytes]:
+    return path.read_bytes().splitlines(keepends=True) if path.exists() else []
+
+
+def _record(line: bytes) -> dict[str, Any] | str:
+    """A line's record, or what is wrong with it."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return " ".join(str(error).split())
+    if not isinstance(record, dict) or not isinstance(record.get("step"), int | float):
+        return "it is no object with a step"
+    return record if line.endswith(b"\n") else "it is cut short"
+
+
+def _refuse_damaged(path: Path, found: list[dict[str, Any] | str]) -> None:
+    for number, record in enumerate(found, start=1):
+        if isinstance(record, str):
+            raise RunError(f"{path}, line {number}, is damaged: {record[:200]}; mend or remove this line")
 
 
 @contextmanager

@@ -143,7 +143,8 @@ class Run(NamedTuple):
 
     put: places a block's items on the devices. record: takes one flat dict of numbers.
     evaluate: numbers about a state. stop: whether to stop early, from them.
-    save: `(state, position, numbers)`, with the numbers of an evaluation of this very state, or none.
+    save: `(state, position, numbers)`, with the numbers of an evaluation of this very state, or none; position, plain
+    data: "batches", where they are, and "pending", the metrics of each step since the last record.
     """
 
     put: Callable[[PyTree], PyTree] = jax.device_put
@@ -163,6 +164,7 @@ def train_until(
     batches: BatchSource,
     cadence: Cadence,
     run: Run = _ALONE,
+    pending: Mapping[str, Any] | None = None,
 ) -> TrainState:
     """Trains until `cadence.steps`, or until `run.stop` says so.
 
@@ -171,18 +173,20 @@ def train_until(
       block: from `make_block`.
       data: arrays on the devices that items index, or None.
       batches: gives the items.
+      pending: of the position that was saved with `state`, so that the next record is what it would have been.
 
     Raises:
       NonFiniteError: the loss is NaN or infinite; what was saved before stays.
     """
     step = int(state.step)
-    metrics: list[Metrics] = []
+    metrics = [_given(pending)] if pending else list[Metrics]()
     began, since = time.perf_counter(), step
     while step < cadence.steps:
         before, numbers, stopping = step, dict[str, float](), False
         items = batches.take(min(cadence.block, cadence.steps - step))
         state, measured = block(state, data, run.put(items))
-        metrics.append(measured)
+        if cadence.record:
+            metrics.append(measured)
         step += len(jax.tree.leaves(items)[0])
         last = step >= cadence.steps
 
@@ -202,7 +206,8 @@ def train_until(
             stopping = run.stop(numbers)
             began, since = time.perf_counter(), step
         if run.save and (due(cadence.save) or stopping):
-            run.save(state, batches.get_state(), numbers)
+            position = {"batches": batches.get_state(), "pending": _plain(metrics)}
+            run.save(state, position, numbers)
         if stopping:
             break
     return state
@@ -210,6 +215,18 @@ def train_until(
 
 def _means(metrics: list[Metrics]) -> dict[str, float]:
     """The mean of each metric over the steps of several blocks."""
-    return {
-        name: float(np.mean(np.concatenate([np.atleast_1d(m[name]) for m in metrics]))) for name in metrics[0]
-    }
+    return {name: float(np.mean(values)) for name, values in _joined(metrics).items()}
+
+
+def _joined(metrics: list[Metrics]) -> dict[str, np.ndarray]:
+    names = metrics[0] if metrics else ()
+    return {name: np.concatenate([np.atleast_1d(m[name]) for m in metrics]) for name in names}
+
+
+def _plain(metrics: list[Metrics]) -> dict[str, Any]:
+    """Metrics as JSON holds them, exactly: of each name the dtype, and the values as float64 or integers."""
+    return {name: [x.dtype.name, x.tolist()] for name, x in _joined(metrics).items()}
+
+
+def _given(plain: Mapping[str, Any]) -> Metrics:
+    return {name: np.asarray(values, jax.numpy.dtype(dtype)) for name, (dtype, values) in plain.items()}

@@ -15,7 +15,8 @@ STATIC = {
         None, None, None, "shape", "dtype", "view", "corner", "kind", "filter", "levels", "axes"),
     "factored": (None, None, "layers", "shape", "dtype"), "sum": (None, None, "shape", "dtype"),
     "joined": (None, None), "integers": (None, None, "low"), "scaled": (None, None, None, "shape", "dtype"),
-    "classed": (None, None, None, "parts"),
+    "classed": (None, None, None, "parts"), "by_state": (None, None, None, "parts"),
+    "trellis": (None, None, "low", "lines", "run", "states"),
 }  # fmt: skip
 
 
@@ -73,6 +74,8 @@ def claim(spec):
     if "shape" in told:
         width = max(jnp.dtype(told["dtype"]).itemsize, 4) if "dtype" in told else told["itemsize"]
         total += sized(told["shape"]) * width
+    if tag == "trellis":
+        total += 24 * sized(told["lines"])
     return total + (
         synthesis(told, items[1] is not None or items[2] is not None) if tag == "coefficients" else 0
     )

@@ -208,6 +208,8 @@ def codes(item, source):
         return classed(item, source)
     if item[0] == "integers":
         return integers(item, source)
+    if item[0] == "trellis":
+        return trellis(item, source)
     stream = next(source)
     return stream if item[1] > 1 else np.unpackbits(stream, count=item[2], bitorder="little")
 
@@ -221,6 +223,56 @@ def integers(spec, source):
         assert np.count_nonzero(found == largest) == wide.size
         whole[found == largest] = wide
     return whole
+
+
+POLYNOMIALS = {4: (0o5, 0o2), 8: (0o13, 0o4), 16: (0o23, 0o4), 32: (0o45, 0o10), 64: (0o103, 0o24)}
+
+
+def trellis(spec, source):
+    _, item, wide, low, lines, run, states = spec
+    assert 1 <= run <= 1024
+    h0, h1 = (h >> 1 for h in POLYNOMIALS[states])
+    places = np.arange(np.prod(lines)).reshape(lines)
+    # What each run meets, one number of all runs after the other.
+    met = [places[:, p::run].transpose(0, 2, 1) for p in range(min(run, lines[1]))]
+    state = np.zeros((lines[0], lines[2], -(-lines[1] // run)), int)
+    by_state = item[0] == "by_state"
+    if by_state:
+        chain, parts = item[1], item[4]
+        lengths = stream_lengths(chain)
+        streams = [list(part) for part in np.split(codes(chain, source), np.cumsum(lengths)[:-1])]
+        classes = [None if x is None else array(x, source) for x in item[2:4]]
+        rows, columns = filled(classes, places.size)
+        cell = 2 * (rows[:, None] * (int(columns.max()) + 1) + columns[None]).reshape(-1)
+        found = np.zeros(places.size, np.uint8)
+    else:
+        found = codes(item, source)
+    states_met = np.zeros(places.size, int)
+    for at in met:
+        now = state[..., : at.shape[-1]]
+        states_met[at] = now
+        if by_state:
+            for place in np.sort(at.reshape(-1)):
+                found[place] = streams[parts[cell[place] + (states_met[place] & 1)]].pop(0)
+        odd = (found[at] + low) & 1
+        state[..., : at.shape[-1]] = (now >> 1) ^ np.where(now & 1, h0, 0) ^ np.where(odd, h1, 0)
+    assert not by_state or not any(streams)
+    wide = array(wide, source)
+    index = found.astype(np.int32) + low
+    if wide.size:
+        escaped = found >= 254
+        assert (low, bits_of(item), np.count_nonzero(escaped)) == (-127, 8, wide.size)
+        assert ((found[escaped] + wide) & 1).all()
+        index[escaped] = wide
+    return 2 * index - (states_met & 1) * np.sign(index)
+
+
+def filled(classes, count):
+    rows, columns = classes
+    if rows is None and columns is None:
+        return np.zeros(1, int), np.zeros(count, int)
+    rows = np.zeros(count // len(columns), int) if rows is None else rows.astype(int)
+    return rows, np.zeros(count // len(rows), int) if columns is None else columns.astype(int)
 
 
 def bits_of(item):

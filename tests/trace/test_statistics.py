@@ -16,12 +16,14 @@ from modelzip_jax.errors import PatternError, TraceError
 from modelzip_jax.models import language_model, lenet, nnx_mlp, resnet, vgg
 from modelzip_jax.models.bert import SentenceEncoder, SentenceEncoderConfig
 
-KINDS = ("mean", "mean_abs", "second_moment", "zeros", "range", "gram")
+KINDS = ("mean", "mean_abs", "above_mean", "second_moment", "zeros", "range", "gram")
 
 FEW = ("mean", "second_moment", "zeros")
 
 
-def check(channels, rows, names=("mean", "mean_abs", "second_moment", "zeros", "minimum", "maximum")):
+def check(
+    channels, rows, names=("mean", "mean_abs", "above_mean", "second_moment", "zeros", "minimum", "maximum")
+):
     want = moments(rows)
     for name in names:
         got = np.asarray(getattr(channels, name))

@@ -66,6 +66,7 @@ def moments(rows):
     return {
         "mean": rows.mean(0),
         "mean_abs": np.abs(rows).mean(0),
+        "above_mean": np.where(np.abs(rows) >= np.abs(rows).mean(1, keepdims=True), np.abs(rows), 0).mean(0),
         "second_moment": (rows**2).mean(0),
         "zeros": (rows == 0).mean(0),
         "minimum": rows.min(0),

@@ -10,7 +10,7 @@ import pytest
 
 import modelzip_jax as mz
 from modelzip_jax.errors import CheckpointError
-from modelzip_jax.training.snapshots import Checkpoints
+from modelzip_jax.training.snapshots import Checkpoints, CheckpointWarning
 from modelzip_jax.training.state import begin
 
 
@@ -59,13 +59,13 @@ def test_the_saved_state_is_a_copy_that_donation_cannot_reach(tmp_path):
 
 
 @pytest.mark.parametrize(("mode", "best"), [("max", 2), ("min", 1)])
-def test_the_best_and_the_last_are_kept(tmp_path, mode, best):
+def test_the_best_and_the_last_two_are_kept(tmp_path, mode, best):
     with Checkpoints(tmp_path, "score", mode) as keep:
         for step, score in ((1, 0.1), (2, 0.9), (3, 0.4), (4, 0.5)):
             keep.save(state(step), {}, {"score": score})
         keep.save(state(5), {}, {})
     with Checkpoints(tmp_path, "score", mode) as keep:
-        assert keep.steps() == [best, 5]
+        assert keep.steps() == [best, 4, 5]
         assert keep.best_step() == best
         same(keep.restore(state(0), best)[0], state(best))
 
@@ -88,19 +88,72 @@ def test_a_step_that_there_is_not(tmp_path):
         keep.restore(state(0), 5)
 
 
-def test_a_damaged_checkpoint_is_named_and_the_others_too(tmp_path):
+def halve(folder):
+    """Cuts every file below a folder in half."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            os.truncate(path, path.stat().st_size // 2)
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(tmp_path):
     with Checkpoints(tmp_path, "score") as keep:
-        keep.save(state(1), {}, {"score": 1.0})
-        keep.save(state(2), {}, {"score": 0.5})
-    for folder, _, files in os.walk(tmp_path / "2" / "state"):
-        for name in files:
-            path = os.path.join(folder, name)
-            os.truncate(path, os.path.getsize(path) // 2)
+        for step in (1, 2):
+            keep.save(state(step), {"position": step}, {"score": 1.0})
+    halve(tmp_path / "2" / "state")
     with Checkpoints(tmp_path, "score") as keep:
-        with pytest.raises(CheckpointError, match=r"2: .*other checkpoints: \[1\]") as caught:
+        with pytest.warns(
+            CheckpointWarning, match=r"2 is damaged: .*renamed to 2.damaged, and step 1"
+        ) as told:
+            restored, rest = keep.restore(state(0))
+        assert "\n" not in str(told[0].message)
+        same(restored, state(1))
+        assert rest == {"position": 1}
+        keep.save(state(2), {"position": 2}, {"score": 2.0})
+    with Checkpoints(tmp_path, "score") as keep:
+        assert keep.steps() == [1, 2]
+        same(keep.restore(state(0))[0], state(2))
+
+
+def test_where_no_checkpoint_is_sound_each_is_named(tmp_path):
+    with Checkpoints(tmp_path) as keep:
+        keep.save(state(1), {}, {})
+        keep.save(state(2), {}, {})
+    halve(tmp_path / "1" / "rest")
+    halve(tmp_path / "2" / "state")
+    with Checkpoints(tmp_path) as keep:
+        with pytest.raises(
+            CheckpointError, match=r"2: .*; checkpoint .*1: its record .* to begin anew"
+        ) as told:
             keep.restore(state(0))
-        assert "\n" not in str(caught.value)
-        same(keep.restore(state(0), 1)[0], state(1))
+        assert "\n" not in str(told.value)
+        with pytest.raises(CheckpointError, match=r"2: .*other checkpoints: \[1\]"):
+            keep.restore(state(0), 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+
+
+def test_a_damaged_checkpoint_that_may_be_the_best_is_kept_and_named(tmp_path):
+    with Checkpoints(tmp_path, "score") as keep:
+        for step, score in ((1, 0.9), (2, 0.1), (3, 0.2)):
+            keep.save(state(step), {}, {"score": score})
+    halve(tmp_path / "1" / "rest")
+    with Checkpoints(tmp_path, "score") as keep:
+        same(keep.restore(state(0))[0], state(3))
+        keep.save(state(4), {}, {"score": 0.3})
+        assert keep.steps() == [1, 3, 4]
+        with pytest.raises(CheckpointError, match="1 is damaged, and may have been the best"):
+            keep.best_step()
+
+
+def test_another_dtype_is_another_network_and_no_damage(tmp_path):
+    with Checkpoints(tmp_path) as keep:
+        keep.save(state(1), {}, {})
+    like = state(0)
+    like = like._replace(params=jax.tree.map(lambda x: x.astype(jnp.bfloat16), like.params))
+    with (
+        Checkpoints(tmp_path) as keep,
+        pytest.raises(CheckpointError, match=r"is float32 in .* bfloat16 in this"),
+    ):
+        keep.restore(like)
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):

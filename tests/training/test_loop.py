@@ -160,7 +160,7 @@ def test_stopping_early_and_what_is_saved():
     seen, saved = [], []
 
     def save(state, position, numbers):
-        saved.append((int(state.step), position["position"], numbers))
+        saved.append((int(state.step), position["batches"]["position"], numbers))
 
     run = loop.Run(
         evaluate=lambda state: {"validation_loss": float(state.step)},

@@ -4,7 +4,7 @@ import types
 
 import pytest
 
-from modelzip_jax.errors import MissingExtraError
+from modelzip_jax.errors import MissingExtraError, RunError
 from modelzip_jax.training import records
 
 
@@ -17,6 +17,34 @@ def test_a_line_cut_short_and_what_follows_the_checkpoint_are_dropped(tmp_path):
         {"step": 1, "loss": 2.0},
         {"step": 2, "loss": 1.5},
     ]
+
+
+SOUND = [b'{"step": 1, "loss": 2.0}\n', b'{"step": 2, "loss": 1.0}\n', b'{"step": 3, "loss": 0.5}\n']
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\n", b'{"step": 1, "loss": 2.\n', b"[1]\n", b'{"loss": 2.0}\n', b"\xff\x00\n"]
+)
+def test_a_damaged_line_is_named_unless_the_run_writes_it_anew(tmp_path, damage):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(SOUND[0] + damage + SOUND[2])
+    with pytest.raises(RunError, match=r"log.jsonl, line 2, is damaged: .*mend or remove this line") as told:
+        records.JsonLines(path, step=3)
+    assert "\n" not in str(told.value)
+    with pytest.raises(RunError, match="line 2"):
+        records.read_records(path)
+    with records.JsonLines(path, step=1):
+        pass
+    assert path.read_bytes() == SOUND[0]
+
+
+def test_a_line_without_its_end_is_cut_short_however_it_reads(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(SOUND[0] + SOUND[1].rstrip())
+    assert [record["step"] for record in records.read_records(path)] == [1]
+    with records.JsonLines(path, step=2) as log:
+        log({"step": 3, "loss": 0.5})
+    assert path.read_bytes() == SOUND[0] + SOUND[2]
 
 
 def test_a_new_run_begins_a_new_log(tmp_path):

@@ -29,6 +29,23 @@ def test_train_and_inspect(tmp_path):
     assert mz.load(tmp_path / "run" / "model.mz").step == 18
 
 
+@pytest.mark.filterwarnings("default::modelzip_jax.training.snapshots.CheckpointWarning")
+def test_a_damaged_checkpoint_is_a_note(tmp_path, monkeypatch, capsys):
+    command = ["train", "--config", "configs/digits_mlp.py", "--out", str(tmp_path), "--json", *QUICK]
+    monkeypatch.setattr("sys.argv", ["modelzip", *command, "--config.save_every=9"])
+    for damage in (False, True):
+        if damage:
+            (tmp_path / "checkpoints" / "18" / "rest" / "record.json").write_text("{}")
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert stopped.value.code == 0
+    note = f"note: checkpoint {tmp_path}/checkpoints/18 is damaged: its record record.json cannot be read: "
+    error = capsys.readouterr().err
+    assert error.startswith(note)
+    assert error.endswith("; it is renamed to 18.damaged, and step 9 taken\n")
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -15,7 +15,7 @@ from modelzip_jax.naming import nearest_name
 from modelzip_jax.patterns import matches, require_matches
 from modelzip_jax.recipe import recordable
 
-__all__ = ["Erk", "Global", "Layers", "Uniform", "erk", "layers", "resolve"]
+__all__ = ["Erk", "Global", "Layers", "Uniform", "erk", "layers", "resolve", "shared_sparsities"]
 
 
 @recordable
@@ -62,21 +62,34 @@ class Erk(Allocation):
         shapes = [p.shape or (1,) for p in parts]
         sizes = jnp.array([p.tensors * math.prod(s) for p, s in zip(parts, shapes, strict=True)], jnp.float32)
         raw = jnp.array([sum(s) / max(math.prod(s), 1) for s in shapes], jnp.float32)
-        wanted = (1.0 - sparsity) * jnp.sum(sizes)
+        return shared_sparsities(raw, sizes, sparsity)
 
-        def kept(scale: jax.Array) -> jax.Array:
-            return jnp.sum(jnp.minimum(scale * raw, 1.0) * sizes)
 
-        def halve(_: int, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            low, high = bracket
-            middle = 0.5 * (low + high)
-            enough = kept(middle) >= wanted
-            return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
+def shared_sparsities(raw: jax.Array, sizes: jax.Array, sparsity: jax.Array) -> list[jax.Array]:
+    """The sparsity of each leaf whose densities are in the ratio of `raw`, where none is above 1.
 
-        # The densest any leaf must become is 1, so the scale lies below the largest 1 / raw.
-        bracket = jnp.float32(0.0), jnp.max(jnp.where(sizes > 0, 1.0 / raw, 0.0), initial=1.0)
-        _, scale = jax.lax.fori_loop(0, 48, halve, bracket)
-        return list(1.0 - jnp.minimum(scale * raw, 1.0))
+    Args:
+      raw: float32 `(leaves,)`, above 0. sizes: how many weights each leaf has. sparsity: of all of them together.
+
+    >>> raw, sizes = jnp.array([1.0, 3.0]), jnp.array([10.0, 10.0])
+    >>> [round(float(s), 3) for s in shared_sparsities(raw, sizes, 0.8)]
+    [0.9, 0.7]
+    """
+    wanted = (1.0 - sparsity) * jnp.sum(sizes)
+
+    def kept(scale: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.minimum(scale * raw, 1.0) * sizes)
+
+    def halve(_: int, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bracket
+        middle = 0.5 * (low + high)
+        enough = kept(middle) >= wanted
+        return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
+
+    # The densest any leaf must become is 1, so the scale lies below the largest 1 / raw.
+    bracket = jnp.float32(0.0), jnp.max(jnp.where(sizes > 0, 1.0 / raw, 0.0), initial=1.0)
+    _, scale = jax.lax.fori_loop(0, 48, halve, bracket)
+    return list(1.0 - jnp.minimum(scale * raw, 1.0))
 
 
 def erk() -> Erk:

@@ -13,7 +13,14 @@ from modelzip_jax.masking.scores.gradients import (
     saliency,
     taylor,
 )
-from modelzip_jax.masking.scores.inputs import NeuronActivity, Wanda, neuron_activity, wanda
+from modelzip_jax.masking.scores.inputs import (
+    NeuronActivity,
+    SampledFeatures,
+    Wanda,
+    neuron_activity,
+    sampled_features,
+    wanda,
+)
 from modelzip_jax.masking.scores.score import Score
 from modelzip_jax.masking.scores.weights import Magnitude, Outlier, Random, magnitude, outlier, random
 from modelzip_jax.masking.scores.zero_cost import Given, given, grasp, iterate, snip, synflow
@@ -29,6 +36,7 @@ __all__ = [
     "Outlier",
     "Random",
     "Saliency",
+    "SampledFeatures",
     "Score",
     "Taylor",
     "Wanda",
@@ -44,6 +52,7 @@ __all__ = [
     "outlier",
     "random",
     "saliency",
+    "sampled_features",
     "snip",
     "synflow",
     "taylor",

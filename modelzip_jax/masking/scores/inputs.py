@@ -15,7 +15,14 @@ from modelzip_jax.recipe import recordable
 from modelzip_jax.transform import Context
 from modelzip_jax.tree import PyTree
 
-__all__ = ["NeuronActivity", "Wanda", "neuron_activity", "wanda"]
+__all__ = [
+    "NeuronActivity",
+    "SampledFeatures",
+    "Wanda",
+    "neuron_activity",
+    "sampled_features",
+    "wanda",
+]
 
 
 @recordable
@@ -48,6 +55,44 @@ def wanda() -> Wanda:
            [2.      ]], dtype=float32)
     """
     return Wanda()
+
+
+@recordable
+@dataclasses.dataclass(frozen=True)
+class SampledFeatures(Score):
+    """See `sampled_features`."""
+
+    needs = ("stats",)
+
+    def __call__(self, weights: PyTree, context: Context = NOTHING, memory: PyTree = ()) -> PyTree:
+        def score(name: str, w: jax.Array, measured: Any) -> jax.Array:
+            use, channels = _seen(name, measured, "inputs", "above_mean")
+            return jnp.abs(w) * _along(
+                channels.above_mean, w.ndim, (*use.layers, *use.batch, *use.contracted)
+            )
+
+        return _map(score, weights, context.stats)
+
+
+def sampled_features() -> SampledFeatures:
+    """|w| E[|z̃|], z̃ being what each sample keeps of the features z that the weight multiplies.
+
+    A sample keeps the features that are at least as active as its mean feature, and the others are 0 to it: the
+    survey's sparse–dense learning, steps 2 and 3, see `mz.sparse_dense_by_samples`. Unlike the norm of `wanda`, a
+    feature that is weak in every sample scores 0. A convolution has a sample at each position of each example, and
+    its features are the input channels there.
+
+    Needs `stats=trace.statistics(apply_fn, params, batches, kinds=("above_mean",))`.
+
+    >>> from modelzip_jax import trace
+    >>> w, x = jnp.array([[1.0], [2.0], [2.0]]), jnp.array([[6.0, 0.0, 1.0], [8.0, 9.0, 1.0]])
+    >>> stats = trace.statistics(lambda p, x: x @ p, w, [x], kinds=("above_mean",))
+    >>> sampled_features()(w, Context(stats=stats))
+    Array([[7.],
+           [9.],
+           [0.]], dtype=float32)
+    """
+    return SampledFeatures()
 
 
 @recordable

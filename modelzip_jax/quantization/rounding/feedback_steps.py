@@ -11,8 +11,10 @@ import jax.numpy as jnp
 from modelzip_jax.factoring import damped, inverse_factor
 from modelzip_jax.quantization.fits import LevelLeaf, UniformLeaf
 from modelzip_jax.quantization.rounding.strategy import Problem
+from modelzip_jax.quantization.rounding.two_sided_lines import rounded_by_lines
 from modelzip_jax.quantization.rounding.two_sided_steps import rounded_two_sided
 from modelzip_jax.quantization.scaled_leaf import ScaledLeaf
+from modelzip_jax.quantization.trellis.leaf import TrellisLeaf
 from modelzip_jax.trace.measures.layer_matrices import Layout
 
 __all__ = ["Matrices", "fed_back"]
@@ -65,6 +67,8 @@ def fed_back(
             return _rounded_matrix(leaf, columns, gram, damping, block, order)
         entries = tuple(x.T for x in columns)
         both = damped(outputs, outputs_damping), damped(gram, damping)
+        if isinstance(leaf, TrellisLeaf):
+            return rounded_by_lines(leaf, entries, *both, order).T
         return rounded_two_sided(leaf, entries, *both, order).T
 
     layers = columns, gram, outputs

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-__all__ = ["rounded_two_sided"]
+__all__ = ["rounded_two_sided", "unit_lower_factor"]
 
 _TILE = 64
 
@@ -77,10 +77,15 @@ def rounded_two_sided(
 
 def _side(h: jax.Array, order: bool) -> _Side:
     place = jnp.argsort(-jnp.diagonal(h)) if order else jnp.arange(len(h))
-    upper = jnp.linalg.cholesky(h[place][:, place][::-1, ::-1])[::-1, ::-1]
-    factor = (upper / jnp.diagonal(upper)).T - jnp.eye(len(h), dtype=h.dtype)
+    factor = unit_lower_factor(h[place][:, place])
     width = -len(h) % _TILE
     return _Side(place, jnp.pad(factor, ((0, width), (0, width))))
+
+
+def unit_lower_factor(h: jax.Array) -> jax.Array:
+    """What is below the unit diagonal of R in h = Rᵀ diag(d) R."""
+    upper = jnp.linalg.cholesky(h[::-1, ::-1])[::-1, ::-1]
+    return (upper / jnp.diagonal(upper)).T - jnp.eye(len(h), dtype=h.dtype)
 
 
 def _arranged(x: jax.Array, rows: _Side, columns: _Side) -> jax.Array:

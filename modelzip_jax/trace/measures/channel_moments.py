@@ -15,7 +15,7 @@ from modelzip_jax.sampling import spread_places
 
 __all__ = ["KINDS", "Channels", "empty", "fold", "measure", "pooled"]
 
-KINDS = ("mean", "mean_abs", "second_moment", "zeros", "range", "gram", "percentiles")
+KINDS = ("mean", "mean_abs", "above_mean", "second_moment", "zeros", "range", "gram", "percentiles")
 
 
 @jax.tree_util.register_dataclass
@@ -27,6 +27,8 @@ class Channels:
 
     count: how many values of each channel were seen; scalar, or one number a layer.
     mean, mean_abs, second_moment: E[x], E[|x|], E[x²].
+    above_mean: E[|x|] with 0 in the place of what is under the mean |x| of its row: of the features that one position
+    of one example has. What a sparse code of each sample keeps of them.
     zeros: the fraction of values that are exactly 0 (APoZ, Hu et al. 2016, https://arxiv.org/abs/1607.03250).
     minimum, maximum: of all values.
     gram: E[x xᵀ] over rows of all channels that one output sums over, `(..., n, n)`; n in C order of
@@ -51,12 +53,15 @@ class Channels:
     gram: Any = None
     percentiles: Any = None
     sample: Any = None
+    above_mean: Any = None
 
 
-_MEANS = ("mean", "mean_abs", "second_moment", "zeros", "gram")
+_MEANS = ("mean", "mean_abs", "above_mean", "second_moment", "zeros", "gram")
 
 
-def measure(x: jax.Array, ndim: int, kinds: frozenset[str], patches: jax.Array | None, rows: int) -> Channels:
+def measure(
+    x: jax.Array, ndim: int, kinds: frozenset[str], patches: jax.Array | None, rows: int, apart: int = 0
+) -> Channels:
     """The moments of one batch.
 
     Args:
@@ -65,6 +70,7 @@ def measure(x: jax.Array, ndim: int, kinds: frozenset[str], patches: jax.Array |
       kinds: of `KINDS`.
       patches: `(..., n)` rows for the Gram matrix, with axes before that are kept apart (groups).
       rows: how many rows to sample, at most.
+      apart: how many of the first channel axes are of different rows (experts).
     """
     over, count = tuple(range(x.ndim - ndim)), math.prod(x.shape[: x.ndim - ndim])
     x32 = x.astype(jnp.float32)
@@ -79,7 +85,15 @@ def measure(x: jax.Array, ndim: int, kinds: frozenset[str], patches: jax.Array |
         maximum=jnp.max(x32, axis=over) if "range" in kinds else None,
         gram=_gram(patches) if patches is not None else None,
         sample=_sample(x32, ndim, rows) if "percentiles" in kinds else None,
+        above_mean=mean(_above_mean(x32, ndim - apart)) if "above_mean" in kinds else None,
     )
+
+
+def _above_mean(x: jax.Array, ndim: int) -> jax.Array:
+    """|x|, and 0 where it is under the mean of its row, of the last `ndim` axes."""
+    size = jnp.abs(x)
+    mean = jnp.mean(size, axis=tuple(range(x.ndim - ndim, x.ndim)), keepdims=True)
+    return jnp.where(size >= mean, size, 0.0)
 
 
 def _gram(rows: jax.Array) -> jax.Array:

@@ -92,7 +92,8 @@ def statistics(
     Args:
       apply_fn, params: as for `uses`.
       batches: each a tuple of what `apply_fn` takes after `params`, or that one array.
-      kinds: of "mean", "mean_abs", "second_moment", "zeros", "range", "gram", "percentiles".
+      kinds: of "mean", "mean_abs", "above_mean", "second_moment", "zeros", "range", "gram", "percentiles"; see
+        `Channels`.
       places: of "inputs", "outputs", "activations"; Gram matrices are of inputs only.
       only: path patterns of the leaves to look at; Gram matrices of all of them may not fit in memory.
       percentiles: which ones, in percent.
@@ -225,7 +226,8 @@ class _Pass:
     def _measure(self, t: Tap, equation: Equation, operands: list[Any], results: list[Any]) -> Channels:
         x = operands[t.operand] if t.place == "inputs" else results[0]
         gram = "gram" in self.kinds and t.place == "inputs"
-        return measure(t.arrange(x), t.ndim, self.kinds, t.rows(x, equation) if gram else None, _ROWS_A_BATCH)
+        rows = t.rows(x, equation) if gram else None
+        return measure(t.arrange(x), t.ndim, self.kinds, rows, _ROWS_A_BATCH, len(t.kept_shape))
 
 
 def by_layer(found: Channels, path: str, layers: tuple[Layer, ...]) -> Channels:
