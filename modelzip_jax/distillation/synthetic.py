@@ -274,7 +274,8 @@ def _by_class(inputs: Any, labels: Any) -> _Examples:
 
 
 def _check_outputs(outputs: Any, examples: _Examples) -> None:
-    shape, classes = getattr(outputs, "shape", ()), len(examples.counts)
+    shape: tuple[int, ...] = getattr(outputs, "shape", ())
+    classes = len(examples.counts)
     if len(shape) != 2 or shape[0] != 1 or shape[1] < classes:
         raise DistillationError(
             f"there are labels from 0 to {classes - 1}, and the network gives {outputs} for one example; it must give "
