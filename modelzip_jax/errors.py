@@ -14,6 +14,7 @@ __all__ = [
     "ModelError",
     "ModelzipError",
     "NonFiniteError",
+    "OutOfMemoryError",
     "PatternError",
     "RecipeError",
     "RunError",
@@ -55,6 +56,10 @@ class SilentLayerError(LeafError):
 
 class NonFiniteError(ModelzipError, ValueError):
     """A leaf holds NaN or infinity; the message names it."""
+
+
+class OutOfMemoryError(ModelzipError, MemoryError):
+    """This machine has too little memory for what a file holds, which may be sound; the message names what."""
 
 
 class WrapError(ModelzipError, ValueError):

@@ -12,7 +12,7 @@ from modelzip_jax.concrete import host_view
 from modelzip_jax.errors import LeafError, NonFiniteError
 from modelzip_jax.tree import PyTree, is_array, named_leaves
 
-__all__ = ["all_finite", "check_arrays", "check_finite", "check_floating"]
+__all__ = ["all_finite", "check_arrays", "check_finite", "check_floating", "count_nonfinite"]
 
 
 def check_arrays(tree: PyTree) -> None:
@@ -62,7 +62,7 @@ def check_finite(tree: PyTree, so: str = "a network that holds them cannot be co
     for name, leaf in named_leaves(tree):
         if isinstance(leaf, jax.core.Tracer) or not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             continue
-        bad = _count_nonfinite(leaf)
+        bad = count_nonfinite(leaf)
         if bad:
             raise NonFiniteError(f"leaf {name!r} has {bad} NaN or infinite values of {np.size(leaf)}; {so}")
 
@@ -86,7 +86,12 @@ def _nonfinite(x: jax.Array) -> jax.Array:
     return jnp.sum(~jnp.isfinite(x), dtype=jnp.int32)
 
 
-def _count_nonfinite(leaf: Any) -> int:
+def count_nonfinite(leaf: Any) -> int:
+    """How many values of an array are NaN or infinite.
+
+    >>> count_nonfinite(jnp.array([1.0, jnp.nan, jnp.inf]))
+    2
+    """
     seen = leaf if isinstance(leaf, np.ndarray) else host_view(leaf)
     if seen is not None:  # nothing to compile for each shape
         return seen.size - int(np.count_nonzero(np.isfinite(seen)))

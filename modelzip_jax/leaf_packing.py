@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from modelzip_jax import tree as trees
+from modelzip_jax.extreme_weights import check_decodes
 from modelzip_jax.transform import Context, Transform, dense
 from modelzip_jax.tree import PyTree
 
@@ -80,6 +81,7 @@ class LeafPacking:
         for index in group:
             if self.progress is not None:
                 self.progress(self.names[index], trees.nbytes(self.leaves[index]))
+            check_decodes(self.names[index], parts[index], self.leaves[index])
             self.packed[index], self.leaves[index] = owned(parts[index], self.leaves[index]), 0
 
 

@@ -14,6 +14,7 @@ from modelzip_jax import tree as trees
 from modelzip_jax.combinator import check_transform, selected, selects
 from modelzip_jax.errors import RecipeError, TransformError, TreeError
 from modelzip_jax.host_unpacking import unpacked_on_host
+from modelzip_jax.jax_settings import unwatched
 from modelzip_jax.leaf_checks import check_arrays, check_finite
 from modelzip_jax.leaf_packing import LeafPacking, copied_leaf
 from modelzip_jax.metadata import NOTHING, Metadata
@@ -119,19 +120,35 @@ def compress(
     Raises:
       PatternError: a path pattern of the transform matches nothing.
       LeafError: a selected leaf is not floating-point, or a leaf is no array.
-      NonFiniteError: a selected leaf holds NaN or infinity.
+      NonFiniteError: a selected leaf holds NaN or infinity, or would decode to them, being so near the largest number
+        of its dtype that a sum or a rounding leaves it.
 
     >>> import modelzip_jax as mz
     >>> packed = mz.compress({"w": np.eye(64, dtype=np.float32)}, mz.quantize(bits=2))
     >>> packed.dense_bytes, packed.nbytes
     (16384, 1280)
     """
+    # A caller who keeps no reference of its own has each leaf freed once it is packed.
+    held = [params]
+    del params
     if isinstance(transform, Search):
-        held = [params]
-        del params
         return transform.compressed(
             held.pop(), variables=variables, calibrate=calibrate, progress=progress, given=given
         )
+    with unwatched():
+        return _compressed(held, transform, variables, calibrate, progress, given)
+
+
+def _compressed(
+    held: list[PyTree],
+    transform: Transform,
+    variables: PyTree,
+    calibrate: tuple[Callable[..., Any], Sequence[Any]] | None,
+    progress: Callable[[str, int], None] | None,
+    given: dict[str, Any],
+) -> Packed:
+    """`compress`; takes the params out of the list."""
+    params = held.pop()
     check_transform(transform, "compress()")
     model, params = params if calibrate is not None else None, _checked_weights(params)
     weights, context, keep = selected(transform, params, given, "compress()")
@@ -190,6 +207,7 @@ def decoded(params: PyTree, transform: Transform, **given: Any) -> PyTree:
     return trees.restored(trees.merge(tree, transform.decode(encoded)), params)
 
 
+@unwatched()
 def unpack(packed: PyTree) -> PyTree:
     """The weights that the network computes with, from a `Packed` model or a tree of packed arrays.
 
@@ -236,6 +254,7 @@ def _unpack(packed: PackedArray) -> Any:
     return jnp.array(values) if isinstance(values, np.ndarray) else values
 
 
+@unwatched()
 def resume(packed: Packed, transform: Transform | None = None) -> tuple[Transform, Encoded]:
     """What training goes on with: the transform, and an encoded model.
 

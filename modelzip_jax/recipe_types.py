@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import types
 import typing
@@ -32,7 +33,7 @@ def misfits(cls: type, fields: dict[str, Any], open_to: Callable[[Any], bool]) -
 def has_type(value: Any, hint: Any, open_to: Callable[[Any], bool] = lambda x: False) -> bool:
     """Whether a value is of a type: numbers, strings, None, classes, unions and tuples of these.
 
-    A whole number is a float, too. Of what is called, nothing can be said.
+    A whole number is a float, too. Of what is called, nothing can be said, but that it is no strategy.
 
     >>> has_type((1, 2), tuple[int, ...]), has_type(1, float), has_type(True, int), has_type("a", int | None)
     (True, True, False, False)
@@ -55,5 +56,5 @@ def has_type(value: Any, hint: Any, open_to: Callable[[Any], bool] = lambda x: F
     if hint in (bool, str, type(None)):
         return isinstance(value, hint)
     if not isinstance(hint, type) or origin is not None:
-        return callable(value)
+        return callable(value) and not dataclasses.is_dataclass(value)
     return isinstance(value, hint)

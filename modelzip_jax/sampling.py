@@ -19,13 +19,16 @@ def spread_places(count: int, most: int) -> np.ndarray:
     for the same numbers.
 
     >>> spread_places(3, 8), len(np.unique(spread_places(1024, 64) % 32)) > 20
-    (array([0, 1, 2]), True)
+    (array([0, 1, 2], dtype=int32), True)
     """
+    # 64 bits only where they are needed: JAX narrows them, and under x64 remembers that it did.
+    dtype = np.int32 if count < 1 << 31 else np.int64
     if count <= most:
-        return np.arange(count)
+        return np.arange(count, dtype=dtype)
     starts = np.arange(most) * count // most
     ends = np.arange(1, most + 1) * count // most
-    return starts + (np.random.default_rng(0).random(most) * (ends - starts)).astype(starts.dtype)
+    drawn = starts + (np.random.default_rng(0).random(most) * (ends - starts)).astype(starts.dtype)
+    return drawn.astype(dtype)
 
 
 def proportional_shares(sizes: np.ndarray, count: int) -> np.ndarray:

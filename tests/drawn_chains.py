@@ -18,11 +18,10 @@ from flax import nnx
 
 import modelzip_jax as mz
 from modelzip_jax.errors import ModelzipError
+from modelzip_jax.testing import SUMS_ULP
 from modelzip_jax.wavelets.filters import FILTERS
 
 RNG = np.random.default_rng(0)
-SUMS_ULP = 16
-"""What decoding by sums, wavelets mostly, may differ by."""
 
 
 def normal(*shape, dtype=np.float32):

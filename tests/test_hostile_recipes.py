@@ -13,9 +13,16 @@ from modelzip_jax.errors import ModelzipError, RecipeError
 from modelzip_jax.recipe import from_plain, recorded
 
 ROOT = Path(__file__).parents[1]
-SPEC = importlib.util.spec_from_file_location("fuzz", ROOT / "scripts" / "fuzz.py")
-fuzz = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(fuzz)
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+fuzz, fuzz_recipes = script("fuzz"), script("fuzz_recipes")
 RECIPES = json.loads((ROOT / "tests" / "golden" / "recipes.json").read_text())
 PARTS = {"type": "Identity", "fields": {}}
 
@@ -68,6 +75,21 @@ def test_mutations_of_every_recipe():
             except ModelzipError:
                 pass
     assert built > 300
+
+
+@pytest.mark.parametrize("count", [150, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_random_recipes_are_refused_or_valid(count):
+    assert fuzz_recipes.run(count, seed=16) == []
+
+
+def test_a_strategy_of_another_kind_is_no_schedule():
+    """It can be called, too, but not with a step."""
+    plain = {"type": "Prune", "fields": {"score": {"type": "Magnitude", "fields": {}}, "allocation": "uniform",
+             "every": 0, "sparsity": {"type": "Given", "fields": {}}}}  # fmt: skip
+    with pytest.raises(RecipeError, match="'sparsity' cannot be"):
+        from_plain(plain)
+    with pytest.raises(mz.errors.TransformError, match="is no number"):
+        mz.prune(sparsity=mz.scores.given())
 
 
 @pytest.mark.parametrize("step", [-1, 2**31, 2**62])

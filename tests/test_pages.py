@@ -13,6 +13,8 @@ DOCS = Path(__file__).parents[1] / "docs"
 @pytest.mark.parametrize(
     "page",
     [
+        "getting_started.md",
+        "concepts.md",
         "pruning.md",
         "trace.md",
         "quantization.md",
@@ -25,6 +27,7 @@ DOCS = Path(__file__).parents[1] / "docs"
         "distillation_data.md",
         pytest.param("rewrites.md", marks=pytest.mark.slow),
         pytest.param("wavelets.md", marks=pytest.mark.slow),
+        pytest.param("smallest.md", marks=pytest.mark.slow),
     ],
 )
 def test_the_examples_of_the_page(page, tmp_path, monkeypatch):
@@ -41,3 +44,11 @@ def test_the_examples_of_the_page(page, tmp_path, monkeypatch):
         elif said:
             last = [line for line in block.splitlines() if line and not line.startswith("#")][-1]
             assert repr(eval(last, names)) == said[0]
+
+
+def test_every_page_with_examples_is_among_them():
+    """`format.md` shows bytes; the modules that `command_line.md` shows are files of users."""
+    (mark,) = test_the_examples_of_the_page.pytestmark
+    run = {str(page.values[0] if hasattr(page, "values") else page) for page in mark.args[1]}
+    shown = {path.name for path in DOCS.glob("*.md") if "```python\n" in path.read_text()}
+    assert shown - run == {"format.md", "command_line.md"}

@@ -25,7 +25,7 @@ import jax
 from modelzip_jax.checkpoints import orbax_dir, recognition, shards
 from modelzip_jax.checkpoints.contents import Contents
 from modelzip_jax.checkpoints.train_states import choose
-from modelzip_jax.errors import CheckpointError, MissingExtraError
+from modelzip_jax.errors import CheckpointError, MissingExtraError, OutOfMemoryError
 
 __all__ = ["SUFFIXES", "Contents", "check_writable", "read", "read_contents", "read_weights", "write"]
 
@@ -53,6 +53,7 @@ def read(path: str | os.PathLike[str]) -> Any:
       CheckpointError: there is no such file, its suffix is unknown, or it is empty, cut short,
         damaged, in another format, holds pickled objects or no array at all. The message names
         the file.
+      OutOfMemoryError: this machine has too little memory for it.
       MissingExtraError: the package that reads the format is not installed.
 
     >>> import tempfile
@@ -204,8 +205,10 @@ def _named_errors(path: Path, what: str) -> Iterator[None]:
     """Turns every failure into a `CheckpointError` that names the file."""
     try:
         yield
-    except (MemoryError, MissingExtraError):
+    except MissingExtraError:
         raise
+    except MemoryError as error:
+        raise OutOfMemoryError(f"{path} {what}: there is not enough memory for it") from error
     except CheckpointError as error:
         raise CheckpointError(f"{path} {what}: {error}") from error
     except OSError as error:

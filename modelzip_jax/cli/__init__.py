@@ -1,10 +1,11 @@
-"""The `modelzip` command: compress, decompress, inspect, report on and evaluate checkpoints; train networks."""
+"""The `modelzip` command: compress, decompress, inspect, report on and evaluate checkpoints; train; worked examples."""
 
 from modelzip_jax.cli import (
     comparing,
     compressing,
     decompressing,
     evaluating,
+    examples,
     inspecting,
     reporting,
     training,
@@ -17,6 +18,7 @@ __all__ = [
     "compressing",
     "decompressing",
     "evaluating",
+    "examples",
     "inspecting",
     "main",
     "reporting",

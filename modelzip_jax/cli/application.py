@@ -14,7 +14,7 @@ from modelzip_jax.cli.failures import OwnCodeError, one_line
 from modelzip_jax.cli.terminal import warnings_as_notes
 from modelzip_jax.errors import ModelzipError
 
-__all__ = ["AsJson", "Force", "app", "main", "path_of"]
+__all__ = ["AsJson", "Force", "Limit", "app", "main", "path_of"]
 
 app = typer.Typer(
     name="modelzip",
@@ -26,6 +26,16 @@ app = typer.Typer(
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace an existing output.")]
+
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        "--limit",
+        min=0,
+        metavar="BYTES",
+        help="What the tensors of a .mz file may take in memory; if left out, 256 MiB and 1,024 times the file's size.",
+    ),
+]
 
 
 def path_of(text: str) -> Path:

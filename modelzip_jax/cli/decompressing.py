@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from modelzip_jax.cli.application import AsJson, Force, app, path_of
+from modelzip_jax.cli.application import AsJson, Force, Limit, app, path_of
 from modelzip_jax.cli.failures import named
 from modelzip_jax.cli.sources import check_compressed, refuse_existing, weights_at
 from modelzip_jax.cli.terminal import out, phase, print_notes
@@ -28,6 +28,7 @@ def decompress(
             help="A .safetensors, .npz or .msgpack file, or a new Orbax directory.",
         ),
     ],
+    limit: Limit = None,
     as_json: AsJson = False,
     force: Force = False,
 ) -> None:
@@ -41,7 +42,7 @@ def decompress(
     checkpoints.check_writable(target)
     check_compressed(source)
     started = time.perf_counter()
-    weights = weights_at(source, as_json)
+    weights = weights_at(source, as_json, limit=limit)
     order, metadata = _of_checkpoint(weights.metadata)
     tells = target.suffix.lower() in (".safetensors", ".npz")
     size, count = (nbytes(weights.tree), len(jax.tree.leaves(weights.tree))) if tells else (0, 0)

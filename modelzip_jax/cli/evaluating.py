@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from modelzip_jax.cli.application import AsJson, app, path_of
+from modelzip_jax.cli.application import AsJson, Limit, app, path_of
 from modelzip_jax.cli.sources import weights_at
 from modelzip_jax.cli.tasks import task_of
 from modelzip_jax.cli.terminal import out, phase, print_notes
@@ -35,6 +35,7 @@ def evaluate(
     key: Annotated[
         str | None, typer.Option(help="The part of a checkpoint to take, as for compress.")
     ] = None,
+    limit: Limit = None,
     as_json: AsJson = False,
 ) -> None:
     """Runs a task on the weights of a file, and on others to compare with."""
@@ -44,7 +45,7 @@ def evaluate(
     results: dict[str, dict[str, float | Estimate]] = {}
     notes: list[str] = []
     for path in [source] + ([against] if against else []):
-        weights = weights_at(path, as_json, key if path.suffix != ".mz" else None)
+        weights = weights_at(path, as_json, key if path.suffix != ".mz" else None, limit)
         notes += weights.notes
         with phase(f"evaluating {path.name}", as_json):
             found = function(weights.tree)

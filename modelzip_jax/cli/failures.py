@@ -33,7 +33,7 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         files = [str(name) for name in (error.filename, error.filename2) if name is not None]
         text = ": ".join([" and ".join(files), error.strerror] if files else [error.strerror])
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) and not isinstance(error, ModelzipError):
         text = f"not enough memory{': ' if text else ''}{text}"
     return " ".join(text.split()) or type(error).__name__
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from modelzip_jax.cli.application import AsJson, app, path_of
+from modelzip_jax.cli.application import AsJson, Limit, app, path_of
 from modelzip_jax.cli.failures import named
 from modelzip_jax.cli.sources import check_compressed
 from modelzip_jax.cli.terminal import phase
@@ -19,6 +19,7 @@ __all__ = ["inspect"]
 @app.command()
 def inspect(
     source: Annotated[Path, typer.Argument(parser=path_of, metavar="FILE", help="A .mz file.")],
+    limit: Limit = None,
     as_json: AsJson = False,
 ) -> None:
     """Shows what a .mz file holds, tensor by tensor."""
@@ -26,7 +27,7 @@ def inspect(
 
     check_compressed(source)
     with phase(f"reading {source.name}", as_json, source.stat().st_size) as tell, named(source):
-        found = mz.inspect(source, progress=tell)
+        found = mz.inspect(source, progress=tell, limit=limit)
     if as_json:
         print(json.dumps(found.plain(), default=_as_text))
         return

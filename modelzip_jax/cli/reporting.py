@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from modelzip_jax.cli.application import AsJson, Force, app, path_of
+from modelzip_jax.cli.application import AsJson, Force, Limit, app, path_of
 from modelzip_jax.cli.failures import named
 from modelzip_jax.cli.sources import check_compressed, refuse_existing, weights_at
 from modelzip_jax.cli.tasks import task_of
@@ -34,6 +34,7 @@ def report(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The page to write; if left out, FILE with .html.")
     ] = None,
+    limit: Limit = None,
     as_json: AsJson = False,
     force: Force = False,
 ) -> None:
@@ -54,8 +55,9 @@ def report(
     measure = None if task is None else task_of(task)
     started = time.perf_counter()
     with phase(f"reading {source.name}", as_json, 2 * source.stat().st_size) as tell, named(source):
-        found, model = mz.inspect(source, progress=tell), mz.load(source, progress=tell)
-    other = None if against is None else weights_at(against, as_json, key)
+        found = mz.inspect(source, progress=tell, limit=limit)
+        model = mz.load(source, progress=tell, limit=limit)
+    other = None if against is None else weights_at(against, as_json, key, limit)
     with phase("measuring", as_json):
         numbers = findings(model, found, against=None if other is None else other.tree, task=measure)
     with phase("drawing", as_json), named(target), atomic_file(target) as file:

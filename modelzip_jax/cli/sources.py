@@ -49,10 +49,10 @@ def check_compressed(path: Path) -> None:
     _refuse_others(path)
 
 
-def weights_at(path: Path, quiet: bool, key: str | None = None) -> Weights:
+def weights_at(path: Path, quiet: bool, key: str | None = None, limit: int | None = None) -> Weights:
     """The unpacked weights of a `.mz` file or a checkpoint.
 
-    key: the subtree of a checkpoint to take.
+    key: the subtree of a checkpoint to take. limit: see `mz.load`.
     """
     from modelzip_jax import checkpoints
     from modelzip_jax.checkpoints import recognition
@@ -68,7 +68,7 @@ def weights_at(path: Path, quiet: bool, key: str | None = None) -> Weights:
     _refuse_others(path)
     if key is not None:
         raise FormatError(f"--key names a part of a checkpoint, and {path} is a compressed model")
-    return _decoded(path, quiet)
+    return _decoded(path, quiet, limit)
 
 
 def _refuse_others(path: Path) -> None:
@@ -80,7 +80,7 @@ def _refuse_others(path: Path) -> None:
         raise CheckpointError(f"{path} is no .mz file; it is {kind}")
 
 
-def _decoded(path: Path, quiet: bool) -> Weights:
+def _decoded(path: Path, quiet: bool, limit: int | None) -> Weights:
     import jax
     import numpy as np
 
@@ -89,7 +89,7 @@ def _decoded(path: Path, quiet: bool) -> Weights:
     from modelzip_jax.packing import unpacked_bytes
 
     with phase(f"reading {path.name}", quiet, path.stat().st_size) as tell, named(path):
-        packed = mz.load(path, progress=tell)
+        packed = mz.load(path, progress=tell, limit=limit)
     count = len(jax.tree.leaves(packed.params, is_leaf=is_packed))
     with phase(f"decoding {path.name}", quiet, packed.dense_bytes, count) as tell:
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from modelzip_jax.coding.symbols import Spec, stored_dtype
 from modelzip_jax.errors import FormatError
-from modelzip_jax.packed import Bits, kinds
+from modelzip_jax.packed import Bits, PackedArray, kinds
 
 __all__ = ["allowance", "check_claims", "claimed_bytes"]
 
@@ -38,7 +38,7 @@ def check_claims(specs: list[Spec], names: int, limit: int) -> None:
         if total > limit:
             raise FormatError(
                 f"the first {index + 1} tensors claim {total:,} bytes in memory, beyond the limit of {limit:,}; "
-                "if you trust the file, give a larger limit= in bytes"
+                "if you trust the file, give a larger one in bytes: limit=, or --limit of the command"
             )
 
 
@@ -56,6 +56,15 @@ def claimed_bytes(spec: Spec) -> int:
     kind = kinds[spec[0]]
     if kind is Bits:
         return ITEM + int(spec[2])
+    try:
+        return _claimed(kind, spec)
+    except FormatError:
+        raise
+    except Exception as error:  # Fields that are absent, or something else than they should be.
+        raise FormatError(f"packed kind {spec[0]!r}: {error}") from error
+
+
+def _claimed(kind: type[PackedArray], spec: Spec) -> int:
     total, told = ITEM, {}
     for field, item in zip(dataclasses.fields(kind), spec[1:], strict=True):  # type: ignore[arg-type]
         if field.metadata.get("static"):
@@ -70,12 +79,7 @@ def claimed_bytes(spec: Spec) -> int:
         total += math.prod(told["shape"]) * _width(told)
     count = told.get("count", 0)
     total += count if type(count) is int else 0
-    try:
-        return total + kind.claims(told)
-    except FormatError:
-        raise
-    except Exception as error:
-        raise FormatError(f"packed kind {spec[0]!r}: {error}") from error
+    return total + kind.claims(told)
 
 
 def _width(told: dict[str, Any]) -> int:

@@ -13,6 +13,7 @@ from modelzip_jax.coding import skeleton
 from modelzip_jax.coding.reader import Archive
 from modelzip_jax.coding.writer import Progress
 from modelzip_jax.errors import FormatError, PatternError, TransformError, TreeError
+from modelzip_jax.jax_settings import unwatched
 from modelzip_jax.packed import Dense, PackedArray, is_packed
 from modelzip_jax.packing import Packed
 from modelzip_jax.patterns import require_matches
@@ -44,6 +45,7 @@ def _model_names(archive: Archive) -> list[str]:
     return names
 
 
+@unwatched()
 def load(
     path: str | os.PathLike[str],
     like: PyTree = None,
@@ -69,6 +71,8 @@ def load(
     Raises:
       FormatError: the file is foreign, newer, truncated or damaged, or claims more than `limit`; the message names
         the place.
+      OutOfMemoryError: this machine has too little memory for it.
+      OSError: it cannot be opened.
       RecipeError: what stands for the recipe is none.
       TreeError: `like` has other leaves.
 

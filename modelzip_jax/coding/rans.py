@@ -28,6 +28,7 @@ from modelzip_jax.coding.rans_kernels import Rows
 from modelzip_jax.coding.rans_rows import by_group, emitted_words, row_layout
 from modelzip_jax.coding.tables import BITS
 from modelzip_jax.errors import FormatError
+from modelzip_jax.jax_settings import as_compiled
 
 __all__ = [
     "Capacity",
@@ -152,6 +153,7 @@ def _check(
     return used, ids, capacity
 
 
+@as_compiled()
 def encode(
     segments: Sequence[np.ndarray],
     table_ids: Sequence[int],
@@ -233,6 +235,7 @@ def _encode_block(
     return state, *emitted_words(np.asarray(words)[:count], emitted)
 
 
+@as_compiled()
 def decode(
     data: bytes | memoryview,
     lengths: Sequence[int],

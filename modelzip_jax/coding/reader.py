@@ -17,10 +17,12 @@ import jax
 import numpy as np
 
 from modelzip_jax.coding import escapes, rans, skeleton, sparse, symbols
+from modelzip_jax.coding.claims import claimed_bytes
 from modelzip_jax.coding.header import CHECKSUM, Header, checksum
 from modelzip_jax.coding.streams import ESCAPED, RAW, REPEATED
 from modelzip_jax.coding.writer import MAX_CHUNK, MAX_PIECES
-from modelzip_jax.errors import FormatError, ModelzipError, TransformError
+from modelzip_jax.errors import FormatError, ModelzipError, OutOfMemoryError, TransformError
+from modelzip_jax.jax_settings import as_compiled
 from modelzip_jax.packed import Dense, PackedArray
 
 __all__ = ["Archive"]
@@ -37,6 +39,7 @@ class Archive:
 
     Raises:
       FormatError: the file is foreign, newer, truncated or damaged; the message names the place.
+      OutOfMemoryError: it may be sound, and this machine has too little memory for it.
       OSError: it cannot be opened.
     """
 
@@ -55,6 +58,8 @@ class Archive:
             self._file.close()
             if isinstance(error, ModelzipError):
                 raise FormatError(f"{self.path}: {error}") from error
+            if _exhausts(error):
+                raise OutOfMemoryError(f"{self.path}: there is not enough memory for its header") from error
             raise
         self._lock = threading.RLock()
         self._cached: tuple[int, dict[int, np.ndarray]] | None = None
@@ -201,6 +206,7 @@ class Archive:
             return escapes.restore(decoded, self._segment(segment + 1), int(plan.rare[0]))
         return decoded
 
+    @as_compiled()
     def leaf(self, index: int) -> PackedArray:
         """The packed array of a leaf, by its place in `names`."""
         first, last = int(self._first_stream[index]), int(self._first_stream[index + 1])
@@ -213,9 +219,16 @@ class Archive:
             shape = _unpacked_shape(packed)
             if shape != packed.shape:
                 raise FormatError(f"it unpacks to the shape {shape}, not {packed.shape}")
-        except (OSError, MemoryError):
+        except OSError:
             raise
-        except Exception as error:  # Whatever kinds of others, NumPy or JAX make of fields that do not fit.
+        except Exception as error:
+            if _exhausts(error):
+                size = claimed_bytes(self.header.specs[index])
+                raise OutOfMemoryError(
+                    f"{self.path}: tensor {self.names[index][:200]!r}: there is not enough memory for the {size:,} "
+                    "bytes that it claims"
+                ) from error
+            # Whatever kinds of others, NumPy or JAX make of fields that do not fit.
             raise FormatError(f"{self.path}: tensor {self.names[index][:200]!r}: {error}") from error
         return packed
 
@@ -257,6 +270,11 @@ class Archive:
                 total += sum(len(tables.encode_table(t)) for t in plan.tables)
             found.append(round(total))
         return found
+
+
+def _exhausts(error: BaseException) -> bool:
+    """Whether an error says that memory is used up, in the words of Python or of XLA."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _unpacked_shape(packed: PackedArray) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from modelzip_jax.coding.planes import check_dtype
 from modelzip_jax.coding.skeleton import check_names, outline, outline_names
 from modelzip_jax.coding.streams import RAW, Plan, Segment, plan_all
 from modelzip_jax.errors import FormatError, LeafError, TransformError
+from modelzip_jax.jax_settings import unwatched
 from modelzip_jax.leaf_checks import check_arrays
 from modelzip_jax.metadata import Metadata
 from modelzip_jax.packed import PackedArray, is_packed
@@ -54,6 +55,7 @@ class FileSizes:
     lanes: int
 
 
+@unwatched()
 def save(
     path: str | os.PathLike[str],
     packed: Packed,
@@ -126,6 +128,7 @@ def file_sizes(packed: Packed) -> FileSizes:
     return _File.of(packed).sizes
 
 
+@unwatched()
 def encoded(packed: Packed) -> bytes:
     """The bytes of the file that `save` would write.
 

@@ -16,11 +16,15 @@ from modelzip_jax.coding.reader import Archive
 from modelzip_jax.coding.writer import Progress, encoded
 from modelzip_jax.errors import TransformError
 from modelzip_jax.evaluation.stored_forms import describe, sparsity
+from modelzip_jax.jax_settings import unwatched
 from modelzip_jax.packed import Dense, PackedArray, is_packed
 from modelzip_jax.packing import Packed, unpacked_bytes
 from modelzip_jax.transform import dense
 
 __all__ = ["Report", "TensorReport", "describe", "inspect", "tensors"]
+
+_UNLIMITED = 1 << 62
+"""Of a model that is in memory already."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,15 +122,19 @@ class Report:
         return "\n".join(lines)
 
 
-def inspect(model: str | os.PathLike[str] | Packed, *, progress: Progress | None = None) -> Report:
+@unwatched()
+def inspect(
+    model: str | os.PathLike[str] | Packed, *, progress: Progress | None = None, limit: int | None = None
+) -> Report:
     """What a compressed model holds: a row for each tensor, totals, recipe, step and metadata.
 
     Args:
       model: a `.mz` file, or a `Packed` model, whose file is then made in memory.
       progress: see `mz.load`.
+      limit: bytes that a file's tensors may take in memory, see `mz.load`.
 
     Raises:
-      FormatError: the file is damaged or foreign.
+      FormatError: the file is damaged or foreign, or claims more than `limit`.
       OSError: it cannot be opened.
 
     >>> import numpy as np, modelzip_jax as mz
@@ -141,9 +149,9 @@ def inspect(model: str | os.PathLike[str] | Packed, *, progress: Progress | None
             raise TransformError(
                 f"inspect() takes the path of a .mz file or a packed model, not a {type(model).__name__}"
             )
-        with Archive(model) as archive:
+        with Archive(model, limit=limit) as archive:
             return _report(archive, archive.leaves(), progress)
-    with Archive(io.BytesIO(encoded(model))) as archive:
+    with Archive(io.BytesIO(encoded(model)), limit=_UNLIMITED) as archive:
         tree = {"params": model.params, "variables": dense(model.variables)}
         return _report(archive, jax.tree.leaves(tree, is_leaf=is_packed), progress)
 

@@ -13,6 +13,8 @@ from modelzip_jax import tree as trees
 from modelzip_jax.combinator import selects
 from modelzip_jax.concrete import any_nan
 from modelzip_jax.errors import NonFiniteError, TransformError, TreeError, WrapError
+from modelzip_jax.extreme_weights import check_decodes
+from modelzip_jax.jax_settings import unwatched
 from modelzip_jax.leaf_checks import check_finite
 from modelzip_jax.loop.averaging import mean_of
 from modelzip_jax.loop.states import WrapState, replace_states, wrap_states
@@ -26,6 +28,7 @@ from modelzip_jax.tree import PyTree
 __all__ = ["averaged", "metrics", "pack", "params", "start"]
 
 
+@unwatched()
 def start(tx: optax.GradientTransformation, params: PyTree) -> tuple[PyTree, optax.OptState]:
     """`(params, opt_state)` to begin a loop with: `tx.init(params)`, and the params decoded.
 
@@ -60,6 +63,7 @@ def start(tx: optax.GradientTransformation, params: PyTree) -> tuple[PyTree, opt
     ), opt_state
 
 
+@unwatched()
 def params(opt_state: PyTree, params: PyTree) -> PyTree:
     """The exact decoded weights, in the params' structure.
 
@@ -89,6 +93,7 @@ def _decoded(opt_state: PyTree, params: PyTree) -> PyTree:
     return trees.restored(found, params)
 
 
+@unwatched()
 def metrics(opt_state: PyTree) -> dict[str, jax.Array]:
     """Scalars about the encoded leaves, computed from the state alone, also under `jit`.
 
@@ -119,6 +124,7 @@ def _metrics(state: WrapState) -> dict[str, jax.Array]:
     return {"bits_per_weight": bits, **transform.metrics(state.encoded)}
 
 
+@unwatched()
 def pack(opt_state: PyTree, params: PyTree, *, variables: PyTree = None) -> Packed:
     """Packs a model that `mz.wrap` has trained.
 
@@ -132,7 +138,8 @@ def pack(opt_state: PyTree, params: PyTree, *, variables: PyTree = None) -> Pack
 
     Raises:
       WrapError: the state holds no `mz.wrap`.
-      NonFiniteError: a latent, a step size or a codebook is NaN or infinite, or any leaf NaN: training has diverged.
+      NonFiniteError: a latent, a step size, a codebook or a decoded weight is NaN or infinite, or any leaf NaN:
+        training has diverged.
 
     >>> import jax.numpy as jnp, modelzip_jax as mz
     >>> tx = mz.wrap(optax.sgd(0.1), mz.prune(sparsity=0.5))
@@ -156,8 +163,11 @@ def pack(opt_state: PyTree, params: PyTree, *, variables: PyTree = None) -> Pack
         shapes = trees.named_leaves(jax.eval_shape(state.decoded))
         _check_leaves(shapes, tree)
         names.append([name for name, _ in shapes])
-    for name, leaf in trees.named_leaves(packed, is_packed):
-        if not is_packed(leaf) and any_nan(leaf):
+    rows = zip(trees.named_leaves(packed, is_packed), jax.tree.leaves(tree, is_leaf=is_packed), strict=True)
+    for (name, leaf), here in rows:
+        if is_packed(leaf):
+            check_decodes(name, leaf, here)
+        elif any_nan(leaf):
             raise NonFiniteError(f"leaf {name!r} is NaN, and no transform selects it: training has diverged")
     transforms = [state.transform.value for state in states]
     steps = max(int(state.step) for state in states)
@@ -191,6 +201,7 @@ def _recipe(transforms: list[Transform], names: list[list[str]], tree: PyTree) -
     return partition(labelled, {name: str(index) for index, own in enumerate(names) for name in own})
 
 
+@unwatched()
 def averaged(
     opt_state: PyTree, params: PyTree, average: Callable[[PyTree, PyTree], PyTree] | None = None
 ) -> tuple[PyTree, PyTree]:

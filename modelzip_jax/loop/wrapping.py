@@ -12,6 +12,7 @@ import optax
 from modelzip_jax import tree as trees
 from modelzip_jax.combinator import check_transform, selected, support_of, told, wide
 from modelzip_jax.errors import RecipeError, TreeError, WrapError
+from modelzip_jax.jax_settings import unwatched
 from modelzip_jax.leaf_checks import all_finite, check_arrays, check_finite, check_floating
 from modelzip_jax.loop.callables import at_weights
 from modelzip_jax.loop.moments import hold_hidden, renew_hidden
@@ -84,8 +85,9 @@ def wrap(
 
     register_static_nodes()
     inner = optax.with_extra_args_support(inner)
-    offsets_tx = optax.with_extra_args_support(offsets_tx or optax.adam(1e-3))
+    offsets_tx = optax.with_extra_args_support(offsets_tx or _adam())
 
+    @unwatched()
     def init(params: PyTree) -> WrapState:
         params = trees.plain(params)
         structure = jax.tree.structure(params)
@@ -263,6 +265,19 @@ def _stepped(
 def _placed(param: Any, latent: PyTree) -> PyTree:
     """A latent, or those within one, of a param's shape, sharded as the param is."""
     return jax.tree.map(lambda x: placed_as(x, param), latent)
+
+
+def _adam() -> optax.GradientTransformation:
+    """The default optimizer of offsets; it counts steps as integers, to which strict promotion adds no float."""
+    adam = optax.adam(1e-3)
+
+    def update(
+        updates: PyTree, state: optax.OptState, params: PyTree | None = None
+    ) -> tuple[PyTree, optax.OptState]:
+        with jax.numpy_dtype_promotion("standard"):
+            return adam.update(updates, state, params)
+
+    return optax.GradientTransformation(adam.init, update)
 
 
 def _has_offsets(offsets: PyTree) -> bool:

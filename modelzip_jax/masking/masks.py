@@ -55,7 +55,7 @@ class Masking(Transform, abc.ABC):
     """
 
     score: Score
-    sparsity: float | Callable[[Any], jax.Array] | None
+    sparsity: float | Schedule | Callable[[Any], jax.Array] | None
     allocation: str | Allocation
     every: int
     structure: Structure = unstructured()

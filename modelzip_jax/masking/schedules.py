@@ -121,7 +121,7 @@ def check_sparsity(sparsity: Any) -> None:
                 found.append(np.asarray(sparsity(jnp.int32(step)), np.float64))
         except jax.errors.JAXTypeError:  # It closes over something traced, as under a vmap over sparsities.
             return
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, AttributeError) as error:
             raise TransformError(f"the sparsity at step {step} is no number: {error}") from error
         begins = step <= 1
         if found[-1].size != 1 or not 0.0 <= float(found[-1]) <= (1.0 if begins else math.inf):

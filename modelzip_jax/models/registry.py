@@ -22,6 +22,7 @@ _CONSTRUCTORS: dict[str, dict[str, str]] = {
         "mlp": "mlp:MLP",
         "resnet20": "resnet:resnet20",
         "resnet50": "resnet:resnet50",
+        "vgg": "vgg:VGG",
         "vgg16": "vgg:vgg16",
         "vgg19": "vgg:vgg19",
     },

@@ -29,7 +29,7 @@ class VGG(nn.Module):
     `mutable=["batch_stats"]`. He initialisation (He et al. 2015, https://arxiv.org/abs/1502.01852).
 
     Attributes:
-      depths: convolutions in each block of 64, 128, 256, 512, 512 channels.
+      depths: convolutions in each block of 64, 128, 256, 512, 512 channels; VGG-19's if left out.
       num_classes: logits.
       width: multiplies the channels, which are rounded to at least one; parameters go with its square.
       dtype: of the convolutions; batch statistics and logits are float32 whatever it is.
@@ -45,7 +45,7 @@ class VGG(nn.Module):
     (3, 3, 128, 128)
     """
 
-    depths: Sequence[int]
+    depths: Sequence[int] = (2, 2, 4, 4, 4)
     num_classes: int = 10
     width: float = 1.0
     dtype: Any = jnp.float32
@@ -77,19 +77,21 @@ class VGG(nn.Module):
 
 
 def vgg16(
-    num_classes: int = 10, width: float = 1.0, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32
-) -> VGG:
+    num_classes: int = 10, width: float = 1.0, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32,
+    channels: Sequence[int] | None = None,
+) -> VGG:  # fmt: skip
     """VGG-16 (13 convolutions and one dense layer): 14,724,042 parameters at full width, ten classes.
 
     >>> sum(vgg16().depths)
     13
     """
-    return VGG((2, 2, 3, 3, 3), num_classes, width, dtype, param_dtype)
+    return VGG((2, 2, 3, 3, 3), num_classes, width, dtype, param_dtype, channels)
 
 
 def vgg19(
-    num_classes: int = 10, width: float = 1.0, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32
-) -> VGG:
+    num_classes: int = 10, width: float = 1.0, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32,
+    channels: Sequence[int] | None = None,
+) -> VGG:  # fmt: skip
     """VGG-19 (16 convolutions and one dense layer): 20,035,018 parameters at full width, ten classes.
 
     1,255,546 at `width=0.25`, 707,086 at `width=0.1875`.
@@ -97,4 +99,4 @@ def vgg19(
     >>> sum(vgg19(width=0.25).depths)
     16
     """
-    return VGG((2, 2, 4, 4, 4), num_classes, width, dtype, param_dtype)
+    return VGG((2, 2, 4, 4, 4), num_classes, width, dtype, param_dtype, channels)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from modelzip_jax.concrete import host_view
-from modelzip_jax.errors import LeafError, TransformError
+from modelzip_jax.errors import LeafError, NonFiniteError, TransformError
 from modelzip_jax.given_values import as_flag, as_whole
 from modelzip_jax.quantization.blank_groups import is_blank
 from modelzip_jax.quantization.channel_axis import check_axis
@@ -82,6 +82,8 @@ class Quantize(Quantizer):
         one_bit = self.grid is None and self.symmetric and self.bits == 1
         if self.grid is not None:
             _check_reach(name, w, self.grid)
+        elif not self.symmetric:
+            _check_range(name, w)
         if self.grid is None and (
             self._range == MinMax() or (one_bit and isinstance(self._range, LeastSquares))
         ):
@@ -221,6 +223,7 @@ def quantize(
       TransformError: a number out of range, an unknown granularity or strategy, an axis that is none, or options that
         do not go together.
       LeafError (at `init`): a selected leaf is not floating-point, or has no such axis.
+      NonFiniteError (at `init`): the range of a leaf is beyond the largest float, and `symmetric` is False.
 
     A group of zeros has no range: its step grows with its largest latent, so that layers that start at zero train.
 
@@ -277,6 +280,19 @@ def _check_reach(name: str, w: jax.Array, grid: Grid) -> None:
         raise LeafError(
             f"leaf {name!r} has weights beyond {reach:.2g}, which no scale of {grid} reaches: masks hold such numbers; "
             "leave the leaf out with mz.only or mz.partition"
+        )
+
+
+def _check_range(name: str, w: jax.Array) -> None:
+    """Raises `NonFiniteError` for weights whose smallest and largest are too far apart for a step to be a number."""
+    seen = None if isinstance(w, jax.core.Tracer) else host_view(w)
+    if seen is None or not seen.size:
+        return
+    least, most = float(seen.min()), float(seen.max())
+    if max(most, 0.0) - min(least, 0.0) > float(jnp.finfo(w.dtype).max):
+        raise NonFiniteError(
+            f"leaf {name!r} reaches from {least:.2g} to {most:.2g}, a range that is no {w.dtype}: an asymmetric "
+            "grid has no step for it; take symmetric=True, or leave the leaf out with mz.only or mz.partition"
         )
 
 

@@ -28,7 +28,9 @@ def relocate(
     """
     empty = (mass <= 0) & ~fixed
     ranks = jnp.where(empty, jnp.cumsum(empty) - 1, empty.size)
-    empties = jnp.zeros(empty.shape, jnp.int32).at[ranks].set(jnp.arange(empty.size), mode="drop")
+    empties = (
+        jnp.zeros(empty.shape, jnp.int32).at[ranks].set(jnp.arange(empty.size, dtype=jnp.int32), mode="drop")
+    )
 
     def place(i: jax.Array, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         parts, target, order = found

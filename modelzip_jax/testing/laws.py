@@ -31,7 +31,11 @@ from modelzip_jax.testing.comparison import Case, host, spacing
 from modelzip_jax.transform import Encoded, Transform, identity, rate
 from modelzip_jax.tree import PyTree
 
-__all__ = ["check_laws"]
+__all__ = ["SUMS_ULP", "check_laws"]
+
+SUMS_ULP = 16
+"""What two programs' weights may differ by where decoding is a sum, in units in the last place of a leaf's largest
+magnitude: wavelets, cosines, factors. Each is within half of that of the exact sum."""
 
 
 def check_laws(
@@ -63,7 +67,7 @@ def check_laws(
       steps: training steps with random gradients, at least 2.
       key: of the random gradients; `jax.random.key(0)` if None.
       ulp: for transforms whose decoding is a sum (wavelets, low rank): the difference to allow, in
-        units in the last place of a leaf's largest magnitude. 0 means bit for bit.
+        units in the last place of a leaf's largest magnitude; `SUMS_ULP` holds for ours. 0 means bit for bit.
 
     Raises:
       AssertionError: a law is broken; the message says which one, at which leaf, and what differs.

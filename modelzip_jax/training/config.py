@@ -39,7 +39,8 @@ def base() -> Any:
     data: name and options of `training.data.load_split`; batch_size: global; subset: share of the training set;
     augment: "none", "crop" (random shifts) or "crop+flip"; final: train on the validation split, too.
     optimizer: see `training.optimizers`; clip: of the global gradient norm; average: decay of the moving
-    average of the weights, which is then what is evaluated and shipped; accumulate: batches a step.
+    average of the weights, which is then what is evaluated and shipped; averaged: path patterns of the layers that
+    have one, all if empty; accumulate: batches a step.
     schedule: peak rate; warmup and first in steps; floor as a share of the peak; drops as shares of the
     run at which the rate is multiplied by gamma.
     precision: dtype of the computation; the weights are float32.
@@ -64,7 +65,7 @@ def base() -> Any:
             },
             "optimizer": {
                 "name": "adamw", "weight_decay": 0.0, "momentum": 0.9, "nesterov": False, "b1": 0.9,
-                "b2": 0.999, "clip": 0.0, "average": 0.0, "accumulate": 1,
+                "b2": 0.999, "clip": 0.0, "average": 0.0, "averaged": (), "accumulate": 1,
                 "schedule": {
                     "name": "cosine", "peak": 1e-3, "warmup": 0, "floor": 0.0, "first": 0, "mult": 2.0,
                     "drops": (0.5, 0.75), "gamma": 0.1,

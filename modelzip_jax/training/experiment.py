@@ -33,7 +33,7 @@ from modelzip_jax.training.state import TrainState, begin
 from modelzip_jax.transform import Transform, identity
 from modelzip_jax.tree import PyTree
 
-__all__ = ["Experiment", "build", "run"]
+__all__ = ["Experiment", "build", "run", "split_numbers"]
 
 Arrays = dict[str, np.ndarray]
 
@@ -261,24 +261,29 @@ def _finish(experiment: Experiment, state: TrainState, folder: Path) -> dict[str
     result: dict[str, Any] = {"steps": int(local.step), "dense_bytes": packed.dense_bytes}
     if main:
         result["file_bytes"] = save(folder / "model.mz", packed).total
-    weights, variables = experiment.place.replicate((packing.unpack(packed), local.variables))
+    result |= split_numbers(experiment, packed)
+    if main:
+        with atomic_file(folder / "result.json") as file:
+            file.write((json.dumps(result, indent=1) + "\n").encode())
+    return result
+
+
+def split_numbers(experiment: Experiment, packed: packing.Packed) -> dict[str, Any]:
+    """Numbers of a packed model: "train" (as many examples as test has), "validation", "test", and the "gap" of
+    accuracy between the first and the last.
+    """
+    weights, variables = experiment.place.replicate((packing.unpack(packed), packed.variables))
     count = len(experiment.test["labels"])
     splits = {
         "train": {name: x[:count] for name, x in experiment.train.items()},
         "validation": experiment.validation,
         "test": experiment.test,
     }
+    result: dict[str, Any] = {}
     for name, arrays in splits.items():
-        evaluate = make_evaluate(
-            experiment.network,
-            arrays,
-            experiment.config.data.batch_size,
-            experiment.place,
-            experiment.prepare,
+        size, place = experiment.config.data.batch_size, experiment.place
+        result[name] = make_evaluate(experiment.network, arrays, size, place, experiment.prepare)(
+            weights, variables
         )
-        result[name] = evaluate(weights, variables)
     result["gap"] = result["train"]["accuracy"] - result["test"]["accuracy"]
-    if main:
-        with atomic_file(folder / "result.json") as file:
-            file.write((json.dumps(result, indent=1) + "\n").encode())
     return result

@@ -89,7 +89,8 @@ def optimizer(config: Any, steps: int) -> optax.GradientTransformation:
         core = optax.lamb(rate, b1=config.b1, b2=config.b2, weight_decay=decay, mask=matrices)
     parts = [optax.clip_by_global_norm(config.clip)] if config.clip else []
     tx = optax.chain(*parts, core)
-    return with_average(tx, config.average) if config.average else tx
+    averaged = tuple(config.get("averaged", ())) or "**"
+    return with_average(tx, config.average, averaged) if config.average else tx
 
 
 def matrices(params: PyTree) -> PyTree:

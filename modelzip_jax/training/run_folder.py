@@ -56,7 +56,7 @@ def _write_or_compare(folder: Path, config: Any) -> None:
         return
     # A run that began before there was a field has the field's default.
     defaults = json.loads(json.dumps(configs.base().to_dict()))
-    theirs = {**{k: v for k, v in defaults.items() if k in ours}, **theirs}
+    theirs = _completed(theirs, {k: v for k, v in defaults.items() if k in ours})
     changed = sorted(k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k))
     if changed:
         raise ConfigError(
@@ -71,6 +71,14 @@ def _trained(folder: Path) -> bool:
     if (folder / "model.mz").exists() or (log.exists() and log.stat().st_size > 0):
         return True
     return any(path.name.isdecimal() for path in (folder / "checkpoints").glob("*"))
+
+
+def _completed(stored: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Stored fields, and the defaults of those that were not stored, in groups of fields as well."""
+    both = {
+        name: x for name, x in stored.items() if isinstance(x, dict) and isinstance(defaults.get(name), dict)
+    }
+    return {**defaults, **stored, **{name: _completed(x, defaults[name]) for name, x in both.items()}}
 
 
 @contextlib.contextmanager

@@ -37,8 +37,12 @@ def test_the_examples_of_the_page(monkeypatch, capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("command", "at_least"), [("compress", 11), ("evaluate", 3), ("report", 4), ("compare", 6)]
-)
+    ("command", "at_least"),
+    [
+        ("compress", 11), ("evaluate", 4), ("report", 5), ("compare", 6), ("inspect", 2), ("decompress", 2),
+        ("example", 4),
+    ],
+)  # fmt: skip
 def test_every_option_of_a_command_is_on_the_page(monkeypatch, capsys, command, at_least):
     monkeypatch.setenv("COLUMNS", "200")
     _, out, _ = run(monkeypatch, capsys, command, "--help")

@@ -10,6 +10,9 @@ STATIC = {
     "quantized": (None, None, None, "low", "shape", "dtype", "granularity", "axis", "group_size"),
     "levels": (*[None] * 5, "shape", "dtype", "granularity", "axis", "group_size"),
     "masked": (None, None, "shape", "dtype"), "clustered": (None, None, "zero", "shape", "dtype"),
+    "layers": (None, None, "zero", "axes", "shape", "dtype"),
+    "layer_vectors": (None, None, "axis", "axes", "shape", "dtype"),
+    "linear": (None, "recipe", "map", "shape", "dtype"),
     "neurons": (None, None, "shape", "dtype"), "gaps": (None, "count"), "joint": (None, "bits"),
     "coefficients": (
         None, None, None, "shape", "dtype", "view", "corner", "kind", "filter", "levels", "axes"),

@@ -337,13 +337,24 @@ def finish(spec, elements, source):
         return elements.reshape(spec[2])
     if spec[0] == "clustered":
         return array(spec[2], source)[elements].reshape(spec[4]).astype(jnp.dtype(spec[5]))
+    if spec[0] == "layers":
+        _, _, book, _, axes, shape, dtype = spec
+        moved = np.moveaxis(elements.reshape(shape), axes, range(len(axes)))
+        book = array(book, source)
+        found = [entries[own] for entries, own in zip(book, moved.reshape(len(book), -1), strict=True)]
+        return np.moveaxis(np.reshape(found, moved.shape), range(len(axes)), axes).astype(jnp.dtype(dtype))
+    if spec[0] == "layer_vectors":
+        _, _, book, axis, axes, shape, dtype = spec
+        book, rest = array(book, source), [n for a, n in enumerate(shape) if a not in axes]
+        layers = [
+            blocks(entries[own], axis, rest)
+            for entries, own in zip(book, elements.reshape(len(book), -1), strict=True)
+        ]
+        whole = np.reshape(layers, [shape[a] for a in axes] + rest)
+        return np.moveaxis(whole, range(len(axes)), axes).astype(jnp.dtype(dtype))
     if spec[0] == "vectors":
         _, _, book, axis, shape, dtype = spec
-        flat = array(book, source)[elements].reshape(-1)[: math.prod(shape)].astype(jnp.dtype(dtype))
-        if len(shape) < 2:
-            return flat.reshape(shape)
-        rest = [n for a, n in enumerate(shape) if a != axis % len(shape)]
-        return np.moveaxis(flat.reshape(*rest, shape[axis]), -1, axis)
+        return blocks(array(book, source)[elements], axis, shape).astype(jnp.dtype(dtype))
     if spec[0] == "scaled":
         _, _, rows, columns, shape, dtype = spec
         wide = np.float64 if dtype == "float64" else np.float32
@@ -363,6 +374,14 @@ def finish(spec, elements, source):
     zero = np.zeros_like(step) if zero is None else array(zero, source)
     q = elements.reshape(shape).astype(step.dtype) + step.dtype.type(low)
     return dequantized(q, step, zero, granularity, axis, group_size).astype(jnp.dtype(dtype))
+
+
+def blocks(entries, axis, shape):
+    flat = entries.reshape(-1)[: math.prod(shape)]
+    if len(shape) < 2:
+        return flat.reshape(shape)
+    rest = [n for a, n in enumerate(shape) if a != axis % len(shape)]
+    return np.moveaxis(flat.reshape(*rest, shape[axis]), -1, axis)
 
 
 def dequantized(q, step, zero, granularity, axis, group_size):

@@ -103,6 +103,18 @@ def test_a_smaller_limit_holds_as_well(tmp_path):
         mz.load(path, limit="1 GB")
 
 
+def test_a_limit_of_inspect(tmp_path):
+    path = saved(tmp_path / "x.mz", {"w": floats(100, 100)})
+    with pytest.raises(FormatError, match=r"beyond the limit of 50,000.*--limit"):
+        mz.inspect(path, limit=50_000)
+    assert mz.inspect(path, limit=100_000).size == 10_000
+
+
+def test_what_is_in_memory_already_is_shown_whatever_its_file_claims():
+    wide = SharedNeurons(floats(2**12, 1), np.zeros(N, np.uint8), (2**12, N), "float32")
+    assert mz.inspect(mz.Packed({"w": wide}, {}, mz.identity(), 0)).size == 2**12 * N
+
+
 def test_many_tiny_tensors(tmp_path):
     """They cost time and objects, not bytes."""
     path = saved(tmp_path / "x.mz", {f"{i}": floats(1) for i in range(40_000)})
@@ -135,6 +147,15 @@ def test_deeply_nested_kinds(tmp_path):
 def test_levels_that_do_nothing_are_read(tmp_path):
     path = saved(tmp_path / "x.mz", {"w": coefficients((8, 4), "wavelet", "haar", 60_000, (0, 1))})
     assert mz.load(path).params["w"].unpack().shape == (8, 4)
+
+
+@pytest.mark.parametrize(
+    "spec", [["dense", None, [5]], ["dense", ["bits", 1, 5], [5]], ["neurons", None, None, [2], "f4"]]
+)
+def test_fields_that_are_absent(spec):
+    """A dense leaf without its array was a TypeError."""
+    with pytest.raises(FormatError, match=f"packed kind '{spec[0]}'|dtype"):
+        claims.claimed_bytes(spec)
 
 
 def test_an_unpacked_size_counts_in_each_kind():

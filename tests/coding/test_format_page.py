@@ -62,6 +62,8 @@ def test_lossless_leaves_of_every_dtype(tmp_path):
         mz.cluster(5, granularity="model"),
         pytest.param(mz.cluster(16, block=5, axis=0), marks=pytest.mark.slow),
         mz.chain(mz.prune(sparsity=0.9), mz.cluster(6)),
+        mz.only("b", mz.chain(mz.prune(sparsity=0.6), mz.cluster(5, layers=1))),
+        mz.only("b", mz.cluster(4, block=5, axis=0, layers=(2, 0))),
         mz.quantize(grid=mz.grids.nvfp4()),
         mz.chain(mz.prune(sparsity=0.7), mz.quantize(grid=mz.grids.mx("e3m2"))),
         mz.quantize(3, grid=mz.grids.nf4(), offset=True, granularity="group", group_size=20, axis=0),

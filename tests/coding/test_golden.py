@@ -17,6 +17,8 @@ import modelzip_jax as mz
 from modelzip_jax.coding import header as headers
 from modelzip_jax.coding.reader import Archive
 from modelzip_jax.coding.writer import encoded
+from modelzip_jax.errors import FormatError
+from modelzip_jax.packed import kinds
 from modelzip_jax.recipe import from_plain, to_plain
 from modelzip_jax.tree import named_leaves
 
@@ -24,6 +26,37 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
 SUMS = np.load(GOLDEN / "sums.npz")
 RECIPES = json.loads((GOLDEN / "recipes.json").read_text())
+
+
+SEEDS = GOLDEN.parent / "fuzz" / "seeds"
+
+
+def tags_in(spec):
+    if isinstance(spec, list) and spec and isinstance(spec[0], str):
+        yield spec[0]
+        for field in spec[1:]:
+            yield from tags_in(field)
+
+
+def test_every_packed_kind_has_a_file():
+    """The corpus of `make fuzz`, too: what nobody stored was never mutated."""
+    found = set()
+    for path in (*GOLDEN.glob("*.mz"), SEEDS / "linear.mz"):
+        with Archive(path) as archive:
+            found |= {tag for spec in archive.header.specs for tag in tags_in(spec)}
+    ours = {tag for tag, kind in kinds.items() if kind.__module__.startswith("modelzip_jax.")}
+    assert ours - found == set()
+
+
+def test_every_packed_kind_is_on_the_page():
+    page = (GOLDEN.parents[1] / "docs" / "format.md").read_text(encoding="utf-8")
+    ours = {tag for tag, kind in kinds.items() if kind.__module__.startswith("modelzip_jax.")}
+    assert {tag for tag in ours if f"| `{tag}` " not in page} == set()
+
+
+def test_a_linear_map_of_somebodys_own_is_refused_without_its_class():
+    with pytest.raises(FormatError, match="import the module somebodys_module"):
+        mz.load(SEEDS / "linear.mz")
 
 
 def digest(leaf):

@@ -29,6 +29,17 @@ def test_digits_are_split_once_and_for_all():
     assert sum(len(parts[s]["labels"]) for s in ("train", "validation", "test")) == 1797
 
 
+def test_images_in_a_frame_of_zeros():
+    plain, framed = (data.load_split("digits", "test", image_size=size) for size in (0, 11))
+    assert framed["inputs"].shape == (360, 11, 11, 1)
+    assert framed["inputs"].dtype == np.uint8
+    np.testing.assert_array_equal(framed["inputs"][:, 1:9, 1:9], plain["inputs"])
+    assert framed["inputs"].sum() == plain["inputs"].sum()
+    np.testing.assert_array_equal(framed["labels"], plain["labels"])
+    with pytest.raises(DataError, match="image_size=7 cannot hold"):
+        data.load_split("digits", "test", image_size=7)
+
+
 def test_recorded_means_are_those_of_the_training_split():
     images = data.load_split("digits", "train")["inputs"]
     np.testing.assert_allclose(data.spec("digits").mean, images.mean(), rtol=1e-3)

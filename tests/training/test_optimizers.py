@@ -58,6 +58,15 @@ def test_the_average_of_chosen_layers():
         with_average(optax.sgd(1.0), 0.5, only="c").init(params)
 
 
+def test_a_config_chooses_the_layers_that_are_averaged():
+    config = base().optimizer
+    config.name, config.average, config.averaged, config.schedule.name = "sgd", 0.9, ("kernel",), "constant"
+    params, state, _ = train(optimizer(config, 4), PARAMS, 4)
+    mean = mean_of(state, params)
+    assert not np.array_equal(mean["kernel"], params["kernel"])
+    np.testing.assert_array_equal(mean["bias"], params["bias"])
+
+
 def test_average_of_latents_is_decoded_and_packed():
     zipper = mz.only("kernel", mz.chain(mz.prune(sparsity=0.5), mz.quantize(bits=3)))
     tx = mz.wrap(with_average(optax.sgd(0.05), 0.7), zipper)

@@ -14,7 +14,7 @@ import modelzip_jax as mz
 from modelzip_jax.errors import ConfigError, RunError
 from modelzip_jax.training import config as configs
 from modelzip_jax.training import experiment, records
-from modelzip_jax.training.run_folder import LOCK, sole_run
+from modelzip_jax.training.run_folder import LOCK, claimed_folder, sole_run
 from modelzip_jax.training.snapshots import CheckpointWarning
 
 pytest.importorskip("sklearn")
@@ -125,3 +125,15 @@ def test_a_damaged_line_of_the_log_is_named(tmp_path, finished):
     (tmp_path / "log.jsonl").write_bytes(log.replace(b"{", b"\x7b\x00", 1))
     with pytest.raises(RunError, match=r"log.jsonl, line 1, is damaged"):
         experiment.run(config(), tmp_path, INT4, quiet=True)
+
+
+def test_a_run_from_before_there_was_a_field_goes_on_with_its_default(tmp_path):
+    fields = configs.base()
+    stored = json.loads(json.dumps({k: v for k, v in fields.to_dict().items() if k != "distributed"}))
+    del stored["patience"], stored["optimizer"]["averaged"]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    with claimed_folder(tmp_path, fields):
+        pass
+    fields.optimizer.averaged = ("Dense_0/**",)
+    with pytest.raises(ConfigError, match="optimizer differ"), claimed_folder(tmp_path, fields):
+        pass

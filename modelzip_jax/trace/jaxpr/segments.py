@@ -140,7 +140,9 @@ class SharedPrograms:
         self.compiled: dict[str, Any] = {}
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, compiled at its first call for the shapes that it has then."""
+        """The function, compiled at its first call for the shapes that it has then; under `disable_jit` as it is."""
+        if jax.config.jax_disable_jit:
+            return function
         found: list[Any] = []
 
         def call(*arguments: Any) -> Any:

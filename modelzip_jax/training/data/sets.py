@@ -86,6 +86,7 @@ def load_split(
     *,
     data_dir: str | os.PathLike[str] | None = None,
     sequence_length: int = 256,
+    image_size: int = 0,
 ) -> dict[str, np.ndarray]:
     """Reads a whole split into memory.
 
@@ -97,6 +98,8 @@ def load_split(
       verses, the 19th is for validation and the last one for testing.
     data_dir: where tfds keeps its data; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets.
     sequence_length: bytes of a window of text; windows do not overlap. Images ignore it.
+    image_size: height and width that images get by zeros around them, as many on both sides; 0 leaves them.
+      Text ignores it.
 
     Returns `{"inputs": ..., "labels": ...}`: for images uint8 `(n, height, width, channels)` and int32
     `(n,)`; for text int32 `(n, sequence_length)` twice, the label being the byte that follows.
@@ -104,7 +107,8 @@ def load_split(
     A set of tfds that is not there yet is downloaded by tfds where TensorFlow is installed.
 
     Raises:
-      DataError: unknown name or split, or the set is not prepared; the message has the command.
+      DataError: unknown name or split, images larger than `image_size`, or the set is not prepared; the
+        message has the command.
       MissingExtraError: a package of the extra `data` is not installed.
 
     >>> arrays = load_split("digits", "test")
@@ -114,11 +118,23 @@ def load_split(
     spec(name)
     if split not in SPLITS:
         raise DataError(f"{name} has no split {split!r}: choose among {', '.join(SPLITS)}")
-    if name == "digits":
-        return _digits(split)
     if name == "kjv":
         return text.windows(text.read_text(data_dir), split, sequence_length)
+    arrays = _digits(split) if name == "digits" else _prepared(name, split, data_dir)
+    return {**arrays, "inputs": _framed(name, arrays["inputs"], image_size)} if image_size else arrays
+
+
+def _prepared(name: str, split: str, data_dir: str | os.PathLike[str] | None) -> dict[str, np.ndarray]:
     return prepared.read_images(name, tfds_split(name, split), data_dir)
+
+
+def _framed(name: str, images: np.ndarray, size: int) -> np.ndarray:
+    """Images of a network that takes no smaller ones, uint8 `(n, size, size, channels)`, in a frame of zeros."""
+    missing = [size - length for length in images.shape[1:3]]
+    if min(missing) < 0:
+        raise DataError(f"images of {name} are {images.shape[1:3]}, which image_size={size} cannot hold")
+    frame = [(0, 0), *((n // 2, n - n // 2) for n in missing), (0, 0)]
+    return np.pad(images, frame)
 
 
 def tfds_split(name: str, split: str) -> str:
