@@ -62,9 +62,15 @@ def under_any_mesh(f: Callable[..., Any], args: tuple[Any, ...], specs: Any) -> 
     >>> under_any_mesh(lambda x: x[::2], (jnp.arange(4),), PartitionSpec())
     Array([0, 2], dtype=int32)
     """
-    if any(is_sharded_in_type(leaf) for leaf in jax.tree.leaves(args)):
-        f = jax.sharding.auto_axes(f, out_sharding=specs)
-    return f(*args)
+    sharded = [leaf for leaf in jax.tree.leaves(args) if is_sharded_in_type(leaf)]
+    if not sharded:
+        return f(*args)
+    f = jax.sharding.auto_axes(f, out_sharding=specs)
+    if not jax.sharding.get_abstract_mesh().empty:
+        return f(*args)
+    # Arrays bring their mesh along, without jax.set_mesh, too, but `auto_axes` reads the one that is set.
+    with jax.sharding.use_abstract_mesh(jax.typeof(sharded[0]).sharding.mesh):
+        return f(*args)
 
 
 def take_each(table: jax.Array, index: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """Run by test_spread.py in a process of its own, with eight CPU devices: how far what they find is from one's."""
 
+import contextlib
 import json
 import sys
 import tempfile
@@ -181,7 +182,9 @@ def beside(name, kind):
     """The gap between a case on eight devices and on one."""
     if name == "taught":
         return gap(taught(jax.devices()), taught(jax.devices()[:1]))
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(getattr(AxisType, kind),))
+    # Arrays on an Explicit mesh bring it along where none is set.
+    axis_type = AxisType.Explicit if kind == "Unset" else getattr(AxisType, kind)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
 
     def put(spec):
         return lambda tree: jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, spec)), tree)
@@ -194,7 +197,7 @@ def beside(name, kind):
         if case not in (tuned, searched)
         else {"params": {k: jax.device_put(x, NamedSharding(mesh, SPREAD[k])) for k, x in leaves().items()}}
     )
-    with jax.set_mesh(mesh):
+    with contextlib.nullcontext() if kind == "Unset" else jax.set_mesh(mesh):
         return gap(case(put(P("data")), put(P()), **held), expected)
 
 

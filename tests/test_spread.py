@@ -24,11 +24,14 @@ QUICK = (
     "similarity Auto",
     "contrastive Explicit",
     "relational_distance Explicit",
+    "similarity Unset",
     "taught Auto",
     "tuned Auto",
 )
 OTHERS = ("game", "tuned", "searched")
-EVERY = ["taught Auto", *(f"{name} {kind}" for name in (*LOSSES, *OTHERS) for kind in ("Auto", "Explicit"))]
+KINDS = ("Auto", "Explicit")
+EVERY = ["taught Auto", *(f"{name} {kind}" for name in (*LOSSES, *OTHERS) for kind in KINDS)]
+EVERY += [f"{name} Unset" for name in LOSSES]
 SLOW = tuple(case for case in EVERY if case not in QUICK)
 
 

@@ -16,11 +16,14 @@ __all__ = [
     "as_weight",
     "check_features",
     "check_indices",
+    "check_key",
     "check_labels",
     "check_logits",
     "check_same_batch",
     "check_same_shape",
     "check_temperature",
+    "check_weights",
+    "nan_where_outside",
     "pairs_of",
 ]
 
@@ -59,6 +62,7 @@ def check_labels(labels: Any, logits: Any, loss_name: str) -> None:
     Traceback (most recent call last):
     modelzip_jax.errors.DistillationError: decoupled: labels must be from 0 to 9, not from 0 to 10
     """
+    _check_array(labels, "labels", loss_name)
     if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
         raise DistillationError(f"{loss_name}: labels must be integers, not {jnp.result_type(labels)}")
     if jnp.shape(labels) != jnp.shape(logits)[:-1]:
@@ -69,8 +73,11 @@ def check_labels(labels: Any, logits: Any, loss_name: str) -> None:
     check_indices(labels, jnp.shape(logits)[-1], f"{loss_name}: labels")
 
 
-def check_indices(indices: Any, size: int, what: str) -> None:
-    """Indices from 0 to size - 1; those of a tracer are not looked at.
+def check_indices(indices: Any, size: int, what: str, *, or_none: bool = False) -> None:
+    """Indices from 0 to size - 1; those of a tracer are not looked at: `nan_where_outside` says it of them.
+
+    Args:
+      or_none: whether numbers below 0 stand for no index and pass.
 
     Raises:
       DistillationError: they are not.
@@ -81,9 +88,43 @@ def check_indices(indices: Any, size: int, what: str) -> None:
     """
     if isinstance(indices, jax.core.Tracer) or not getattr(indices, "is_fully_addressable", True):
         return
-    low, high = int(np.min(indices)), int(np.max(indices))
-    if low < 0 or high >= size:
-        raise DistillationError(f"{what} must be from 0 to {size - 1}, not from {low} to {high}")
+    # NumPy's own: a JAX array's methods are traced under jit, also where its values are known.
+    seen = np.asarray(indices)
+    if seen.size and not ((or_none or seen.min() >= 0) and seen.max() < size):
+        beside = ", or below 0 where there is none" if or_none else ""
+        raise DistillationError(
+            f"{what} must be from 0 to {size - 1}{beside}, not from {seen.min()} to {seen.max()}"
+        )
+
+
+def nan_where_outside(values: jax.Array, indices: jax.Array, size: int) -> jax.Array:
+    """The values, and NaN, gradients too, where a traced index is not from 0 to size - 1: nobody could refuse it.
+
+    Args:
+      values: floats, of which the indices' axes are the first.
+
+    >>> nan_where_outside(jnp.ones(3), jnp.array([0, 2, -1]), 2)
+    Array([ 1., nan, nan], dtype=float32)
+    """
+    factor = jnp.where((indices >= 0) & (indices < size), 1.0, jnp.nan).astype(values.dtype)
+    return values * factor.reshape(*factor.shape, *(1,) * (values.ndim - factor.ndim))
+
+
+def check_key(key: Any, name: str) -> None:
+    """A random key: of `jax.random.key`, or two raw words of `jax.random.PRNGKey`.
+
+    Raises:
+      DistillationError: it is none, or several.
+
+    >>> check_key(0, "init_projector")
+    Traceback (most recent call last):
+    modelzip_jax.errors.DistillationError: init_projector: key must be one random key, jax.random.key(0), not 0
+    """
+    dtype = getattr(key, "dtype", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    raw = dtype == jnp.uint32 and jnp.ndim(key) == 1
+    if not ((typed and jnp.ndim(key) == 0) or raw):
+        raise DistillationError(f"{name}: key must be one random key, jax.random.key(0), not {key!r:.100}")
 
 
 def check_features(array: Any, name: str, loss_name: str, least: int = 2) -> None:
@@ -182,6 +223,27 @@ def as_weight(value: Any, name: str, loss_name: str, *, positive: bool = False) 
     return value
 
 
+def check_weights(weights: Any, what: str) -> None:
+    """Weights of examples: finite numbers of at least 0; those of a tracer are not looked at.
+
+    Raises:
+      DistillationError: they are not.
+
+    >>> check_weights(jnp.array([1.0, -0.5]), "weights")
+    Traceback (most recent call last):
+    modelzip_jax.errors.DistillationError: weights must be finite numbers of at least 0; number 1 is -0.5
+    """
+    if isinstance(weights, jax.core.Tracer) or not getattr(weights, "is_fully_addressable", True):
+        return
+    seen = np.asarray(weights)
+    wrong = ~((seen >= 0) & np.isfinite(seen))
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        raise DistillationError(
+            f"{what} must be finite numbers of at least 0; number {first} is {seen.reshape(-1)[first]}"
+        )
+
+
 def pairs_of(student: Sequence[Any], teacher: Sequence[Any], loss_name: str) -> list[tuple[Any, Any]]:
     """What two lists of features have at the same place.
 
@@ -204,8 +266,12 @@ def pairs_of(student: Sequence[Any], teacher: Sequence[Any], loss_name: str) -> 
     return list(zip(student, teacher, strict=True))
 
 
-def _check_floating(array: Any, what: str, loss_name: str) -> None:
+def _check_array(array: Any, what: str, loss_name: str) -> None:
     if not isinstance(array, jax.Array | np.ndarray):
         raise DistillationError(f"{loss_name}: {what} must be an array, not a {type(array).__name__}")
+
+
+def _check_floating(array: Any, what: str, loss_name: str) -> None:
+    _check_array(array, what, loss_name)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise DistillationError(f"{loss_name}: {what} must be of a floating dtype, not {array.dtype}")

@@ -12,7 +12,7 @@ from modelzip_jax.distillation.finite_numbers import check_number
 from modelzip_jax.errors import DistillationError
 from modelzip_jax.tree import PyTree, named_leaves
 
-__all__ = ["Balancer", "check_losses", "fixed_weights", "weight_cotangents", "weighted_sum"]
+__all__ = ["Balancer", "check_losses", "fixed_weights", "updated", "weight_cotangents", "weighted_sum"]
 
 
 class Balancer(NamedTuple):
@@ -21,7 +21,8 @@ class Balancer(NamedTuple):
     `init(losses) -> state`: losses are a tree of float scalars, such as `{"labels": ..., "hint": ...}`; the values
     are those before the first step. `weights(state) -> weights`: a float32 scalar for each loss.
     `update(state, losses, gradient_norms) -> state`: after a step, the unweighted losses of that step, and, where
-    `reads_gradients`, the norm of each one's gradient. needs_positive: whether the losses must be greater than zero,
+    `reads_gradients`, the norm of each one's gradient; where one of these is NaN or infinite, the state stays as it
+    is: it would be NaN for good. needs_positive: whether the losses must be greater than zero,
     which those that are estimates of information are not.
 
     >>> balance = fixed_weights({"labels": 1.0, "hint": 0.5})
@@ -97,6 +98,27 @@ def weight_cotangents(weights: PyTree, losses: PyTree) -> PyTree:
     """
     _check_structure(weights, losses)
     return jax.tree.map(lambda w, x: jnp.asarray(w, x.dtype), weights, losses)
+
+
+def updated(old: PyTree, like: PyTree, losses: PyTree, new: Callable[[], PyTree], *others: PyTree) -> PyTree:
+    """A balance's new state, or the old one where a loss, or what else is read, is not finite.
+
+    Args:
+      like: a tree of the names that the balance began with. others: what is read beside the losses, of the same names.
+
+    Raises:
+      DistillationError: there are other losses than the balance began with.
+
+    >>> float(updated(jnp.float32(1.0), {"a": 0.0}, {"a": jnp.nan}, lambda: jnp.float32(2.0)))
+    1.0
+    """
+    for given in (losses, *others):
+        if jax.tree.structure(given) != jax.tree.structure(like):
+            raise DistillationError(
+                f"the balance began with the losses {_names(like)}, and is updated with {_names(given)}; give the same"
+            )
+    finite = jnp.all(jnp.stack([jnp.isfinite(x) for x in jax.tree.leaves((losses, others))]))
+    return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new(), old)
 
 
 def _check_structure(weights: PyTree, losses: PyTree) -> None:

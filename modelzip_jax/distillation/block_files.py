@@ -186,9 +186,15 @@ def require_same(there: Manifest, here: Manifest, folder: Path) -> None:
     for name in {**here, **there}:
         if there.get(name) != here.get(name):
             raise DistillationError(
-                f"{folder} is of another {name}: {there.get(name)} there, {here.get(name)} here; choose another "
-                "folder, or remove it to begin anew"
+                f"{folder} holds what {_CALLED.get(name, 'was made with another ' + name)}: {there.get(name)} there, "
+                f"{here.get(name)} here; choose another folder, or remove it to begin anew"
             )
+
+
+_CALLED = {
+    "teacher": "a teacher with other weights says",
+    "data": "a teacher says of other data, or of this data in another order",
+}
 
 
 def _manifest(folder: Path) -> Manifest:

@@ -8,13 +8,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from modelzip_jax.distillation.array_checks import (
     as_weight,
     check_indices,
+    check_key,
     check_same_shape,
     check_temperature,
+    nan_where_outside,
 )
 from modelzip_jax.distillation.safe_norms import unit_vectors
 from modelzip_jax.distillation.whole_batches import over_whole_batch
@@ -48,7 +51,7 @@ def init_contrast_memory(key: jax.Array, examples: int, width: int) -> ContrastM
       key: a random key. examples: of the data set. width: of the embeddings.
 
     Raises:
-      DistillationError: a size is not a positive integer.
+      DistillationError: a size is not a positive integer, or the key is none.
 
     >>> memory = init_contrast_memory(jax.random.key(0), 50_000, 128)
     >>> memory.student.shape, int(memory.batches)
@@ -59,6 +62,7 @@ def init_contrast_memory(key: jax.Array, examples: int, width: int) -> ContrastM
             raise DistillationError(
                 f"init_contrast_memory: {name} must be an integer of at least 1, not {size!r}"
             )
+    check_key(key, "init_contrast_memory")
     bound = math.sqrt(3.0 / width)
     keys = jax.random.split(key)
     student, teacher = (jax.random.uniform(k, (examples, width), minval=-bound, maxval=bound) for k in keys)
@@ -97,7 +101,8 @@ def contrastive(
       temperature: τ, above 0. momentum: m, from 0 to 1.
 
     Returns:
-      A float32 scalar, and the memory for the next step.
+      A float32 scalar, and the memory for the next step: the same one after a loss that is NaN or infinite, as of
+      traced indices that are out of range.
 
     Raises:
       DistillationError: shapes, dtypes, indices or hyperparameters do not fit.
@@ -134,25 +139,28 @@ def _contrasted(
 
     def one_side(own: jax.Array, others: jax.Array, constant: jax.Array) -> tuple[jax.Array, jax.Array]:
         scores = jnp.einsum("bd,bnd->bn", own, others[places], precision=jax.lax.Precision.HIGHEST)
-        scores = scores / temperature
+        scores = nan_where_outside(scores / temperature, places, len(others))
         constant = jnp.where(first, jax.lax.stop_gradient(_log_mean_exp(scores)), constant)
         return _negative_log_likelihood(scores[:, :1], scores[:, 1:], constant), constant
 
     loss_student, log_student = one_side(student, kept.teacher, kept.log_student)
     loss_teacher, log_teacher = one_side(teacher, kept.student, kept.log_teacher)
 
+    loss = loss_student + loss_teacher
+    finite = jnp.isfinite(loss)  # What is remembered would be NaN for good.
+
     def remembered(rows: jax.Array, new: jax.Array) -> jax.Array:
         mixed = momentum * rows[examples] + (1.0 - momentum) * jax.lax.stop_gradient(new)
-        return rows.at[examples].set(unit_vectors(mixed))
+        return rows.at[examples].set(jnp.where(finite, unit_vectors(mixed), rows[examples]))
 
     after = ContrastMemory(
         remembered(kept.student, student),
         remembered(kept.teacher, teacher),
-        log_student,
-        log_teacher,
-        kept.batches + 1,
+        jnp.where(finite, log_student, kept.log_student),
+        jnp.where(finite, log_teacher, kept.log_teacher),
+        kept.batches + finite,
     )
-    return loss_student + loss_teacher, after
+    return loss, after
 
 
 @over_whole_batch
@@ -181,9 +189,9 @@ def in_batch_contrastive(student: jax.Array, teacher: jax.Array, *, temperature:
     _check_embeddings(student, teacher, "in_batch_contrastive")
     check_temperature(temperature, "in_batch_contrastive")
     batch = len(student)
-    if batch == 1:
-        return jnp.zeros((), jnp.float32)
     student, teacher = (unit_vectors(x.astype(jnp.float32)) for x in (student, teacher))
+    if batch == 1:
+        return 0.0 * jnp.sum(student * teacher)  # NaN of what is NaN.
     scores = jnp.dot(student, teacher.T, precision=jax.lax.Precision.HIGHEST) / temperature
     constant = jax.lax.stop_gradient(_log_mean_exp(scores))
     # Row i without its own example: entry j of row i is example (i + 1 + j) modulo the batch.
@@ -221,6 +229,8 @@ def _check_memory(
             f"of the teacher {memory.teacher.shape}: the widths must be equal"
         )
     for name, array, ndim in (("examples", examples, 1), ("negatives", negatives, 2)):
+        if not isinstance(array, jax.Array | np.ndarray):
+            raise DistillationError(f"contrastive: {name} must be an array, not a {type(array).__name__}")
         if not jnp.issubdtype(jnp.result_type(array), jnp.integer):
             raise DistillationError(f"contrastive: {name} must be integers, not {jnp.result_type(array)}")
         if jnp.ndim(array) != ndim or len(array) != len(student) or 0 in jnp.shape(array):
@@ -230,5 +240,5 @@ def _check_memory(
             )
         check_indices(array, len(memory.student), f"contrastive: {name}")
     as_weight(momentum, "momentum", "contrastive")
-    if not isinstance(momentum, jax.core.Tracer) and momentum > 1:
+    if not isinstance(momentum, jax.core.Tracer) and float(momentum) > 1:
         raise DistillationError(f"contrastive: momentum must be from 0 to 1, not {momentum}")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from modelzip_jax.distillation.finite_numbers import check_count
 from modelzip_jax.distillation.perceptrons import init_perceptron, perceptron
 from modelzip_jax.errors import DistillationError
 from modelzip_jax.tree import PyTree
@@ -62,10 +63,19 @@ class Critic(NamedTuple):
 def perceptron_network(widths: Sequence[int], outputs: int, silent: bool = False) -> InitApply:
     """A perceptron on flattened features as `(init, apply)`; `silent` ones give zeros until they are trained.
 
+    Raises:
+      DistillationError: widths are no list of counts.
+
     >>> init, apply = perceptron_network([16], 1)
     >>> apply(init(jax.random.key(0), jnp.ones((4, 2, 3))), jnp.ones((4, 2, 3))).shape
     (4, 1)
     """
+    if not isinstance(widths, Sequence) or isinstance(widths, str):
+        raise DistillationError(
+            f"widths must be a list, of one number for each hidden layer, not {widths!r:.100}"
+        )
+    for width in widths:
+        check_count(width, "a width")
 
     def init(key: jax.Array, features: jax.Array) -> PyTree:
         params = init_perceptron(key, math.prod(features.shape[1:]), widths, outputs)

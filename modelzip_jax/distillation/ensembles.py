@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from modelzip_jax.distillation.finite_numbers import check_number
 from modelzip_jax.distillation.teachers import Teacher
 from modelzip_jax.errors import DistillationError
 from modelzip_jax.tree import PyTree
@@ -52,14 +54,25 @@ def ensemble(
     ['0.661', '0.339']
     ['0.791', '0.209']
     """
-    if not teachers:
-        raise DistillationError("an ensemble needs at least one teacher")
+    if not isinstance(teachers, list | tuple) or not teachers:
+        raise DistillationError(
+            f"ensemble: an ensemble needs at least one teacher, in a list, not {_named(teachers)}"
+        )
+    for number, teacher in enumerate(teachers):
+        if not isinstance(teacher, Teacher):
+            raise DistillationError(
+                f"ensemble: number {number} is {_named(teacher)}, and not a Teacher(apply, params); "
+                "of cached logits take the mean yourself"
+            )
     if average not in AVERAGES:
         raise DistillationError(f"average={average!r}: choose 'probabilities' or 'logits'")
-    if not 0.0 < temperature < math.inf:
-        raise DistillationError(f"temperature={temperature!r} must be a finite number above 0")
+    temperature = check_number(temperature, "temperature", above=0)
     mean = _Mean(tuple(teacher.apply for teacher in teachers), average, temperature)
     return Teacher(mean, tuple(teacher.params for teacher in teachers))
+
+
+def _named(x: Any) -> str:
+    return "none" if isinstance(x, list | tuple) else f"one {type(x).__name__}"
 
 
 @dataclasses.dataclass(frozen=True)

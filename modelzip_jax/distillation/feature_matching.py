@@ -78,9 +78,9 @@ def attention_transfer(student: jax.Array, teacher: jax.Array, *, power: float =
     def attention(x: jax.Array) -> jax.Array:
         size = jnp.abs(x)
         top = jax.lax.stop_gradient(jnp.max(size, tuple(range(1, x.ndim)), keepdims=True))
-        size = size / jnp.where(top > 0, top, 1.0)  # Powers of large features would overflow.
+        size = size / jnp.where(top == 0, 1.0, top)  # Powers of large features would overflow.
         # A power below 1 has no finite derivative at 0.
-        raised = jnp.where(size > 0, jnp.where(size > 0, size, 1.0) ** power, 0.0)
+        raised = jnp.where(size == 0, 0.0, jnp.where(size == 0, 1.0, size) ** power)
         return unit_vectors(jnp.mean(raised, -1).reshape(len(x), -1))
 
     return jnp.mean(jnp.square(attention(pair[0]) - attention(pair[1])))
@@ -156,9 +156,8 @@ def similarity(student: jax.Array, teacher: jax.Array) -> jax.Array:
     def rows(x: jax.Array) -> jax.Array:
         x = x.reshape(len(x), -1)
         top = jax.lax.stop_gradient(jnp.max(jnp.abs(x)))
-        x = x / jnp.where(
-            top > 0, top, 1.0
-        )  # A factor of all features cancels, but their products might overflow.
+        # A factor of all features cancels, but their products might overflow.
+        x = x / jnp.where(top == 0, 1.0, top)
         return unit_vectors(jnp.dot(x, x.T, precision=jax.lax.Precision.HIGHEST))
 
     return jnp.mean(jnp.square(rows(student.astype(jnp.float32)) - rows(_fixed(teacher))))

@@ -6,6 +6,10 @@ import math
 import numbers
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from modelzip_jax.errors import DistillationError
 
 __all__ = ["check_count", "check_number"]
@@ -29,6 +33,12 @@ def check_number(
     modelzip_jax.errors.DistillationError: temperature must be a finite number > 0, not nan
     """
     bounds = [(" > ", above), (" >= ", least), (" < ", below)]
+    if isinstance(value, jax.Array | np.ndarray) and jnp.ndim(value) == 0:
+        if isinstance(value, jax.core.Tracer):
+            raise DistillationError(
+                f"{argument} must be a number when a step is compiled, not a traced one; pass it from outside jit"
+            )
+        value = value.item()
     wanted = " and".join(f"{sign}{bound:g}" for sign, bound in bounds if bound is not None)
     fits = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
     if fits:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import numbers
 from collections.abc import Callable, Sequence
 
+from modelzip_jax.distillation.finite_numbers import check_count
 from modelzip_jax.distillation.teachers import Teacher
 from modelzip_jax.errors import DistillationError
 
@@ -32,8 +34,7 @@ def born_again(train: Callable[[Teacher | None, int], Teacher], generations: int
     >>> [network.params for network in born_again(grow, 3)]
     [1.0, 2.0, 4.0]
     """
-    if generations < 1:
-        raise DistillationError(f"generations={generations}: at least one network must be trained")
+    generations = check_count(generations, "generations")
     trained: list[Teacher] = []
     for generation in range(generations):
         trained.append(_checked(train(trained[-1] if trained else None, generation), generation))
@@ -77,11 +78,16 @@ def assistant_sizes(teacher: int, student: int, count: int = 1) -> list[int]:
     """Sizes of `count` assistants and the student, each the same ratio below the one before, rounded.
 
     Raises:
-      DistillationError: so many different sizes do not lie between the two.
+      DistillationError: a size is no integer; so many different sizes do not lie between the two.
 
     >>> assistant_sizes(64, 4), assistant_sizes(64, 8, count=2)
     ([16, 4], [32, 16, 8])
     """
+    whole = [isinstance(x, numbers.Integral) and not isinstance(x, bool) for x in (teacher, student, count)]
+    if not all(whole):
+        raise DistillationError(
+            f"sizes and their count must be integers, not {teacher!r}, {student!r} and {count!r}"
+        )
     if not 1 <= student < teacher or count < 0:
         raise DistillationError(
             f"count={count} assistants between the sizes {teacher} and {student}: there are none"
@@ -90,7 +96,7 @@ def assistant_sizes(teacher: int, student: int, count: int = 1) -> list[int]:
     sizes = [round(teacher * math.exp(step * k)) for k in range(1, count + 1)] + [student]
     if any(b >= a for a, b in itertools.pairwise([teacher, *sizes])):
         raise DistillationError(
-            f"no {count} sizes of their own lie between {teacher} and {student}: take fewer"
+            f"there is no room for {count} different sizes between {teacher} and {student}: take fewer assistants"
         )
     return sizes
 

@@ -93,6 +93,11 @@ def _visitor(readings: Sequence[_Reading]) -> Visitor:
 def _readings(traced: Program, layers: Sequence[str] | Mapping[str, Place]) -> Iterable[_Reading]:
     if isinstance(layers, str) or not layers:
         raise TraceError(f"layers must be names of layers, in a list or as keys of a dict, not {layers!r}")
+    unnamed = [name for name in layers if not isinstance(name, str)]
+    if unnamed:
+        raise TraceError(
+            f"layers must be names of layers, and {unnamed[0]!r} is a {type(unnamed[0]).__name__}"
+        )
     places = layers if isinstance(layers, Mapping) else dict.fromkeys(layers, "activations")
     uses, after = uses_of(traced), activation_paths(traced)
     for name, place in places.items():

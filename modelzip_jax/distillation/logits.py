@@ -1,8 +1,10 @@
 """Losses on logits: the student's distribution over classes is drawn to the teacher's.
 
 Every loss takes `student` first, is a float32 scalar, a mean over all rows (every axis but the last), computed in
-float32 whatever the dtype, and sends no gradient into `teacher`. To `soft_targets` and `decoupled` a logit of -inf
-is a class that is masked: its probability is 0. Masked for the student alone, it makes the loss infinite.
+float32 whatever the dtype, and sends no gradient into `teacher`. A logit of -inf is a class that is masked: its
+probability is 0, and no mean or deviation counts it. Masked for the student alone, it makes the loss infinite (but
+for `correlation`, which compares probabilities). Only -inf is a mask: -1e9 is a number, of which `standardized` takes
+the deviation. Labels out of range are refused where they can be read; traced ones give NaN.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from modelzip_jax.distillation.array_checks import (
     check_labels,
     check_logits,
     check_temperature,
+    nan_where_outside,
 )
 from modelzip_jax.distillation.safe_norms import centred, pearson
 from modelzip_jax.errors import DistillationError
@@ -94,9 +97,10 @@ def decoupled(
     check_labels(labels, student, "decoupled")
     check_temperature(temperature, "decoupled")
     alpha, beta = as_weight(alpha, "alpha", "decoupled"), as_weight(beta, "beta", "decoupled")
-    if student.shape[-1] == 1:
-        return jnp.zeros((), jnp.float32)
-    is_label = labels[..., None] == jnp.arange(student.shape[-1])
+    labels, classes = jnp.asarray(labels), student.shape[-1]
+    if classes == 1:
+        return jnp.mean(nan_where_outside(_divergence(student, teacher), labels, 1))
+    is_label = labels[..., None] == jnp.arange(classes)
 
     def parts(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
         """log (p_y, 1 - p_y), and the logits of the other classes."""
@@ -108,7 +112,7 @@ def decoupled(
     (target, others), (target_teacher, others_teacher) = parts(student), parts(teacher)
     tckd = _divergence(target, target_teacher)
     nckd = _divergence(others, others_teacher)
-    return temperature**2 * jnp.mean(alpha * tckd + beta * nckd)
+    return temperature**2 * jnp.mean(nan_where_outside(alpha * tckd + beta * nckd, labels, classes))
 
 
 def standardized(student: jax.Array, teacher: jax.Array, *, temperature: float = 2.0) -> jax.Array:
@@ -160,7 +164,7 @@ def correlation(
     authors' code is this loss at T = 1; T² is that of `soft_targets`, and of later public code.
 
     Args:
-      student, teacher: logits `(..., classes)`, any floating dtype, without masked classes.
+      student, teacher: logits `(..., classes)`, any floating dtype. A class that both mask is left out.
       inter, intra: at least 0. temperature: above 0.
 
     Raises:
@@ -178,10 +182,14 @@ def correlation(
         return jax.nn.softmax(logits.astype(jnp.float32) / temperature).reshape(-1, logits.shape[-1])
 
     own, others = probabilities(student), probabilities(jax.lax.stop_gradient(teacher))
+    masked = ((student == -jnp.inf) & (teacher == -jnp.inf)).reshape(own.shape)
+    counted = ~masked | jnp.all(masked, -1, keepdims=True)  # A row that is masked whole is NaN, and stays it.
 
     def unrelated(axis: int) -> jax.Array:
-        varied = jnp.any(centred(others, axis) != 0, axis)
-        return jnp.mean(jnp.where(varied, 1.0 - pearson(own, others, axis), 0.0))
+        varied = jnp.any(centred(others, axis, counted) != 0, axis)
+        related = pearson(own, others, axis, counted)
+        # Where there is no relation that is 0, but NaN of what is NaN.
+        return jnp.mean(jnp.where(varied, 1.0 - related, 0.0 * related), where=jnp.any(counted, axis))
 
     return temperature**2 * (inter * unrelated(1) + intra * unrelated(0))
 
@@ -200,7 +208,7 @@ def smoothed_teacher(labels: jax.Array, classes: int, *, correct: float = 0.99) 
     Args:
       labels: integers `(...)`.
       classes: how many there are.
-      correct: of the label, above 0 and below 1.
+      correct: of the label, at least 1 / classes and below 1.
 
     Returns:
       float32 `(..., classes)`: logarithms of the probabilities.
@@ -217,15 +225,23 @@ def smoothed_teacher(labels: jax.Array, classes: int, *, correct: float = 0.99) 
             f"smoothed_teacher: classes must be an integer of at least 1, not {classes!r}"
         )
     as_weight(correct, "correct", "smoothed_teacher", positive=True)
-    if not isinstance(correct, jax.core.Tracer) and correct >= 1:
-        raise DistillationError(f"smoothed_teacher: correct must be above 0 and below 1, not {correct}")
+    if not isinstance(correct, jax.core.Tracer):
+        if float(correct) >= 1:
+            raise DistillationError(f"smoothed_teacher: correct must be above 0 and below 1, not {correct}")
+        if classes > 1 and float(correct) * classes < 1 - 1e-6:
+            raise DistillationError(
+                f"smoothed_teacher: correct={correct} makes the label less likely than others: it must be at least "
+                f"1 / {classes}, of so many classes"
+            )
     like = jax.ShapeDtypeStruct((*jnp.shape(labels), classes), jnp.float32)
     check_labels(labels, like, "smoothed_teacher")
+    labels = jnp.asarray(labels)
     if classes == 1:
-        return jnp.zeros(like.shape, jnp.float32)
+        return nan_where_outside(jnp.zeros(like.shape, jnp.float32), labels, 1)
     is_label = labels[..., None] == jnp.arange(classes)
     probability = jnp.asarray(correct, jnp.float32)
-    return jnp.where(is_label, jnp.log(probability), jnp.log1p(-probability) - jnp.log(classes - 1.0))
+    found = jnp.where(is_label, jnp.log(probability), jnp.log1p(-probability) - jnp.log(classes - 1.0))
+    return nan_where_outside(found, labels, classes)
 
 
 def kullback_leibler(log_student: jax.Array, log_teacher: jax.Array) -> jax.Array:
@@ -234,8 +250,8 @@ def kullback_leibler(log_student: jax.Array, log_teacher: jax.Array) -> jax.Arra
     >>> kullback_leibler(jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([1.0, 0.0]))).round(4)
     Array(0.6931, dtype=float32)
     """
-    possible = log_teacher > -jnp.inf
-    difference = jnp.where(possible, log_teacher, 0.0) - jnp.where(possible, log_student, 0.0)
+    impossible = log_teacher == -jnp.inf
+    difference = jnp.where(impossible, 0.0, log_teacher) - jnp.where(impossible, 0.0, log_student)
     return jnp.sum(jnp.exp(log_teacher) * difference, -1)
 
 
@@ -248,6 +264,7 @@ def _divergence(student: jax.Array, teacher: jax.Array, temperature: float | jax
 
 
 def _z_scores(logits: jax.Array) -> jax.Array:
-    away = centred(logits.astype(jnp.float32))
-    variance = jnp.mean(jnp.square(away), -1, keepdims=True)
-    return away / jnp.sqrt(jnp.where(variance > 0, variance, 1.0))
+    counted = logits != -jnp.inf
+    away = centred(logits.astype(jnp.float32), counted=counted)
+    variance = jnp.mean(jnp.square(away), -1, keepdims=True, where=counted)
+    return jnp.where(counted, away / jnp.sqrt(jnp.where(variance == 0, 1.0, variance)), -jnp.inf)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from modelzip_jax.distillation.balancing import Balancer, check_losses
+from modelzip_jax.distillation.balancing import Balancer, check_losses, updated
 from modelzip_jax.distillation.finite_numbers import check_count, check_number
 from modelzip_jax.tree import PyTree
 
@@ -71,16 +71,20 @@ def dynamic_weight_average(temperature: float = 2.0, every: int = 1) -> Balancer
 
     def update(state: LossRatesState, losses: PyTree, gradient_norms: PyTree | None = None) -> LossRatesState:
         del gradient_norms
-        count = state.count + 1
-        total = jax.tree.map(lambda s, x: s + jnp.asarray(x, jnp.float32), state.total, losses)
-        ended = count % every == 0
-        choose = lambda new, old: jax.tree.map(lambda a, b: jnp.where(ended, a, b), new, old)  # noqa: E731
-        mean = jax.tree.map(lambda s: s / every, total)
-        return LossRatesState(
-            count,
-            choose(jax.tree.map(jnp.zeros_like, total), total),
-            choose(mean, state.last),
-            choose(state.last, state.before),
-        )
+
+        def new() -> LossRatesState:
+            count = state.count + 1
+            total = jax.tree.map(lambda s, x: s + jnp.asarray(x, jnp.float32), state.total, losses)
+            ended = count % every == 0
+            choose = lambda new, old: jax.tree.map(lambda a, b: jnp.where(ended, a, b), new, old)  # noqa: E731
+            mean = jax.tree.map(lambda s: s / every, total)
+            return LossRatesState(
+                count,
+                choose(jax.tree.map(jnp.zeros_like, total), total),
+                choose(mean, state.last),
+                choose(state.last, state.before),
+            )
+
+        return updated(state, state.total, losses, new)
 
     return Balancer(init, weights, update, needs_positive=True)

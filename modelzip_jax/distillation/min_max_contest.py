@@ -126,6 +126,14 @@ class Contest:
 
     def _check_views(self, output: StudentOutput, targets: Views) -> None:
         named = [*self.critics, *([self.predictions] if self.predictions else [])]
+        if not isinstance(output, StudentOutput):
+            raise DistillationError(
+                f"the student must give a StudentOutput(losses, views, variables), not a {type(output).__name__}"
+            )
+        if not isinstance(targets, Mapping):
+            raise DistillationError(
+                f"the teacher must give views by the critics' names, in a dict, not a {type(targets).__name__}"
+            )
         for side, views in (("student", output.views), ("teacher", targets)):
             missing = [name for name in named if name not in views]
             if missing:

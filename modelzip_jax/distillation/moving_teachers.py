@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from modelzip_jax.distillation.finite_numbers import check_number
 from modelzip_jax.errors import DistillationError
-from modelzip_jax.tree import PyTree
+from modelzip_jax.tree import PyTree, named_leaves, unlike
 
 __all__ = ["MovingTeacher", "move_teacher", "start_moving_teacher"]
 
@@ -56,7 +57,7 @@ def move_teacher(state: MovingTeacher, params: PyTree, decay: float | jax.Array)
       decay: α in [0, 1), may be traced: 0.99 to 0.999 is usual, the larger the longer training is.
 
     Raises:
-      DistillationError: the decay is outside [0, 1).
+      DistillationError: the decay is outside [0, 1); the params are of other names or shapes than the teacher's.
 
     >>> state = start_moving_teacher(jnp.float32(9.0))
     >>> for student in (1.0, 2.0, 3.0):
@@ -64,8 +65,9 @@ def move_teacher(state: MovingTeacher, params: PyTree, decay: float | jax.Array)
     >>> state.params
     Array(2., dtype=float32)
     """
-    if not isinstance(decay, jax.Array) and not 0.0 <= decay < 1.0:
-        raise DistillationError(f"decay={decay!r} must be in [0, 1)")
+    if not isinstance(decay, jax.core.Tracer):
+        check_number(decay, "decay", least=0, below=1)
+    _check_alike(state.params, params)
     count = optax.safe_increment(state.count)
     newest = jnp.maximum(1.0 - jnp.asarray(decay, jnp.float32), 1.0 / count)
 
@@ -74,6 +76,20 @@ def move_teacher(state: MovingTeacher, params: PyTree, decay: float | jax.Array)
         return old + newest * (p.astype(old.dtype) - old) if _averaged(p) else jnp.asarray(p)
 
     return MovingTeacher(count, jax.tree.map(moved, state.params, jax.lax.stop_gradient(params)))
+
+
+def _check_alike(teacher: PyTree, student: PyTree) -> None:
+    """Other shapes would be broadcast."""
+    if jax.tree.structure(teacher) != jax.tree.structure(student):
+        raise DistillationError(
+            f"move_teacher: the student's params are not those of start_moving_teacher: {unlike(student, teacher)}"
+        )
+    for (name, old), new in zip(named_leaves(teacher), jax.tree.leaves(student), strict=True):
+        if jnp.shape(old) != jnp.shape(new):
+            raise DistillationError(
+                f"move_teacher: {name or 'the leaf'} is {jnp.shape(new)} in the student and {jnp.shape(old)} in the "
+                "teacher, which was started of another network"
+            )
 
 
 def _averaged(p: jax.Array) -> bool:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from modelzip_jax.distillation.balancing import Balancer, check_losses, weight_cotangents
+from modelzip_jax.distillation.balancing import Balancer, check_losses, updated, weight_cotangents
 from modelzip_jax.distillation.finite_numbers import check_number
 from modelzip_jax.errors import DistillationError
 from modelzip_jax.patterns import matches, require_matches
@@ -80,14 +80,18 @@ def grad_norm(alpha: float = 1.5, tx: optax.GradientTransformation | None = None
                 "grad_norm reads the norm of each loss's gradient: update(state, losses, norms), with norms as "
                 "balanced_gradients gives them"
             )
-        norms = jnp.stack([jnp.asarray(x, jnp.float32) for x in jax.tree.leaves(gradient_norms)])
-        ratios = jax.tree.map(lambda x, y: jnp.asarray(x, jnp.float32) / y, losses, state.first)
-        ratios = jnp.stack(jax.tree.leaves(ratios)) if alpha else jnp.ones_like(norms)
-        mean = jnp.mean(ratios)  # Zero once every loss is.
-        rates = jnp.where(mean > 0, ratios / jnp.where(mean > 0, mean, 1.0), 1.0)
-        grads = jax.grad(objective)(state.logits, norms, rates)
-        steps, opt_state = tx.update(grads, state.opt_state, state.logits)
-        return GradNormState(optax.apply_updates(state.logits, steps), state.first, opt_state)
+
+        def new() -> GradNormState:
+            norms = jnp.stack([jnp.asarray(x, jnp.float32) for x in jax.tree.leaves(gradient_norms)])
+            ratios = jax.tree.map(lambda x, y: jnp.asarray(x, jnp.float32) / y, losses, state.first)
+            ratios = jnp.stack(jax.tree.leaves(ratios)) if alpha else jnp.ones_like(norms)
+            mean = jnp.mean(ratios)  # Zero once every loss is.
+            rates = jnp.where(mean > 0, ratios / jnp.where(mean > 0, mean, 1.0), 1.0)
+            grads = jax.grad(objective)(state.logits, norms, rates)
+            steps, opt_state = tx.update(grads, state.opt_state, state.logits)
+            return GradNormState(optax.apply_updates(state.logits, steps), state.first, opt_state)
+
+        return updated(state, state.logits, losses, new, gradient_norms)
 
     return Balancer(
         init, lambda state: _weights(state.logits), update, reads_gradients=True, needs_positive=alpha > 0

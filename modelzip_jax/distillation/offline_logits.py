@@ -7,9 +7,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
-from modelzip_jax.distillation.array_checks import check_logits, check_temperature
+from modelzip_jax.distillation.array_checks import (
+    check_indices,
+    check_logits,
+    check_temperature,
+    nan_where_outside,
+)
 from modelzip_jax.distillation.logits import kullback_leibler
 from modelzip_jax.errors import DistillationError
 from modelzip_jax.meshes import spec_of, under_any_mesh
@@ -69,14 +75,16 @@ def top_k_soft_targets(student: jax.Array, teacher: TopK, *, temperature: float 
 
     Args:
       student: logits `(..., classes)`, any floating dtype.
-      teacher: of `top_k_logits`. No gradient flows into it.
+      teacher: of `top_k_logits`, of as many classes as the student's: how many there were is not kept, and a student
+        with more of them is not told from one that fits. No gradient flows into it.
       temperature: above 0.
 
     Returns:
-      A float32 scalar, the mean over rows.
+      A float32 scalar, the mean over rows. NaN where a traced index is beyond the student's classes.
 
     Raises:
-      DistillationError: shapes or dtypes do not fit, or the temperature is not positive and finite.
+      DistillationError: shapes or dtypes do not fit, an index is beyond the student's classes, or the temperature is
+        not positive and finite.
 
     >>> from modelzip_jax.distillation import soft_targets
     >>> student, teacher = jnp.array([[0.0, 1.0, 2.0, 3.0]]), jnp.array([[2.0, 0.0, -2.0, 1.0]])
@@ -93,7 +101,9 @@ def top_k_soft_targets(student: jax.Array, teacher: TopK, *, temperature: float 
     teacher = jax.lax.stop_gradient(teacher)
     left_out = student.shape[-1] - teacher.indices.shape[-1]
     student = student.astype(jnp.float32) / temperature
-    own = jnp.take_along_axis(student, teacher.indices, -1)
+    classes = student.shape[-1]
+    own = jnp.take_along_axis(student, jnp.clip(teacher.indices, 0, classes - 1), -1)
+    own = nan_where_outside(own, teacher.indices, classes)
     kept = teacher.values.astype(jnp.float32) / temperature
     if left_out:
         even = math.log(left_out)
@@ -116,6 +126,13 @@ def _log_rest(logits: jax.Array, indices: jax.Array) -> jax.Array:
 
 def _check(student: jax.Array, teacher: TopK) -> None:
     check_logits(student, student, "top_k_soft_targets")
+    fields = [getattr(teacher, name, None) for name in TopK._fields]
+    if not isinstance(teacher, TopK) or not all(isinstance(x, jax.Array | np.ndarray) for x in fields):
+        kinds = ", ".join(type(x).__name__ for x in fields)
+        what = f"a TopK of {kinds}" if isinstance(teacher, TopK) else f"a {type(teacher).__name__}"
+        raise DistillationError(
+            f"top_k_soft_targets: the teacher must be a TopK of arrays, of top_k_logits or cached_top_k, not {what}"
+        )
     shapes = [jnp.shape(x) for x in teacher]
     rows, k = shapes[2], (shapes[0] or (0,))[-1]
     if shapes[:2] != [(*rows, k)] * 2 or student.shape[:-1] != rows or not 1 <= k <= student.shape[-1]:
@@ -128,3 +145,4 @@ def _check(student: jax.Array, teacher: TopK) -> None:
         raise DistillationError(
             f"top_k_soft_targets: the teacher's indices must be integers, not {teacher.indices.dtype}"
         )
+    check_indices(teacher.indices, student.shape[-1], "top_k_soft_targets: the teacher's indices")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
-from modelzip_jax.distillation.array_checks import as_weight, check_features
+from modelzip_jax.distillation.array_checks import as_weight, check_features, check_key
 from modelzip_jax.distillation.safe_norms import centred
 from modelzip_jax.errors import DistillationError
 from modelzip_jax.meshes import spec_of, under_any_mesh
@@ -34,6 +35,7 @@ def init_projector(key: jax.Array, student_width: int, teacher_width: int) -> Py
     >>> params["kernel"].shape, params["bias"].shape
     ((4, 8), (8,))
     """
+    check_key(key, "init_projector")
     _check_widths(student_width, teacher_width, "init_projector")
     kernel = jax.nn.initializers.lecun_normal()(key, (student_width, teacher_width))
     return {"kernel": kernel, "bias": jnp.zeros(teacher_width)}
@@ -54,6 +56,7 @@ def project(params: PyTree, features: jax.Array) -> jax.Array:
     >>> project(init_projector(jax.random.key(0), 4, 8), jnp.ones((2, 7, 7, 4))).shape
     (2, 7, 7, 8)
     """
+    _check_params(params, ("kernel", "bias"), "project", "init_projector")
     _check_width(features, params["kernel"].shape[0], "project")
     product = jnp.dot(features.astype(jnp.float32), params["kernel"], precision=jax.lax.Precision.HIGHEST)
     return product + params["bias"]
@@ -71,6 +74,7 @@ def init_orthogonal_projector(key: jax.Array, student_width: int, teacher_width:
     >>> {k: v.shape for k, v in init_orthogonal_projector(jax.random.key(0), 3, 8).items()}
     {'within': (3, 3), 'across': (5, 3)}
     """
+    check_key(key, "init_orthogonal_projector")
     _check_widths(student_width, teacher_width, "init_orthogonal_projector")
     if student_width > teacher_width:
         raise DistillationError(
@@ -118,6 +122,7 @@ def project_orthogonally(params: PyTree, features: jax.Array) -> jax.Array:
     >>> projected.shape, round(float(jnp.linalg.norm(projected)), 4)
     ((1, 6), 5.0)
     """
+    _check_params(params, ("within", "across"), "project_orthogonally", "init_orthogonal_projector")
     _check_width(features, params["within"].shape[0], "project_orthogonally")
     matrix = orthogonal_matrix(params)
     return jnp.dot(features.astype(jnp.float32), matrix, precision=jax.lax.Precision.HIGHEST)
@@ -173,7 +178,7 @@ def _whitened(x: jax.Array, epsilon: float) -> jax.Array:
     left, values, right = jnp.linalg.svd(rows, full_matrices=False)
     variances = jnp.square(values) / len(rows)
     floor = epsilon * jnp.sum(variances) / x.shape[-1]
-    scale = values / jnp.sqrt(jnp.where(variances > 0, variances + floor, 1.0))
+    scale = values / jnp.sqrt(jnp.where(variances == 0, 1.0, variances + floor))
     return jnp.dot(left * scale, right, precision=jax.lax.Precision.HIGHEST).reshape(x.shape)
 
 
@@ -181,6 +186,12 @@ def _check_widths(student_width: int, teacher_width: int, name: str) -> None:
     for size in (student_width, teacher_width):
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise DistillationError(f"{name}: widths must be integers of at least 1, not {size!r}")
+
+
+def _check_params(params: PyTree, names: tuple[str, ...], name: str, init: str) -> None:
+    found = sorted(params) if isinstance(params, Mapping) else type(params).__name__
+    if found != sorted(names):
+        raise DistillationError(f"{name}: params must be those of {init}, {sorted(names)}, not {found}")
 
 
 def _check_width(features: jax.Array, width: int, name: str) -> None:

@@ -46,9 +46,9 @@ def relational_distance(student: jax.Array, teacher: jax.Array) -> jax.Array:
 
     def distances(x: jax.Array) -> jax.Array:
         far = safe_norm(_differences(x))[..., 0]
-        count = jnp.sum(far > 0)
+        count = jnp.sum(far != 0)
         mean = jnp.sum(far) / jnp.maximum(count, 1)
-        return far / jnp.where(count > 0, mean, 1.0)
+        return far / jnp.where(count == 0, 1.0, mean)
 
     return jnp.mean(_huber(distances(student.astype(jnp.float32)) - distances(_fixed(teacher))))
 
@@ -136,10 +136,10 @@ def _differences(x: jax.Array) -> jax.Array:
     size = jnp.max(jnp.abs(x), 1)
     difference = x[None] - x[:, None]
     rounding = ROUNDING * jnp.maximum(size[None], size[:, None])[..., None]
-    apart = jnp.max(jnp.abs(difference), -1, keepdims=True) > rounding
-    difference = jnp.where(apart, difference, 0.0)
+    near = jnp.max(jnp.abs(difference), -1, keepdims=True) <= rounding
+    difference = jnp.where(near, 0.0, difference)
     top = jax.lax.stop_gradient(jnp.max(jnp.abs(difference)))
-    return difference / jnp.where(top > 0, top, 1.0)
+    return difference / jnp.where(top == 0, 1.0, top)
 
 
 def _huber(difference: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from modelzip_jax.distillation.array_checks import check_features, check_same_shape, pairs_of
+from modelzip_jax.distillation.array_checks import check_features, check_key, check_same_shape, pairs_of
 from modelzip_jax.distillation.pooling import nearest_resized, pooled_to
 from modelzip_jax.errors import DistillationError
 from modelzip_jax.tree import PyTree
@@ -41,6 +41,7 @@ def init_review(
     >>> [sorted(level) for level in params]
     [['attention', 'narrow', 'widen'], ['narrow', 'widen']]
     """
+    check_key(key, "init_review")
     pairs = pairs_of(student_channels, teacher_channels, "init_review")
     for size in (*(x for pair in pairs for x in pair), width):
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:

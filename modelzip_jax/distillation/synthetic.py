@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from modelzip_jax.errors import DistillationError
+from modelzip_jax.distillation.array_checks import check_key
+from modelzip_jax.errors import DistillationError, NonFiniteError
 from modelzip_jax.tree import PyTree
 
 __all__ = ["SyntheticSet", "condense", "gradient_distance"]
@@ -77,7 +78,8 @@ def condense(
       A `SyntheticSet`. Train on it as on any data, for many epochs.
 
     Raises:
-      DistillationError: shapes or dtypes do not fit, a class without examples, a number below 1.
+      DistillationError: shapes or dtypes do not fit, a class without examples or beyond the network's outputs, a number
+        below 1, a key that is none. NonFiniteError: an input is NaN or infinite; the message names the example.
 
     >>> inputs = jax.random.normal(jax.random.key(0), (64, 5))
     >>> found = condense(
@@ -96,6 +98,8 @@ def condense(
     ):
         if number < least:
             raise DistillationError(f"{name}={number} must be at least {least}")
+    check_key(key, "condense")
+    _check_outputs(jax.eval_shape(lambda key, x: apply(init(key), x), key, examples.inputs[:1]), examples)
     own = jnp.repeat(jnp.arange(len(examples.counts), dtype=jnp.int32), per_class)
     matching = _Matching(init, _cross_entropy(apply), own, steps, network_steps, batch_size, tx, network_tx)
     on_one_network = jax.jit(matching.on_one_network)
@@ -227,8 +231,8 @@ def _directions(x: jax.Array) -> jax.Array:
     """Columns of length 1; those of length 0 stay, with the gradient 0."""
     columns = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
     squares = jnp.sum(jnp.square(columns), axis=0)
-    some = squares > jnp.finfo(jnp.float32).tiny
-    return columns * jnp.where(some, jax.lax.rsqrt(jnp.where(some, squares, 1.0)), 0.0)
+    none = squares <= jnp.finfo(jnp.float32).tiny  # Not of NaN, which stays NaN.
+    return columns * jnp.where(none, 0.0, jax.lax.rsqrt(jnp.where(none, 1.0, squares)))
 
 
 class _Examples(NamedTuple):
@@ -251,6 +255,9 @@ def _by_class(inputs: Any, labels: Any) -> _Examples:
         raise DistillationError(
             f"inputs must be floats (n, ...), standardised, not {inputs.dtype} {inputs.shape}"
         )
+    finite = np.isfinite(np.asarray(inputs, np.float32)).reshape(len(inputs), -1).all(axis=1)
+    if not finite.all():
+        raise NonFiniteError(f"example {int(np.argmin(finite))} has inputs that are NaN or infinite")
     if (
         labels.shape != inputs.shape[:1]
         or not np.issubdtype(labels.dtype, np.integer)
@@ -264,3 +271,13 @@ def _by_class(inputs: Any, labels: Any) -> _Examples:
         raise DistillationError(f"class {np.argmin([*counts, 0])} has no examples: number the classes from 0")
     order = np.argsort(labels, kind="stable")
     return _Examples(inputs, jnp.asarray(order, jnp.int32), jnp.asarray(counts[:, None], jnp.int32))
+
+
+def _check_outputs(outputs: Any, examples: _Examples) -> None:
+    shape: tuple[int, ...] = getattr(outputs, "shape", ())
+    classes = len(examples.counts)
+    if len(shape) != 2 or shape[0] != 1 or shape[1] < classes:
+        raise DistillationError(
+            f"there are labels from 0 to {classes - 1}, and the network gives {outputs} for one example; it must give "
+            "logits (batch, classes), as many as there are classes"
+        )

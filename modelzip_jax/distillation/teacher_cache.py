@@ -81,6 +81,10 @@ def cache_outputs(
      [2. 3. 5.]
      [4. 5. 9.]]
     """
+    if not isinstance(teacher, Teacher):
+        raise DistillationError(
+            f"cache_outputs: the teacher must be a Teacher(apply, params), not a {type(teacher).__name__}"
+        )
     folder = Path(os.path.abspath(folder))
     manifest = _manifest(teacher, inputs, batch_size, dtype, top_k)
     if not folder.exists():

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from modelzip_jax.distillation.balancing import Balancer, check_losses
+from modelzip_jax.distillation.balancing import Balancer, check_losses, updated
 from modelzip_jax.distillation.finite_numbers import check_number
 from modelzip_jax.tree import PyTree
 
@@ -68,8 +68,12 @@ def uncertainty_weighting(
     ) -> UncertaintyState:
         del gradient_norms
         slope = lambda s, x: 0.5 - 0.5 * jnp.exp(-s) * jnp.asarray(x, jnp.float32)  # noqa: E731
-        grads = jax.tree.map(slope, state.log_variances, losses)
-        steps, opt_state = tx.update(grads, state.opt_state, state.log_variances)
-        return UncertaintyState(optax.apply_updates(state.log_variances, steps), opt_state)
+
+        def new() -> UncertaintyState:
+            grads = jax.tree.map(slope, state.log_variances, losses)
+            steps, opt_state = tx.update(grads, state.opt_state, state.log_variances)
+            return UncertaintyState(optax.apply_updates(state.log_variances, steps), opt_state)
+
+        return updated(state, state.log_variances, losses, new)
 
     return Balancer(init, weights, update, needs_positive=True)

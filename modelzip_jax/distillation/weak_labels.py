@@ -9,6 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from modelzip_jax.distillation.array_checks import (
+    as_weight,
+    check_indices,
+    check_weights,
+    nan_where_outside,
+)
 from modelzip_jax.errors import DistillationError
 
 __all__ = ["UNLABELLED", "WeakLabels", "hide_labels", "label_noise", "pseudo_label", "weighted_cross_entropy"]
@@ -74,7 +80,7 @@ def pseudo_label(
         "entropy":      1 - H(p) / log c       as Iscen et al. 2019 (arXiv:1904.04717) weigh labels
 
     and 0 where p_1 is below the threshold (FixMatch, Sohn et al. 2020, arXiv:2001.07685). Labels that are given
-    stay, with the weight 1. Jittable.
+    stay, with the weight 1. Jittable. The weight is NaN where logits are, or where a traced label is out of range.
 
     Args:
       logits: the teacher's, floats `(n, classes)`.
@@ -84,7 +90,7 @@ def pseudo_label(
       threshold: in [0, 1]. temperature: T, above 0.
 
     Raises:
-      DistillationError: shapes or dtypes do not fit; an unknown weighting; a number out of its range.
+      DistillationError: shapes or dtypes do not fit; an unknown weighting; a number or a given label out of its range.
 
     >>> logits = jnp.log(jnp.array([[0.7, 0.2, 0.1], [0.4, 0.35, 0.25], [0.1, 0.1, 0.8]]))
     >>> weak = pseudo_label(logits, jnp.array([-1, -1, 0]), threshold=0.5)
@@ -97,23 +103,25 @@ def pseudo_label(
         )
     if weighting not in WEIGHTINGS:
         raise DistillationError(f"weighting={weighting!r}: choose among {', '.join(WEIGHTINGS)}")
-    if not 0.0 <= threshold <= 1.0 or not 0.0 < temperature < float("inf"):
-        raise DistillationError(
-            f"threshold={threshold!r} must be in [0, 1], and temperature={temperature!r} above 0"
-        )
+    as_weight(temperature, "temperature", "pseudo_label", positive=True)
+    as_weight(threshold, "threshold", "pseudo_label")
+    if not isinstance(threshold, jax.core.Tracer) and float(threshold) > 1:
+        raise DistillationError(f"pseudo_label: threshold must be in [0, 1], not {threshold}")
     log_p = jax.nn.log_softmax(jax.lax.stop_gradient(logits).astype(jnp.float32) / temperature, axis=-1)
     likely = jnp.max(jnp.exp(log_p), axis=-1)
-    weights = jnp.where(likely >= threshold, _weights(log_p, weighting), 0.0)
+    weights = jnp.where(likely < threshold, 0.0, _weights(log_p, weighting))
     labels = jnp.argmax(log_p, axis=-1).astype(jnp.int32)
     if given is None:
         return WeakLabels(labels, weights)
-    given = jnp.asarray(given)
+    seen, given = given, jnp.asarray(given)
     if given.shape != labels.shape or not jnp.issubdtype(given.dtype, jnp.integer):
         raise DistillationError(
             f"given labels must be integers {labels.shape}, not {given.dtype} {given.shape}"
         )
+    check_indices(seen, logits.shape[-1], "pseudo_label: given labels", or_none=True)
     known = given >= 0
-    return WeakLabels(jnp.where(known, given, labels).astype(jnp.int32), jnp.where(known, 1.0, weights))
+    weights = nan_where_outside(jnp.where(known, 1.0, weights), jnp.maximum(given, 0), logits.shape[-1])
+    return WeakLabels(jnp.where(known, given, labels).astype(jnp.int32), weights)
 
 
 def weighted_cross_entropy(
@@ -129,10 +137,10 @@ def weighted_cross_entropy(
       normalize: divides by Σ w_i, not by B: all batches count alike. A batch without any weight gives 0.
 
     Returns:
-      A float32 scalar, whose gradient flows into the student alone.
+      A float32 scalar, whose gradient flows into the student alone. NaN where a traced label or weight is out of range.
 
     Raises:
-      DistillationError: shapes or dtypes do not fit.
+      DistillationError: shapes or dtypes do not fit; a label beyond the classes; a weight below 0 or not finite.
 
     >>> logits, labels = jnp.array([[0.0, 0.0], [0.0, 0.0]]), jnp.array([0, 1])
     >>> round(float(weighted_cross_entropy(logits, labels, jnp.array([1.0, 0.5]))), 4)  # 3/4 log 2
@@ -140,7 +148,7 @@ def weighted_cross_entropy(
     >>> round(float(weighted_cross_entropy(logits, labels, jnp.array([1.0, 0.5]), normalize=True)), 4)
     0.6931
     """
-    labels, weights = jnp.asarray(labels), jnp.asarray(weights)
+    given, (labels, weights) = (labels, weights), (jnp.asarray(labels), jnp.asarray(weights))
     if student.ndim != 2 or not jnp.issubdtype(student.dtype, jnp.floating):
         raise DistillationError(
             f"student logits must be floats (batch, classes), not {student.dtype} {student.shape}"
@@ -151,11 +159,16 @@ def weighted_cross_entropy(
                 f"{name} must be {kind.__name__} {student.shape[:1]} for student logits {student.shape}, not "
                 f"{array.dtype} {array.shape}"
             )
+    check_indices(given[0], student.shape[-1], "weighted_cross_entropy: labels", or_none=True)
+    check_weights(given[1], "weighted_cross_entropy: weights")
     log_p = jax.nn.log_softmax(student.astype(jnp.float32), axis=-1)
-    own = jnp.take_along_axis(log_p, jnp.maximum(labels, 0)[:, None], axis=-1)[:, 0]
-    weights = jax.lax.stop_gradient(jnp.where(labels >= 0, weights.astype(jnp.float32), 0.0))
-    # Not weights * own: 0 times an infinite loss would be NaN.
-    total = -jnp.sum(jnp.where(weights > 0, weights * jnp.where(weights > 0, own, 0.0), 0.0))
+    place = jnp.clip(labels, 0, student.shape[-1] - 1)
+    own = jnp.take_along_axis(log_p, place[:, None], axis=-1)[:, 0]
+    own = nan_where_outside(own, jnp.maximum(labels, 0), student.shape[-1])
+    weights = jnp.where(weights >= 0, weights.astype(jnp.float32), jnp.nan)
+    weights = jax.lax.stop_gradient(jnp.where(labels >= 0, weights, 0.0))
+    none = weights == 0  # Not weights * own: 0 times an infinite loss would be NaN.
+    total = jnp.sum(jnp.where(none, 0.0, weights * jnp.where(none, 0.0, -own)))
     if not normalize:
         return total / len(labels)
     return total / jnp.maximum(jnp.sum(weights), jnp.finfo(jnp.float32).tiny)
@@ -209,11 +222,11 @@ def label_noise(weak: WeakLabels, truth: Any, classes: int, given: Any = None) -
 
 def _weights(log_p: jax.Array, weighting: str) -> jax.Array:
     """Of each row of log-probabilities, float32 in [0, 1]; with one class nothing is in doubt."""
-    if weighting == "one" or log_p.shape[-1] == 1:
-        return jnp.ones(len(log_p), jnp.float32)
     p = jnp.exp(log_p)
+    if weighting == "one" or log_p.shape[-1] == 1:
+        return jnp.ones(len(log_p), jnp.float32) + 0.0 * p[:, 0]  # NaN of what is NaN.
     if weighting == "entropy":
-        entropy = -jnp.sum(jnp.where(p > 0, p * log_p, 0.0), axis=-1)
+        entropy = -jnp.sum(jnp.where(p == 0, 0.0, p * log_p), axis=-1)
         return jnp.clip(1.0 - entropy / jnp.log(p.shape[-1]), 0.0, 1.0)
     first, second = jnp.moveaxis(jax.lax.top_k(p, 2)[0], -1, 0)
     return first if weighting == "probability" else first - second

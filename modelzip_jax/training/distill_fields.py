@@ -23,6 +23,7 @@ __all__ = [
     "feature_loss_of",
     "logit_loss_of",
     "projector_of",
+    "require_widths",
     "weights_of",
 ]
 
@@ -105,6 +106,42 @@ def projector_of(name: str) -> Projector:
       ConfigError: an unknown name.
     """
     return PROJECTORS[require_known("distill.features.projector", name, PROJECTORS)]
+
+
+def require_widths(
+    features: Any, student: tuple[str, tuple[int, ...]], teacher: tuple[str, tuple[int, ...]]
+) -> None:
+    """Refuses widths that the projector of `distill.features`, or none, does not bring together.
+
+    Args:
+      features: the group of fields. student, teacher: a layer's name and the shape of what it says.
+
+    Raises:
+      ConfigError: the message names the field.
+
+    >>> from modelzip_jax.training.config import base
+    >>> features = base().distill.features
+    >>> features.loss = "hint"
+    >>> require_widths(features, ("Dense_1", (8, 16)), ("Dense_1", (8, 32)))
+    Traceback (most recent call last):
+    modelzip_jax.errors.ConfigError: the student's 'Dense_1' gives (8, 16) and the teacher's 'Dense_1' (8, 32), ...
+    """
+    (ours, own), (theirs, others) = student, teacher
+    both = f"the student's {ours!r} gives {own} and the teacher's {theirs!r} {others}"
+    if features.projector == "orthogonal" and own[-1] > others[-1]:
+        raise ConfigError(
+            f"{both}: distill.features.projector 'orthogonal' cannot put the wider one into the narrower one without "
+            "losing any: set it to 'linear'"
+        )
+    if features.loss != "hint" or own == others:
+        return
+    if own[:-1] != others[:-1]:
+        raise ConfigError(f"{both}, which 'hint' compares entry by entry: name layers of one size")
+    if not features.projector:
+        raise ConfigError(
+            f"{both}, which 'hint' compares entry by entry: set distill.features.projector to 'linear', or to "
+            "'orthogonal', which needs a student that is not the wider one"
+        )
 
 
 def balance_of(name: str, epoch: int) -> distillation.Balancer:

@@ -31,7 +31,7 @@ import numpy as np
 import optax
 
 from modelzip_jax import distillation
-from modelzip_jax.errors import ConfigError
+from modelzip_jax.errors import ConfigError, TreeError
 from modelzip_jax.training import config as configs
 from modelzip_jax.training import distill_fields as fields
 from modelzip_jax.training.frameworks import Network
@@ -83,11 +83,14 @@ class Distilling:
     balance: distillation.Balancer
     batch_size: int
 
-    def init(self, params: PyTree, variables: PyTree, batch: PyTree, key: jax.Array) -> Beside:
+    def init(
+        self, params: PyTree, variables: PyTree, batch: PyTree, key: jax.Array, first: PyTree | None = None
+    ) -> Beside:
         """What there is before the first step.
 
         Args:
           params, variables: that training starts from. batch: a prepared one, of which a balance reads the losses.
+          first: the student's params at the first step, which compression has changed; by default `params`.
 
         Raises:
           ConfigError: features of "activations", where batch statistics end them early. DistillationError, TraceError:
@@ -105,7 +108,7 @@ class Distilling:
         projectors = self._projectors(params, variables, jax.eval_shape(said, batch).features, batch, key)
         losses = dict.fromkeys(self.weights, jnp.float32(1.0))
         if self.distill.balance != "fixed":
-            trained = {"params": params, "projectors": projectors}
+            trained = {"params": params if first is None else first, "projectors": projectors}
             of_batch = jax.jit(functools.partial(self._losses, self.student, self.objective))
             losses = of_batch(trained, variables, jax.jit(said)(batch), batch, key)[0]
         # Optimizers need not take a tree without leaves: an average has nothing to average.
@@ -206,11 +209,18 @@ class Distilling:
     def _projectors(
         self, params: PyTree, variables: PyTree, taught: dict[str, Any], batch: PyTree, key: jax.Array
     ) -> list[PyTree]:
-        """New ones, of the widths that the layers turn out to have."""
+        """New ones, of the widths that the layers turn out to have.
+
+        Raises:
+          ConfigError: widths that this projector, or none, does not bring together.
+        """
         layers = dict.fromkeys((ours for ours, _ in self._pairs), self.distill.features.place)
         say = lambda params, inputs: _say(self.student, params, variables, inputs, key, layers)  # noqa: E731
         own = jax.eval_shape(say, params, batch["inputs"]).features
-        init = fields.projector_of(self.distill.features.projector).init
+        features = self.distill.features
+        for ours, theirs in self._pairs:
+            fields.require_widths(features, (ours, own[ours].shape), (theirs, taught[theirs].shape))
+        init = fields.projector_of(features.projector).init
         return [
             init(jax.random.fold_in(key, index), own[ours].shape[-1], taught[theirs].shape[-1])
             for index, (ours, theirs) in enumerate(self._pairs)
@@ -254,7 +264,14 @@ def distilling_of(
 
         def read(params: PyTree, variables: PyTree) -> dict[str, PyTree]:
             like = jax.jit(teacher.init)(jax.random.key(0), sample())
-            return dict(zip(("params", "variables"), starting_weights(path, *like)[:2], strict=True))
+            try:
+                weights = starting_weights(path, *like)[:2]
+            except TreeError as error:
+                raise ConfigError(
+                    f"distill.teacher {path} holds the weights of another network than config.model ({error}): give "
+                    "the folder of the run that trained it, whose config says which network it is"
+                ) from error
+            return dict(zip(("params", "variables"), weights, strict=True))
 
     return Distilling(
         distill, student, teacher, read, prepare, tx, softmax_cross_entropy(config.label_smoothing),

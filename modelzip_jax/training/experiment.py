@@ -108,19 +108,19 @@ def initial_state(experiment: Experiment, train: Arrays | None = None) -> TrainS
     """
     params, variables, packed = _weights(experiment)
     key = jax.random.key(experiment.config.seed)
+    if experiment.transform is not None:
+        tx = _optimizer(experiment.config, experiment.transform, experiment.steps, packed)
+        first, opt_state = start(tx, params)
+    else:
+        first, opt_state = params, experiment.tx.init(params)
     beside: PyTree = ()
     if experiment.distilling is not None:
         arrays = experiment.train if train is None else train
         rows = {name: jnp.asarray(x[: experiment.config.data.batch_size]) for name, x in arrays.items()}
         beside = experiment.distilling.init(
-            params, variables, experiment.prepare(rows, None), jax.random.fold_in(key, 2)
+            params, variables, experiment.prepare(rows, None), jax.random.fold_in(key, 2), first
         )
-    if experiment.transform is not None:
-        tx = _optimizer(experiment.config, experiment.transform, experiment.steps, packed)
-        params, opt_state = start(tx, params)
-    else:
-        opt_state = experiment.tx.init(params)
-    return experiment.place.replicate(begin(params, variables, opt_state, key, beside=beside))
+    return experiment.place.replicate(begin(first, variables, opt_state, key, beside=beside))
 
 
 def _weights(experiment: Experiment) -> tuple[PyTree, PyTree, packing.Packed | None]:

@@ -32,6 +32,8 @@ class RunFolderWarning(UserWarning):
 def claimed_folder(folder: Path, config: Any) -> Iterator[None]:
     """Takes a folder for one run, and writes the config into it, or checks that it is the one there.
 
+    Where nothing was trained, as after a start that was refused, there is nothing to go on with, and ours is written.
+
     Raises:
       ConfigError: the folder cannot be made, or holds a run of another config. RunError: as of `sole_run`.
     """
@@ -47,7 +49,7 @@ def claimed_folder(folder: Path, config: Any) -> Iterator[None]:
 def _write_or_compare(folder: Path, config: Any) -> None:
     ours = json.loads(json.dumps({k: v for k, v in config.to_dict().items() if k != "distributed"}))
     theirs = configs.stored_fields(folder)
-    if theirs is None:
+    if theirs is None or not _trained(folder):
         if jax.process_index() == 0:
             with atomic_file(folder / configs.STORED) as file:
                 file.write((json.dumps(ours, indent=1) + "\n").encode())
@@ -61,6 +63,14 @@ def _write_or_compare(folder: Path, config: Any) -> None:
             f"{folder} holds a run of another config: {', '.join(changed)} differ; choose another folder, or "
             "remove it to begin anew"
         )
+
+
+def _trained(folder: Path) -> bool:
+    """Whether a step was ever recorded, saved or shipped in this folder."""
+    log = folder / "log.jsonl"
+    if (folder / "model.mz").exists() or (log.exists() and log.stat().st_size > 0):
+        return True
+    return any(path.name.isdecimal() for path in (folder / "checkpoints").glob("*"))
 
 
 def _completed(stored: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -99,7 +99,14 @@ def starting_weights(
 
     Args:
       params, variables: of the same structure; variables that the file does not have stay.
+
+    Raises:
+      ConfigError: there is no such file.
     """
+    if not Path(path).exists():
+        raise ConfigError(
+            f"there is no {path}, of which the weights were to be read: give the path of a .mz file or a checkpoint"
+        )
     if Path(path).suffix == ".mz":
         packed = load(path, like=params)
         compressed = packed if not alike(packed.transform, identity()) else None

@@ -217,3 +217,100 @@ def test_the_order_of_the_batch_does_not_matter(name):
     student, teacher = drawn(shape)
     order = RNG.permutation(shape[0])
     np.testing.assert_allclose(loss(student[order], teacher[order]), loss(student, teacher), rtol=1e-4)
+
+
+def info_nce(student, teacher):
+    return -distillation.info_nce(student @ teacher.T)
+
+
+OTHER_LOSSES = {
+    "info_nce": (info_nce, (4, 5)),
+    "donsker_varadhan": (lambda s, t: -distillation.donsker_varadhan(s @ t.T), (4, 5)),
+    "variational_information": (
+        lambda s, t: distillation.variational_information(s, t, distillation.init_variance(5)),
+        (4, 5),
+    ),
+    "discriminator_loss": (distillation.discriminator_loss, (4,)),
+    "whiten": (lambda s, t: distillation.hint(s, distillation.whiten(t)), (4, 3)),
+    "standardize_features": (lambda s, t: distillation.hint(s, distillation.standardize_features(t)), (4, 3)),
+    "gradient_distance": (lambda s, t: distillation.gradient_distance([s], [t]), (4, 3)),
+    "project_orthogonally": (
+        lambda s, t: distillation.hint(
+            distillation.project_orthogonally(
+                distillation.init_orthogonal_projector(jax.random.key(0), 3, 3), s
+            ),
+            t,
+        ),
+        (4, 3),
+    ),
+    "weighted_cross_entropy": (
+        lambda s, t: distillation.weighted_cross_entropy(s, *distillation.pseudo_label(t, weighting="one")),
+        (4, 3),
+    ),
+}
+EVERY_LOSS = {name: (loss, shape) for name, (loss, _, shape) in LOSSES.items()} | OTHER_LOSSES
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", EVERY_LOSS)
+def test_nan_in_nan_out(name, value):
+    """Also of a batch of one, of equal examples and where only one number is: never a finite loss."""
+    loss, shape = EVERY_LOSS[name]
+    loss = jax.jit(loss)
+    for shape_of_batch in {shape, shape if name == "donsker_varadhan" else (1, *shape[1:])}:
+        sides = [np.ones(shape_of_batch, np.float32), *map(np.asarray, drawn(shape_of_batch))]
+        for side in (0, 1):
+            for fine in sides:
+                one = np.array(sides[1])
+                one.reshape(-1)[-1] = value
+                for broken in (np.full(shape_of_batch, value, np.float32), one):
+                    # Chances that cannot be infinite: a sure discriminator's loss is zero.
+                    if name == "discriminator_loss" and value == np.inf:
+                        continue
+                    pair = [fine, broken] if side else [broken, fine]
+                    assert not np.isfinite(loss(*pair)), (shape_of_batch, side, pair)
+
+
+def masked_pairs():
+    """Logits of five classes of which both mask some, and what is left of them."""
+    student, teacher = (np.asarray(x) for x in drawn((4, 5), 1.5))
+    keep = [0, 2, 4]
+    mask = np.where(np.isin(np.arange(5), keep), 0.0, -np.inf).astype(np.float32)
+    return student + mask, teacher + mask, keep
+
+
+@pytest.mark.parametrize("name", LOGIT_LOSSES)
+def test_a_masked_class_is_left_out(name):
+    loss = LOGIT_LOSSES[name][0]
+    if name == "decoupled":
+        loss = lambda s, t: distillation.decoupled(s, t, np.zeros(4, int), beta=3.0)  # noqa: E731
+    student, teacher, keep = masked_pairs()
+    value, gradient = jax.jit(jax.value_and_grad(loss))(student, teacher)
+    want, kept = jax.jit(jax.value_and_grad(loss))(student[:, keep], teacher[:, keep])
+    if name == "top_k_soft_targets":  # How even the rest is depends on how many there are.
+        assert np.isfinite(value)
+    else:
+        np.testing.assert_allclose(value, want, rtol=1e-5)
+        np.testing.assert_allclose(gradient[:, keep], kept, rtol=1e-4, atol=1e-6)
+    assert np.all(np.isfinite(gradient))
+    np.testing.assert_array_equal(np.delete(gradient, keep, 1), 0.0)
+
+
+def test_each_row_may_mask_classes_of_its_own():
+    student, teacher = (np.array(x) for x in drawn((3, 4)))
+    for row in range(3):
+        student[row, row] = teacher[row, row] = -np.inf
+    rows = [
+        distillation.standardized(*(np.delete(x[i], i)[None] for x in (student, teacher))) for i in range(3)
+    ]
+    np.testing.assert_allclose(distillation.standardized(student, teacher), np.mean(rows), rtol=1e-5)
+    p = jax.nn.softmax(student, -1), jax.nn.softmax(teacher, -1)
+    within = [1 - np.corrcoef(*(np.delete(x[i], i) for x in p))[0, 1] for i in range(3)]
+    along = [
+        1 - np.corrcoef(*(np.delete(x[:, c], c) if c < 3 else x[:, c] for x in p))[0, 1] for c in range(4)
+    ]
+    want = np.mean(within) + np.mean(along)
+    np.testing.assert_allclose(distillation.correlation(student, teacher), want, rtol=1e-4)
+    # What the student alone masks, the teacher holds for possible.
+    teacher[0, 0] = 0.0
+    assert np.isinf(distillation.standardized(student, teacher))

@@ -168,11 +168,20 @@ def changed(weights):
     [
         (
             lambda folder: cache_outputs(folder, teacher(changed(WEIGHTS)), INPUTS, **OPTIONS),
-            "another teacher",
+            "a teacher with other weights",
         ),
-        (lambda folder: cache_outputs(folder, teacher(), INPUTS[::-1], **OPTIONS), "another data"),
-        (lambda folder: cache_outputs(folder, teacher(), INPUTS[:-1], **OPTIONS), "another data"),
-        (lambda folder: cache_outputs(folder, teacher(), changed(INPUTS), **OPTIONS), "another data"),
+        (
+            lambda folder: cache_outputs(folder, teacher(), INPUTS[::-1], **OPTIONS),
+            "a teacher says of other data",
+        ),
+        (
+            lambda folder: cache_outputs(folder, teacher(), INPUTS[:-1], **OPTIONS),
+            "a teacher says of other data",
+        ),
+        (
+            lambda folder: cache_outputs(folder, teacher(), changed(INPUTS), **OPTIONS),
+            "a teacher says of other data",
+        ),
         (
             lambda folder: cache_outputs(folder, teacher(), INPUTS, batch_size=8, top_k=3),
             "another top_k: 4 there, 3 here",

@@ -168,22 +168,28 @@ def test_assistant_sizes_fall_by_one_ratio(teacher, data):
     [
         (lambda t: distillation.ensemble([]), "at least one teacher"),
         (lambda t: distillation.ensemble(t, average="median"), "median"),
-        (lambda t: distillation.ensemble(t, temperature=0.0), "temperature=0.0"),
+        (lambda t: distillation.ensemble(t, temperature=0.0), "temperature must be a finite number > 0"),
         (lambda t: distillation.ensemble(t, temperature=float("nan")), "nan"),
         (
             lambda t: distillation.ensemble([*t, *some_teachers(1, 5)])(jnp.ones((2, 3))),
             r"\(2, 4\).*\(2, 5\)",
         ),
-        (lambda t: distillation.move_teacher(distillation.start_moving_teacher(1.0), 1.0, 1.0), "decay=1.0"),
+        (
+            lambda t: distillation.move_teacher(distillation.start_moving_teacher(1.0), 1.0, 1.0),
+            "decay must be a finite",
+        ),
         (
             lambda t: distillation.move_teacher(distillation.start_moving_teacher(1.0), 1.0, float("nan")),
             "nan",
         ),
-        (lambda t: distillation.born_again(lambda *_: t[0], 0), "generations=0"),
+        (
+            lambda t: distillation.born_again(lambda *_: t[0], 0),
+            "generations must be an integer of at least 1",
+        ),
         (lambda t: distillation.born_again(lambda *_: 1.0, 1), r"train\(\.\.\., 0\) returned a float"),
         (lambda t: distillation.assistants(lambda *_: t[0], [4, 4], t[0]), "must fall"),
         (lambda t: distillation.assistants(lambda *_: t[0], [], t[0]), "must fall"),
-        (lambda t: distillation.assistant_sizes(4, 3), "no 1 sizes"),
+        (lambda t: distillation.assistant_sizes(4, 3), "no room for 1 different"),
         (lambda t: distillation.assistant_sizes(4, 4), "there are none"),
     ],
 )

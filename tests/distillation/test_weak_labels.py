@@ -124,8 +124,14 @@ def test_weights_of_a_calibrated_teacher_lower_the_noise():
         (lambda z: distillation.pseudo_label(z, np.zeros(3, int)), r"\(2,\).*\(3,\)"),
         (lambda z: distillation.pseudo_label(z, np.zeros(2)), "float"),
         (lambda z: distillation.pseudo_label(z, weighting="sure"), "sure"),
-        (lambda z: distillation.pseudo_label(z, temperature=0.0), "temperature=0.0"),
-        (lambda z: distillation.pseudo_label(z, threshold=float("nan")), "threshold=nan"),
+        (
+            lambda z: distillation.pseudo_label(z, temperature=0.0),
+            "temperature must be a positive finite number, not 0",
+        ),
+        (
+            lambda z: distillation.pseudo_label(z, threshold=float("nan")),
+            "threshold must be a finite number of at least 0, not nan",
+        ),
         (lambda z: distillation.weighted_cross_entropy(z, np.zeros(3, int), np.ones(2)), r"labels .*\(3,\)"),
         (lambda z: distillation.weighted_cross_entropy(z, np.zeros(2, int), np.ones(2, int)), "weights must"),
         (lambda z: distillation.weighted_cross_entropy(z[0], np.zeros(2, int), np.ones(2)), r"\(3,\)"),

@@ -22,7 +22,7 @@ def hardest(scores: Any, size: float | int, labels: Any = None, *, skip: float =
     Args:
       scores: numbers `(n,)`, such as `el2n` or `forgetting_scores`; infinite ones may be among them.
       size: a float in (0, 1] is a fraction of the examples, an int their number.
-      labels: integers `(n,)`; each class gets its share. None for the highest of all.
+      labels: integers `(n,)`, at least 0; each class gets its share. None for the highest of all.
       skip: the fraction of the examples, in [0, 1), that is passed over at the top (in each class, with labels).
 
     Returns:

@@ -53,7 +53,7 @@ def class_members(labels: Any, examples: int) -> list[np.ndarray]:
     """The examples of each class that occurs, by ascending label.
 
     Raises:
-      DistillationError: labels are not one integer an example.
+      DistillationError: labels are not one integer of at least 0 an example.
 
     >>> class_members(np.array([7, 3, 7]), 3)
     [array([1]), array([0, 2])]
@@ -62,6 +62,11 @@ def class_members(labels: Any, examples: int) -> list[np.ndarray]:
     if labels.shape != (examples,) or not np.issubdtype(labels.dtype, np.integer):
         raise DistillationError(
             f"labels must be integers ({examples},), one for each example, not {labels.dtype} {labels.shape}"
+        )
+    if labels.min() < 0:
+        raise DistillationError(
+            f"labels has {np.count_nonzero(labels < 0):,} below 0, which stands for examples without a label (such as "
+            "hide_labels makes) and is no class: leave them out, or give them labels (pseudo_label)"
         )
     return [np.flatnonzero(labels == label) for label in np.unique(labels)]
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from modelzip_jax.distillation.array_checks import check_indices, nan_where_outside
 from modelzip_jax.errors import DistillationError
 
 __all__ = ["el2n"]
@@ -24,15 +25,15 @@ def el2n(logits: jax.Array, labels: Any) -> jax.Array:
       labels: integers `(n,)`.
 
     Returns:
-      float32 `(n,)`. `hardest` chooses by it.
+      float32 `(n,)`. `hardest` chooses by it. NaN where a traced label is out of range.
 
     Raises:
-      DistillationError: logits or labels of other shapes or dtypes.
+      DistillationError: logits or labels of other shapes or dtypes; labels out of range.
 
     >>> el2n(jnp.array([[9.0, 0.0], [0.0, 0.0], [99.0, 0.0]]), jnp.array([0, 1, 1])).round(3).tolist()
     [0.0, 0.7070000171661377, 1.4140000343322754]
     """
-    labels = jnp.asarray(labels)
+    given, labels = labels, jnp.asarray(labels)
     if logits.ndim < 2 or not jnp.issubdtype(logits.dtype, jnp.floating):
         raise DistillationError(
             f"el2n needs float logits (..., n, classes), not {logits.dtype} {logits.shape}"
@@ -42,6 +43,8 @@ def el2n(logits: jax.Array, labels: Any) -> jax.Array:
             f"el2n needs integer labels {logits.shape[-2:-1]} for logits {logits.shape}, not {labels.dtype} "
             f"{labels.shape}"
         )
-    errors = jax.nn.softmax(logits.astype(jnp.float32), axis=-1) - jax.nn.one_hot(labels, logits.shape[-1])
+    classes = logits.shape[-1]
+    check_indices(given, classes, "el2n: labels")
+    errors = jax.nn.softmax(logits.astype(jnp.float32), axis=-1) - jax.nn.one_hot(labels, classes)
     norms = jnp.linalg.norm(errors, axis=-1)
-    return jnp.mean(norms.reshape(-1, len(labels)), axis=0)
+    return nan_where_outside(jnp.mean(norms.reshape(-1, len(labels)), axis=0), labels, classes)

@@ -43,7 +43,7 @@ def k_centre(
     Args:
       features: floats `(n, ...)`, such as a teacher's last hidden layer.
       size: a float in (0, 1] is a fraction of the examples, an int their number.
-      labels: integers `(n,)`; each class gets its share and covers itself. None to cover all together.
+      labels: integers `(n,)`, at least 0; each class gets its share and covers itself. None to cover all together.
       pool: indices of examples that are centres already, such as the labelled ones; they are not chosen again.
         Without any, the first centre is the example nearest to the mean (of its class).
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from modelzip_jax.distillation.array_checks import check_indices
+from modelzip_jax.distillation.finite_numbers import check_count
+from modelzip_jax.errors import DistillationError
 
 __all__ = ["Forgetting", "forgetting_scores", "record_forgetting", "start_forgetting"]
 
@@ -28,9 +33,16 @@ class Forgetting(NamedTuple):
 def start_forgetting(examples: int) -> Forgetting:
     """Nothing seen yet.
 
+    Args:
+      examples: how many there are.
+
+    Raises:
+      DistillationError: it is no count.
+
     >>> start_forgetting(2).correct
     Array([False, False], dtype=bool)
     """
+    examples = check_count(examples, "start_forgetting: examples")
     return Forgetting(jnp.zeros(examples, bool), jnp.zeros(examples, jnp.int32), jnp.zeros(examples, bool))
 
 
@@ -44,18 +56,46 @@ def record_forgetting(state: Forgetting, indices: jax.Array, correct: jax.Array)
       indices: integers `(batch,)`, no two alike: a field `"index": np.arange(n)` of the data comes with each batch.
       correct: bool `(batch,)`, `jnp.argmax(logits, -1) == labels`.
 
+    Raises:
+      DistillationError: they are not of these shapes and dtypes; an index is out of range or there twice, where it can
+        be read. Traced ones out of range are left out.
+
     >>> state = start_forgetting(3)
     >>> for seen in ([True, False, True], [False, False, True], [True, False, True]):
     ...     state = record_forgetting(state, jnp.arange(3), jnp.array(seen))
     >>> state.events
     Array([1, 0, 0], dtype=int32)
     """
+    _check_batch(len(state.correct), indices, correct)
+    # Negative ones would count from the end.
+    indices, correct = jnp.asarray(indices), jnp.asarray(correct)
+    indices = jnp.where(indices < 0, len(state.correct), indices)
     forgotten = state.correct[indices] & ~correct
     return Forgetting(
         state.correct.at[indices].set(correct),
         state.events.at[indices].add(forgotten.astype(jnp.int32)),
         state.learned.at[indices].max(correct),
     )
+
+
+def _check_batch(examples: int, indices: Any, correct: Any) -> None:
+    for name, array, kind in (("indices", indices, jnp.integer), ("correct", correct, jnp.bool_)):
+        if not jnp.issubdtype(jnp.result_type(array), kind) or jnp.ndim(array) != 1:
+            raise DistillationError(
+                f"record_forgetting: {name} must be {'integers' if kind is jnp.integer else 'bools'} (batch,), not "
+                f"{jnp.result_type(array)} {jnp.shape(array)}; the call is record_forgetting(state, indices, correct)"
+            )
+    if jnp.shape(indices) != jnp.shape(correct):
+        raise DistillationError(
+            f"record_forgetting: indices {jnp.shape(indices)} and correct {jnp.shape(correct)} must be of one batch"
+        )
+    check_indices(indices, examples, "record_forgetting: indices")
+    if not isinstance(indices, jax.core.Tracer) and getattr(indices, "is_fully_addressable", True):
+        found, counts = np.unique(np.asarray(indices), return_counts=True)
+        if np.any(counts > 1):
+            raise DistillationError(
+                f"record_forgetting: example {found[np.argmax(counts > 1)]} is there twice in one batch"
+            )
 
 
 def forgetting_scores(state: Forgetting) -> jax.Array:

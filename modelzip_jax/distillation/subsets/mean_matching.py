@@ -30,7 +30,7 @@ def herding(features: Any, size: float | int, labels: Any = None, *, normalize: 
     Args:
       features: floats `(n, ...)`, such as a teacher's last hidden layer.
       size: a float in (0, 1] is a fraction of the examples, an int their number.
-      labels: integers `(n,)`; each class gets its share, chosen by its own mean. None for one mean of all.
+      labels: integers `(n,)`, at least 0; each class gets its share, chosen by its own mean. None for one mean of all.
       normalize: whether features are brought to length 1 first, as in iCaRL; else long ones are chosen first.
 
     Returns:
