@@ -68,6 +68,7 @@ def test_paths_that_pages_mention_exist():
             if not (README.parent / path).exists():
                 missing.append((page.name, path))
         for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
-            if not (page.parent / link).exists():
+            # The API reference is made when the site is.
+            if not (page.parent / link).exists() and not link.startswith("api/"):
                 missing.append((page.name, link))
     assert missing == []

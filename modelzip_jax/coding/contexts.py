@@ -15,9 +15,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from modelzip_jax.coding.by_state import by_state
 from modelzip_jax.coding.class_choice import CLASSES, Classes, cheapest_classes
 from modelzip_jax.coding.joined import Joined
+from modelzip_jax.coding.state_parts import by_state
 from modelzip_jax.errors import FormatError
 from modelzip_jax.packed import Bits, Elementwise, PackedArray, packed_kind, static
 from modelzip_jax.quantization.trellis.codes import TrellisCodes

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 from modelzip_jax.coding import histograms
-from modelzip_jax.coding.by_state import ByState
 from modelzip_jax.coding.contexts import Classed, by_classes
+from modelzip_jax.coding.state_parts import ByState
 from modelzip_jax.errors import FormatError
 from modelzip_jax.packed import Bits, Elementwise, PackedArray, packed_kind, static
 from modelzip_jax.quantization.trellis.codes import TrellisCodes

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import modelzip_jax as mz
-from modelzip_jax.coding.by_state import ByState, by_state
+from modelzip_jax.coding.state_parts import ByState, by_state
 from modelzip_jax.coding.writer import file_sizes
 from modelzip_jax.errors import FormatError, TransformError
 from modelzip_jax.packed import Bits
@@ -26,7 +26,7 @@ from modelzip_jax.quantization.trellis.machine import (
     integer_of,
     preceding,
 )
-from modelzip_jax.quantization.trellis.search import fixed, integers, integers_on_host
+from modelzip_jax.quantization.trellis.viterbi import in_256ths, integers, integers_on_host
 
 RNG = np.random.default_rng(11)
 EVEN = mz.spreads.even()
@@ -73,7 +73,7 @@ def allowed(line, states):
 @given(st.lists(st.floats(-6, 6, width=16), min_size=1, max_size=4), st.sampled_from([4, 8, 64]))
 def test_no_allowed_path_is_nearer(line, states):
     line = [round(x * 256) / 256 for x in line]
-    found = integers_on_host(fixed(np.float32(line)[:, None], np), None, states)[:, 0]
+    found = integers_on_host(in_256ths(np.float32(line)[:, None], np), None, states)[:, 0]
     errors = dict(allowed(line, states))
     assert errors[tuple(found.tolist())] == min(errors.values())
 
@@ -83,12 +83,12 @@ def test_no_allowed_path_is_nearer(line, states):
 def test_host_and_device_find_the_same(states, worth):
     u = np.float32(RNG.normal(size=(37, 200)) * 2)
     costs = None if not worth else index_costs(jnp.asarray(u), worth)
-    x = fixed(u, np)
-    np.testing.assert_array_equal(x, fixed(jnp.asarray(u), jnp))
+    x = in_256ths(u, np)
+    np.testing.assert_array_equal(x, in_256ths(jnp.asarray(u), jnp))
     found = integers_on_host(x, None if costs is None else np.asarray(costs), states)
     np.testing.assert_array_equal(found, jax.jit(integers, static_argnums=2)(x, costs, states))
     # What is allowed is its own nearest.
-    np.testing.assert_array_equal(integers_on_host(fixed(np.float32(found), np), None, states), found)
+    np.testing.assert_array_equal(integers_on_host(in_256ths(np.float32(found), np), None, states), found)
     many = np.tile(x, (1, 50))[:, :5000]
     np.testing.assert_array_equal(np.asarray(integers(jnp.asarray(many), costs, states))[:, :200], found)
 

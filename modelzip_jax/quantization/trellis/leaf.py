@@ -16,7 +16,7 @@ from modelzip_jax.quantization.scaled import ScaledCodes
 from modelzip_jax.quantization.scaled_leaf import ScaledLeaf
 from modelzip_jax.quantization.trellis.codes import TrellisCodes
 from modelzip_jax.quantization.trellis.lines import Lines
-from modelzip_jax.quantization.trellis.search import UNIT, fixed, integers, integers_on_host
+from modelzip_jax.quantization.trellis.viterbi import UNIT, in_256ths, integers, integers_on_host
 
 __all__ = ["FINER", "TrellisLeaf", "index_costs"]
 
@@ -54,7 +54,7 @@ class TrellisLeaf(ScaledLeaf):
         if self.columns is not None:
             u *= one / rest[0]
         return _along(
-            fixed(u, np), None if self.costs is None else rest[-1], self.lines, integers_on_host
+            in_256ths(u, np), None if self.costs is None else rest[-1], self.lines, integers_on_host
         ).reshape(-1)
 
     def packed(self, w: Any, dtype: str) -> ScaledCodes:
@@ -68,11 +68,11 @@ class TrellisLeaf(ScaledLeaf):
     def codes(self, w: jax.Array, step: jax.Array, zero: jax.Array) -> jax.Array:
         """The integers of weights whose last axis is made of whole lines; the steps broadcast."""
         lines = self.lines._replace(before=w.size // self.lines.length, behind=1)
-        return _along(fixed(w * (1.0 / step), jnp), self.costs, lines, integers).reshape(w.shape)
+        return _along(in_256ths(w * (1.0 / step), jnp), self.costs, lines, integers).reshape(w.shape)
 
 
 def index_costs(u: jax.Array, worth: float) -> jax.Array:
-    """What an index of each magnitude costs in the two quantizers, as `search` takes it: int32 `(2, 64)`.
+    """What an index of each magnitude costs in the two quantizers, as `viterbi` takes it: int32 `(2, 64)`.
 
     The bits of its share among the numbers that are nearest to it, times what a bit is worth.
 
@@ -110,7 +110,7 @@ def _allowed(
     u = w * (1.0 / rows)
     if columns is not None:
         u = u * (1.0 / columns)
-    return _along(fixed(u, jnp), costs, lines, integers).reshape(w.shape)
+    return _along(in_256ths(u, jnp), costs, lines, integers).reshape(w.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

@@ -15,7 +15,7 @@ import numpy as np
 
 from modelzip_jax.quantization.trellis.machine import index_of, preceding
 
-__all__ = ["UNIT", "fixed", "integers", "integers_on_host"]
+__all__ = ["UNIT", "in_256ths", "integers", "integers_on_host"]
 
 UNIT = 256
 _LANES = 1024
@@ -26,7 +26,7 @@ _REACH = 30000
 """Whose square is an int32; zero is no choice for what is farther from it."""
 
 
-def fixed(u: Any, xp: Any) -> Any:
+def in_256ths(u: Any, xp: Any) -> Any:
     """Numbers in 256ths: int32."""
     reach = xp.asarray((1 << 22) - 4, u.dtype)
     return xp.rint(xp.clip(u, -reach, reach) * xp.asarray(UNIT, u.dtype)).astype(xp.int32)
@@ -63,10 +63,10 @@ def integers_on_host(x: np.ndarray, bits: np.ndarray | None, states: int) -> np.
     """The allowed integers of lines with the least sum of costs: int32 `(positions, lines)`, as `x`.
 
     Args:
-      x: int32 `(positions, lines)`, see `fixed`. bits: int32 `(2, n)`: what an index of each magnitude costs in each of
-        the quantizers; or None. states: of `machine.POLYNOMIALS`. Every line begins in state 0.
+      x: int32 `(positions, lines)`, see `in_256ths`. bits: int32 `(2, n)`: what an index of each magnitude costs in
+        each quantizer; or None. states: of `machine.POLYNOMIALS`. Every line begins in state 0.
 
-    >>> integers_on_host(fixed(np.float32([[1.1], [0.9], [2.2]]), np), None, 4).ravel().tolist()
+    >>> integers_on_host(in_256ths(np.float32([[1.1], [0.9], [2.2]]), np), None, 4).ravel().tolist()
     [2, 1, 3]
     """
     found = np.empty_like(x)
