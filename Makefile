@@ -46,6 +46,7 @@ format: $(VENV)/.test
 # Peers that need an environment of their own are named in each script; those missing are reported.
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.coding
+	$(BIN)/python -m benchmarks.trellis
 	$(BIN)/python -m benchmarks.step_overhead
 	$(BIN)/python -m benchmarks.step_overhead --cores 2
 	$(BIN)/python -m benchmarks.memory
