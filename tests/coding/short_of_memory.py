@@ -9,7 +9,7 @@ import numpy as np
 import modelzip_jax as mz
 from modelzip_jax import checkpoints
 
-FOLDER = Path(sys.argv[1])
+FOLDER = Path(sys.argv[1]) if __name__ == "__main__" else Path()
 READERS = {
     "model.mz": (mz.load, lambda path: mz.load_tensor(path, "w"), mz.inspect),
     "model.npz": (checkpoints.read,),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from modelzip_jax.training.run_folder import sole_run
 
-with sole_run(Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(600)
+if __name__ == "__main__":
+    with sole_run(Path(sys.argv[1])):
+        print("held", flush=True)
+        time.sleep(600)
