@@ -38,4 +38,5 @@ def main():
                 print(type(error).__name__, str(error))
 
 
-main()
+if __name__ == "__main__":
+    main()
