@@ -149,6 +149,9 @@ class Checkpoints:
         Raises:
           CheckpointError: there is none, none is sound, or it belongs to another network or optimizer.
         """
+        with self._named():
+            # The last one may still be written in the background.
+            self._manager.wait_until_finished()
         found = self.steps()
         if not found or (step is not None and step not in found):
             raise CheckpointError(f"{self.folder} has no checkpoint of step {step}; there are {found}")

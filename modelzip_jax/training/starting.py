@@ -38,7 +38,7 @@ def check_kind(config: Any, kind: str) -> None:
             "digit_scenes or fashion_scenes, and nothing else does"
         )
     fields = {
-        "distill.teacher": config.distill.teacher,
+        "distill.teacher": config.distill.get("teacher"),
         "label_smoothing": config.label_smoothing,
         "distributed.processes": config.distributed.processes > 1,
     }

@@ -11,6 +11,8 @@ import sys
 
 def main() -> None:
     event, text, number, *command = sys.argv[1:]
+    # What a shell starts in the background ignores it, and so do its children: the command would, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     left = [int(signal.Signals[number])]
 
     def stop(seen, arguments):

@@ -104,7 +104,7 @@ D, KEY = distillation, jax.random.key(0)
         (lambda: D.discriminator_loss(jnp.ones(3), jnp.ones(3), adversarial_samples=-1), "adversarial_samples"),
         (lambda: D.weight_penalty({}, "l3"), "l3"),
         (lambda: D.discriminator(l2=float("nan")), "l2"),
-        (lambda: D.discriminator(widths=[0]).init(KEY, jnp.ones((2, 3)), jnp.ones((2, 3))), "size"),
+        (lambda: D.discriminator(widths=[0]).init(KEY, jnp.ones((2, 3)), jnp.ones((2, 3))), "width"),
         (lambda: D.perceptron(D.init_perceptron(KEY, 3, [], 1), jnp.ones((2, 4))), "4"),
     ],
 )  # fmt: skip

@@ -99,7 +99,16 @@ def test_every_form_in_every_other(tmp_path, nest):
 
 def test_every_kind_that_is_registered_here_is_in_these_tests():
     ours = {tag for tag, kind in kinds.items() if kind.__module__.startswith("modelzip_jax.")}
-    parts = {"bits", "joined", "gaps", "joint", "classed", "integers"}  # of other kinds
+    parts = {
+        "bits",
+        "joined",
+        "gaps",
+        "joint",
+        "classed",
+        "integers",
+        "trellis",
+        "by_state",
+    }  # of other kinds
     nests = [build((holder,), leaf, SHAPE) for holder in HOLDERS for leaf in LEAVES]
     made = {x.tag for nest in nests for x in (nest, nest.inner)}
     # Of stacked leaves, and of users' linear transforms: told by what they have in common with the others.

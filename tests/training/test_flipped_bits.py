@@ -69,6 +69,10 @@ def check_flips(saved, tmp_path, count, seed):
     return found
 
 
+# Threads of Orbax's report to an event loop that the restore they belonged to has closed when it failed.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
 def test_a_handful_of_flips(saved, tmp_path):
     found = check_flips(saved, tmp_path, 12, seed=0)
     assert found["noticed"] >= 1

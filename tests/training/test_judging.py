@@ -86,6 +86,8 @@ def test_configs_make_networks_of_their_data(path):
     config = configs.override(configs.load_config(path), [])
     spec = data.spec(config.data.name)
     shape = [n or config.data.options.get("sequence_length", 16) for n in spec.shape]
+    if size := config.data.options.get("image_size"):
+        shape[:2] = size, size
     text = spec.kind == "text"
     inputs = np.zeros((1, *shape), np.int32 if text else np.float32)
     network = network_of(config, inputs)

@@ -88,6 +88,7 @@ def test_the_log_of_a_run_stopped_several_times_is_that_of_an_uninterrupted_one(
     assert LOCK not in os.listdir(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # see test_flipped_bits
 def test_a_run_whose_last_checkpoint_is_damaged_says_so_and_ends_the_same(tmp_path, finished):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     for path in (tmp_path / "checkpoints" / "24").rglob("*"):
@@ -134,6 +135,7 @@ def test_a_run_from_before_there_was_a_field_goes_on_with_its_default(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(stored))
     with claimed_folder(tmp_path, fields):
         pass
+    (tmp_path / "log.jsonl").write_text("{}\n")  # Else nothing would be lost by beginning anew.
     fields.optimizer.averaged = ("Dense_0/**",)
     with pytest.raises(ConfigError, match="optimizer differ"), claimed_folder(tmp_path, fields):
         pass
