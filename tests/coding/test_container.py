@@ -238,7 +238,7 @@ def test_foreign_files(tmp_path):
         (b"", "it is empty"),
         (b"hello world, this is a text", "not a .mz file"),
         (headers.MAGIC[:5], "truncated at byte 5"),
-        (headers.PRELUDE.pack(headers.MAGIC, 6, 0, 0) + bytes(99), "version 6.*update"),
+        (headers.PRELUDE.pack(headers.MAGIC, 7, 0, 0) + bytes(99), "version 7.*update"),
         (headers.PRELUDE.pack(headers.MAGIC, 1, 2**31, 0) + bytes(99), "truncated: the header ends at byte"),
     ]:
         path.write_bytes(content)
