@@ -28,7 +28,7 @@ class Channels:
     count: how many values of each channel were seen; scalar, or one number a layer.
     mean, mean_abs, second_moment: E[x], E[|x|], E[x²].
     above_mean: E[|x|] with 0 in the place of what is under the mean |x| of its row: of the features that one position
-    of one example has. What a sparse code of each sample keeps of them.
+      of one example has. What a sparse code of each sample keeps of them.
     zeros: the fraction of values that are exactly 0 (APoZ, Hu et al. 2016, https://arxiv.org/abs/1607.03250).
     minimum, maximum: of all values.
     gram: E[x xᵀ] over rows of all channels that one output sums over, `(..., n, n)`; n in C order of
