@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
 from rich.table import Table
 
-from modelzip_jax.cli.application import AsJson, Force, app, path_of
+from modelzip_jax.cli.application import AsJson, Force, app
 from modelzip_jax.cli.failures import named
-from modelzip_jax.cli.named_objects import recipe_of
-from modelzip_jax.cli.sources import refuse_existing
-from modelzip_jax.cli.tasks import task_of
+from modelzip_jax.cli.recipe_trials import (
+    IsLower,
+    KeyOption,
+    PageOption,
+    RecipesOption,
+    ScoreOption,
+    TaskOption,
+    TriedSource,
+    begun_trials,
+)
 from modelzip_jax.cli.terminal import out, phase, print_notes
-from modelzip_jax.errors import CheckpointError, RecipeError
 
 if TYPE_CHECKING:
     from modelzip_jax.evaluation.recipe_comparison import ComparedRecipe
@@ -25,44 +29,22 @@ __all__ = ["compare_command"]
 
 @app.command("compare")
 def compare_command(
-    source: Annotated[
-        Path, typer.Argument(parser=path_of, metavar="IN", help="A checkpoint, as for compress.")
-    ],
-    recipes: Annotated[str, typer.Option(help="Recipes, with commas between: module:name or .json files.")],
-    task: Annotated[str, typer.Option(help="module:function that measures quality, as for evaluate.")],
-    score: Annotated[
-        str | None, typer.Option(help="The number of the task that counts; its first if left out.")
-    ] = None,
-    lower: Annotated[bool, typer.Option("--lower", help="Less of it is better, as of a loss.")] = False,
-    key: Annotated[
-        str | None, typer.Option(help="The part of a checkpoint to take, as for compress.")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A page to write, with a figure and the table.")
-    ] = None,
+    source: TriedSource,
+    recipes: RecipesOption,
+    task: TaskOption,
+    score: ScoreOption = None,
+    lower: IsLower = False,
+    key: KeyOption = None,
+    output: PageOption = None,
     as_json: AsJson = False,
     force: Force = False,
 ) -> None:
     """Compresses a checkpoint by several recipes: bytes against quality, and which of them none other beats."""
-    from modelzip_jax import checkpoints
     from modelzip_jax.atomic import atomic_file
-    from modelzip_jax.checkpoints.recognition import absence
-    from modelzip_jax.evaluation.pages.drawing import check_installed
     from modelzip_jax.evaluation.pages.recipe_page import comparison_page
     from modelzip_jax.evaluation.recipe_comparison import compare_recipes, pareto
 
-    if not source.exists():
-        raise CheckpointError(f"{source} cannot be read: {absence(source)}")
-    if output is not None:
-        check_installed()
-        refuse_existing(output, force)
-    names = [name.strip() for name in recipes.split(",") if name.strip()]
-    if not names:
-        raise RecipeError("--recipes names no recipe")
-    chosen = {name: recipe_of(name) for name in names}
-    measure = task_of(task)
-    with phase(f"reading {source.name}", as_json), named(source):
-        contents, others = checkpoints.read_weights(source, key)
+    chosen, measure, contents, others = begun_trials(source, recipes, task, key, output, force, as_json)
     with phase(f"comparing {len(chosen)} recipes", as_json):
         compared = compare_recipes(contents.tree, chosen, measure, variables=others or None)
     counts = score or compared[0].scores[0].name
