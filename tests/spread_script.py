@@ -152,6 +152,16 @@ def searched(_, __, params=None):
         return mz.unpack(mz.compress(leaves() if params is None else params, search))
 
 
+def lined(_, __, params=None):
+    """A trellis, at first and as a training step decodes it."""
+    params = leaves() if params is None else params
+    transform = mz.entropy_constrained(0.1, spread=mz.spreads.even(), states=8, rate_weight=0.5)
+    encoded = transform.init(jax.tree.map(jnp.asarray, params), mz.Context())
+    packed = mz.compress(params, transform)
+    assert {type(packed.params[name].codes).__name__ for name in ("w", "v")} == {"TrellisCodes"}
+    return mz.unpack(packed), jax.jit(transform.decode)(encoded)
+
+
 def taught(devices):
     """Five steps from a config: a pruned student of its float self, by soft targets and relations."""
     config = configs.base()
@@ -189,12 +199,12 @@ def beside(name, kind):
     def put(spec):
         return lambda tree: jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, spec)), tree)
 
-    case = {"game": played, "tuned": tuned, "searched": searched}.get(name) or loss_of(name)
+    case = {"game": played, "tuned": tuned, "searched": searched, "lined": lined}.get(name) or loss_of(name)
     here = lambda tree: jax.tree.map(jnp.asarray, tree)  # noqa: E731
     expected = case(here, here)
     held = (
         {}
-        if case not in (tuned, searched)
+        if case not in (tuned, searched, lined)
         else {"params": {k: jax.device_put(x, NamedSharding(mesh, SPREAD[k])) for k, x in leaves().items()}}
     )
     with contextlib.nullcontext() if kind == "Unset" else jax.set_mesh(mesh):

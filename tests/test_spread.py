@@ -27,8 +27,9 @@ QUICK = (
     "similarity Unset",
     "taught Auto",
     "tuned Auto",
+    "lined Explicit",
 )
-OTHERS = ("game", "tuned", "searched")
+OTHERS = ("game", "tuned", "searched", "lined")
 KINDS = ("Auto", "Explicit")
 EVERY = ["taught Auto", *(f"{name} {kind}" for name in (*LOSSES, *OTHERS) for kind in KINDS)]
 EVERY += [f"{name} Unset" for name in LOSSES]

@@ -9,8 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from modelzip_jax.concrete import host_views
+from modelzip_jax.meshes import spec_of, under_any_mesh
 from modelzip_jax.quantization.code_length import laplace_bits
 from modelzip_jax.quantization.scaled import ScaledCodes
 from modelzip_jax.quantization.scaled_leaf import ScaledLeaf
@@ -79,6 +81,10 @@ def index_costs(u: jax.Array, worth: float) -> jax.Array:
     Args:
       u: weights in units of their steps. worth: squared error, in steps, that is as bad as a bit.
     """
+    return under_any_mesh(functools.partial(_index_costs, worth=worth), (u,), PartitionSpec())  # type: ignore[no-any-return]
+
+
+def _index_costs(u: jax.Array, worth: float) -> jax.Array:
     size = jnp.abs(u).reshape(-1)
     reached = 2.0 * jnp.arange(_MAGNITUDES)
     edges = (reached - 1.0).at[0].set(0.0), jnp.maximum(reached - 2.0, 0.0).at[1].set(0.5)
@@ -107,10 +113,14 @@ def _allowed(
     w: jax.Array, rows: jax.Array, columns: jax.Array | None, costs: jax.Array | None, lines: Lines
 ) -> jax.Array:
     """The integers of all weights, in their shape."""
-    u = w * (1.0 / rows)
-    if columns is not None:
-        u = u * (1.0 / columns)
-    return _along(in_256ths(u, jnp), costs, lines, integers).reshape(w.shape)
+
+    def found(w: jax.Array, rows: jax.Array, columns: jax.Array | None, costs: jax.Array | None) -> jax.Array:
+        u = w * (1.0 / rows)
+        if columns is not None:
+            u = u * (1.0 / columns)
+        return _along(in_256ths(u, jnp), costs, lines, integers).reshape(w.shape)
+
+    return under_any_mesh(found, (w, rows, columns, costs), spec_of(w))  # type: ignore[no-any-return]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
