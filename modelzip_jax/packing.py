@@ -131,11 +131,11 @@ def compress(
     # A caller who keeps no reference of its own has each leaf freed once it is packed.
     held = [params]
     del params
-    if isinstance(transform, Search):
-        return transform.compressed(
-            held.pop(), variables=variables, calibrate=calibrate, progress=progress, given=given
-        )
     with unwatched():
+        if isinstance(transform, Search):
+            return transform.compressed(
+                held.pop(), variables=variables, calibrate=calibrate, progress=progress, given=given
+            )
         return _compressed(held, transform, variables, calibrate, progress, given)
 
 

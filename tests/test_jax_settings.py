@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import settings_story
 
+import modelzip_jax as mz
+
 EACH = {
     "disable_jit": jax.disable_jit,
     "rank promotion raises": lambda: jax.numpy_rank_promotion("raise"),
@@ -128,3 +130,23 @@ def test_every_golden_file_is_read_alike_under_flags_of_xla(name):
         capture_output=True, text=True, check=False, timeout=600, env=environment | more,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-2000:]
+
+
+@pytest.mark.parametrize(
+    "setting", [lambda: jax.numpy_rank_promotion("raise"), lambda: jax.transfer_guard("disallow")]
+)
+def test_a_search_with_data_finds_the_same(setting):
+    drawn = np.random.default_rng(5)
+    params = {"kernel": drawn.normal(size=(40, 48)).astype("f4")}
+    inputs = jax.device_put(drawn.normal(size=(64, 40)).astype("f4"))
+
+    def found():
+        search = mz.smallest(bytes=900)
+        return mz.unpack(mz.compress(params, search, calibrate=(lambda p, x: x @ p["kernel"], [inputs])))[
+            "kernel"
+        ]
+
+    expected = np.asarray(found())
+    with setting():
+        held = found()
+    np.testing.assert_array_equal(held, expected)

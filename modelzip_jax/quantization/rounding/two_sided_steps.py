@@ -85,7 +85,7 @@ def _side(h: jax.Array, order: bool) -> _Side:
 def unit_lower_factor(h: jax.Array) -> jax.Array:
     """What is below the unit diagonal of R in h = Rᵀ diag(d) R."""
     upper = jnp.linalg.cholesky(h[::-1, ::-1])[::-1, ::-1]
-    return (upper / jnp.diagonal(upper)).T - jnp.eye(len(h), dtype=h.dtype)
+    return (upper / jnp.diagonal(upper)[None]).T - jnp.eye(len(h), dtype=h.dtype)
 
 
 def _arranged(x: jax.Array, rows: _Side, columns: _Side) -> jax.Array:
