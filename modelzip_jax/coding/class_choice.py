@@ -17,7 +17,7 @@ from modelzip_jax.coding import histograms
 from modelzip_jax.coding.entropy import coded_bits
 from modelzip_jax.sampling import spread_places
 
-__all__ = ["CLASSES", "Classes", "StateClasses", "cheapest_by_state", "cheapest_classes"]
+__all__ = ["CLASSES", "Classes", "StateClasses", "cheapest_by_state", "cheapest_classes", "fewest_bits"]
 
 CLASSES = 8
 """Most classes of rows, and of columns."""
@@ -106,12 +106,27 @@ def cheapest_classes(codes: np.ndarray) -> Classes | None:
     >>> cheapest_classes(rng.permutation(codes.reshape(-1)).reshape(64, 256)) is None
     True
     """
+    return _cheapest(codes)[0]
+
+
+def fewest_bits(codes: np.ndarray) -> float:
+    """Bits that a matrix of codes takes with `cheapest_classes`, tables included.
+
+    >>> codes = np.random.default_rng(0).integers(126, 130, (64, 256), np.uint8)
+    >>> round(fewest_bits(codes) / codes.size, 1)
+    2.0
+    """
+    return _cheapest(codes)[1]
+
+
+def _cheapest(codes: np.ndarray) -> tuple[Classes | None, float]:
     counts = histograms.count(codes)
+    whole = float(coded_bits(counts))
     if codes.size < _LEAST or np.count_nonzero(counts) < 2:
-        return None
+        return None, whole
     learned = _learned(codes, counts)
     if learned is None:
-        return None
+        return None, whole
     rows, columns = learned
     cells = _cells(codes, rows, columns, int(np.flatnonzero(counts)[-1]) + 1)
     rows, cells = _fewer(rows, cells)
@@ -123,10 +138,9 @@ def cheapest_classes(codes: np.ndarray) -> Classes | None:
     rows, parts = _distinct(rows, parts.reshape(cells.shape[:2]))
     columns, parts = _distinct(columns, parts.T)
     bits += 4.0 * parts.size + sum(_name_bits(classes) for classes in (rows, columns))
-    whole = float(coded_bits(counts))
     if whole - bits < max(_MARGIN * whole, _MARGIN_BITS):
-        return None
-    return Classes(rows, columns, parts.T)
+        return None, whole
+    return Classes(rows, columns, parts.T), bits
 
 
 def _name_bits(classes: np.ndarray) -> float:

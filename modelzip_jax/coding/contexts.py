@@ -15,14 +15,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from modelzip_jax.coding.class_choice import CLASSES, Classes, cheapest_classes
+from modelzip_jax.coding import histograms
+from modelzip_jax.coding.class_choice import CLASSES, Classes, cheapest_classes, fewest_bits
+from modelzip_jax.coding.entropy import coded_bits
 from modelzip_jax.coding.joined import Joined
 from modelzip_jax.coding.state_parts import by_state
 from modelzip_jax.errors import FormatError
 from modelzip_jax.packed import Bits, Elementwise, PackedArray, packed_kind, static
 from modelzip_jax.quantization.trellis.codes import TrellisCodes
 
-__all__ = ["Classed", "by_classes"]
+__all__ = ["Classed", "by_classes", "element_bits"]
 
 
 @packed_kind("classed")
@@ -115,6 +117,13 @@ def by_classes(packed: PackedArray) -> PackedArray:
         return packed
     value = dataclasses.replace(held, codes=classed) if within else classed
     return dataclasses.replace(packed, **{name: value})  # type: ignore[type-var]
+
+
+def element_bits(codes: np.ndarray) -> float:
+    """Bits that the file takes for a leaf's codes, uint8 in the shape of the leaf, by classes where these pay."""
+    if codes.ndim < 2 or not codes.size:
+        return float(coded_bits(histograms.count(codes)))
+    return fewest_bits(codes.reshape(_height(codes.shape), -1))
 
 
 def _classed(codes: Bits, shape: tuple[int, ...]) -> Classed | None:

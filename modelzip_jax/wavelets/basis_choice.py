@@ -13,7 +13,8 @@ import numpy as np
 from modelzip_jax import tree as trees
 from modelzip_jax.chaining import chain
 from modelzip_jax.coding import histograms
-from modelzip_jax.coding.entropy import cheapest_cuts, coded_bits, lossless_bits
+from modelzip_jax.coding.contexts import element_bits
+from modelzip_jax.coding.entropy import coded_bits, lossless_bits
 from modelzip_jax.errors import TransformError
 from modelzip_jax.partitioning import Partition, partition
 from modelzip_jax.patterns import matches, require_matches
@@ -21,6 +22,7 @@ from modelzip_jax.quantization.granularity import Granularity
 from modelzip_jax.transform import Transform, identity
 from modelzip_jax.tree import PyTree
 from modelzip_jax.wavelets.bases import Basis
+from modelzip_jax.wavelets.coefficients import spectral_parts
 from modelzip_jax.wavelets.fixed_step import quantize_step
 from modelzip_jax.wavelets.host_bases import analysed, synthesized
 from modelzip_jax.wavelets.shapes import viewed
@@ -95,28 +97,22 @@ def _along(axes: tuple[int, ...], n: int) -> list[Basis]:
     return [Basis("dct", "", b, axes) for b in blocks] + [Basis("wavelet", f, 3, axes) for f in filters]
 
 
-def _bits(codes: np.ndarray, basis: Basis, view: tuple[int, ...]) -> float:
-    """Of coefficients, each part of the spectrum with statistics of its own where that pays."""
-    counts = np.stack([
-        sum(histograms.count(codes[band.slices]) for band in group)
-        for _, group in itertools.groupby(basis.bands(view), key=lambda band: band.frequency)
-    ])  # fmt: skip
-    joined = np.stack([counts[a:b].sum(0) for a, b in cheapest_cuts(counts)])
-    return float(coded_bits(joined).sum()) + _BASIS_BITS
+def _bits(codes: np.ndarray, basis: Basis, view: tuple[int, ...], shape: tuple[int, ...]) -> float:
+    """Of coefficients as the file holds them."""
+    return spectral_parts(codes, basis.bands(view), shape)[1] + _BASIS_BITS
 
 
 def _plain(x: np.ndarray, target: float, norm: float, lossless: float) -> Choice:
     """The weights as they are: one step for all if eight bits meet the target, else more of them, else lossless."""
     trial = fit_steps(x, target, WHOLE)
     if trial is not None:
-        bits = float(coded_bits(histograms.count(trial.codes)))
-        return Choice(None, (), trial.step, bits, trial.error / norm)
+        return Choice(None, (), trial.step, element_bits(trial.codes), trial.error / norm)
     found = [Choice(None, (), 0.0, lossless, 0.0)]
     channels = [Granularity("channel", axis, 128) for axis, n in enumerate(x.shape) if n > 1 and x.ndim > 1]
     for groups in channels + [Granularity("group", -1, size) for size in _GROUPS]:
         trial = fit_steps(x, target, groups)
         if trial is not None:
-            bits = float(coded_bits(histograms.count(trial.codes))) + lossless_bits(trial.steps)
+            bits = element_bits(trial.codes) + lossless_bits(trial.steps)
             found.append(Choice(None, (), trial.step, bits, trial.error / norm, groups))
     return min(found, key=lambda choice: choice.bits)
 
@@ -134,7 +130,7 @@ def _in_basis(
         trial = fit_steps(coefficients, target * (1.0 - _ROUNDING), WHOLE, error)
     if trial is None:
         return None
-    return Choice(basis, view, trial.step, _bits(trial.codes, basis, view), trial.error / norm)
+    return Choice(basis, view, trial.step, _bits(trial.codes, basis, view, x.shape), trial.error / norm)
 
 
 def choices(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,14 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from modelzip_jax.coding import histograms
-from modelzip_jax.coding.entropy import cheapest_cuts
+from modelzip_jax.coding.contexts import element_bits
+from modelzip_jax.coding.entropy import cheapest_cuts, coded_bits
 from modelzip_jax.coding.joined import Joined
 from modelzip_jax.errors import ModelzipError
 from modelzip_jax.packed import Bits, Elementwise, PackedArray, packed_kind, static
 from modelzip_jax.wavelets.bases import MAX_OWN_BANDS, Band, Basis
 from modelzip_jax.wavelets.shapes import FEW_BANDS, kept_bands, synthesize
 
-__all__ = ["Coefficients"]
+__all__ = ["Coefficients", "spectral_parts"]
 
 
 @packed_kind("coefficients")
@@ -60,7 +61,8 @@ class Coefficients(PackedArray):
             and isinstance(inner, Elementwise)
             and isinstance(bits := getattr(inner, inner.element_field), Bits)
         ):
-            codes = _sorted(inner.host_elements().reshape(self.corner), boxes, bits.bits)
+            parts, _ = spectral_parts(inner.host_elements().reshape(self.corner), boxes, inner.shape)
+            codes = Joined.of([Bits.pack(part, bits.bits) for part in parts]) if parts else None
         if codes is not None:
             inner = inner.with_elements(np.zeros(0, np.uint8))  # type: ignore[attr-defined]
         return Coefficients(
@@ -126,15 +128,23 @@ class Coefficients(PackedArray):
             raise ValueError(f"coefficients {self.corner} of {self.inner.shape} for a leaf of {self.shape}")
 
 
-def _sorted(codes: np.ndarray, boxes: list[Band], bits: int) -> PackedArray | None:
-    """The codes by growing frequency, in as many parts as pay; None if one does."""
+def spectral_parts(
+    codes: np.ndarray, boxes: Sequence[Band], shape: tuple[int, ...]
+) -> tuple[list[np.ndarray], float]:
+    """The codes by growing frequency, in as many parts as pay, and the bits of the coded parts; none if none pay.
+
+    Parts do not pay where the codes in C order, by classes of the rows and columns of `shape`, take no more.
+    """
+    inside = element_bits(codes.reshape(shape))
     parts = [
         np.concatenate([codes[band.slices].reshape(-1) for band in group])
         for _, group in itertools.groupby(boxes, key=lambda band: band.frequency)
     ]
     if len(parts) < 2:  # of an empty leaf none
-        return None
-    cuts = cheapest_cuts(np.stack([histograms.count(part) for part in parts]))
-    if len(cuts) < 2:
-        return None
-    return Joined.of([Bits.pack(np.concatenate(parts[a:b]), bits) for a, b in cuts])
+        return [], inside
+    counts = np.stack([histograms.count(part) for part in parts])
+    cuts = cheapest_cuts(counts)
+    bits = float(coded_bits(np.stack([counts[a:b].sum(0) for a, b in cuts])).sum())
+    if len(cuts) < 2 or bits >= inside:
+        return [], inside
+    return [np.concatenate(parts[a:b]) for a, b in cuts], bits

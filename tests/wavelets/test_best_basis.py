@@ -56,6 +56,22 @@ def test_best_basis_makes_the_file_smaller_at_equal_error(tmp_path):
     np.testing.assert_array_equal(parts["rough"].step, dict(plain.parts)["rough"].step)
 
 
+def test_a_file_that_counts_rows_and_columns_apart_is_smaller_than_one_in_a_basis(tmp_path):
+    """The kernel is a little smooth along its columns, but what a file saves most by is the scale of its rows."""
+    noise = RNG.normal(size=(128, 128)).cumsum(1) * 0.02 + RNG.normal(size=(128, 128))
+    params = {"w": (noise * np.geomspace(0.05, 1.0, 128)[:, None]).astype(np.float32)}
+    across = [(Basis("dct", "", 8, (0,)), ()), (Basis("wavelet", "haar", 3, (1,)), ())]
+    plain, forced = choices("w", params["w"], 1e-2, [])[0], choices("w", params["w"], 1e-2, across)
+    sizes = {
+        choice.basis: mz.save(tmp_path / "m.mz", mz.compress(params, choice.transform())).total
+        for choice in (plain, *forced)
+    }
+    assert forced[0].basis is None
+    assert sizes[None] == min(sizes.values())
+    for choice in forced:
+        assert 8 * sizes[choice.basis] == pytest.approx(choice.bits, rel=0.02, abs=8 * 400)
+
+
 def test_what_noise_saves_by_chance_is_not_worth_a_basis():
     noise = np.random.default_rng(4).normal(size=(512, 512)).astype(np.float32)
     bases = [(Basis("dct", "", 8, (axis,)), ()) for axis in (0, 1)]
