@@ -9,6 +9,7 @@ the processor's, of all cores together, so that other programs do not count.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from benchmarks import harness
@@ -74,6 +75,9 @@ def main() -> None:
         f"{found['title']}: parameters within the share of a full width, {share}. One seed; no setting was "
         "chosen on the test split. File sizes are compared with the float network's own lossless `.mz` file."
     )
+    kept = {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")}
+    if kept:
+        report.note("memory kept: " + " ".join(f"{name}={value}" for name, value in kept.items()))
     report.finish()
 
 

@@ -160,8 +160,8 @@ def test_nothing_to_encode_is_no_error_where_nothing_is_asked_for():
 
 
 def test_each_leaf_is_freed_once_it_is_packed():
-    """What the caller does not hold: of 8 leaves of 12 MB at most 4 are left at the end."""
-    held = [{f"w{i}": normal(3 << 10, 1 << 10) for i in range(8)}]
+    """What the caller does not hold: of 8 leaves of 3 MB at most 4 are left at the end."""
+    held = [{f"w{i}": normal(3 << 9, 1 << 9) for i in range(8)}]
     alive = [weakref.ref(leaf) for leaf in held[0].values()]
     counts = []
 

@@ -24,7 +24,10 @@ def model(params, x):
     return jnp.stack([flat * jnp.cos(x_ * jnp.arange(flat.size)) for x_ in x])
 
 
-@pytest.mark.parametrize("path", GOLDEN, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] if i % 2 else []) for i, p in enumerate(GOLDEN)],
+)
 def test_every_stored_form(path):
     packed = mz.load(path)
     before = mz.unpack(packed)
