@@ -2,7 +2,8 @@
 
     python -m benchmarks.rate_distortion_figure
 
-Writes `docs/rate_distortion.svg`. Needs matplotlib (extra `notebooks`).
+Writes `docs/rate_distortion.svg`, and for the README three of its panels, `docs/three_networks.svg`. Needs matplotlib
+(extra `notebooks`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from benchmarks.rates.summary import groups
 
 __all__ = ["draw", "main"]
 
-PATH = Path(__file__).parent.parent / "docs" / "rate_distortion.svg"
+DOCS = Path(__file__).parent.parent / "docs"
+_THREE = ("g2p", "kjv_model", "resnet20-fashion_mnist")
 _COLUMNS = 3
 _COLOURS = dict(zip(METHODS, matplotlib.colormaps["tab10"].colors, strict=True))  # type: ignore[attr-defined]
 
@@ -77,9 +79,13 @@ def main() -> None:
     by_name = {record["data"]["task"]: record["data"] for record in records}
     # The same bytes each time that the same is drawn, and text that can be found.
     matplotlib.rcParams.update({"svg.hashsalt": "modelzip_jax", "svg.fonttype": "none"})
-    figure = draw([by_name[names[0]] for names in groups(list(by_name)).values()])
-    figure.savefig(PATH, metadata={"Date": None})
-    print(f"wrote docs/{PATH.name}")
+    shown = {
+        "rate_distortion": [names[0] for names in groups(list(by_name)).values()],
+        "three_networks": [name for name in _THREE if name in by_name],
+    }
+    for name, tasks in shown.items():
+        draw([by_name[task] for task in tasks]).savefig(DOCS / f"{name}.svg", metadata={"Date": None})
+        print(f"wrote docs/{name}.svg")
 
 
 if __name__ == "__main__":
