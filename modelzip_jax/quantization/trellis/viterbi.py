@@ -20,7 +20,8 @@ __all__ = ["UNIT", "in_256ths", "integers", "integers_on_host"]
 UNIT = 256
 _LANES = 1024
 """Lines at a time on the host: what is in between stays in the cache."""
-_BLOCK = 4096
+_BLOCK = 512
+"""As much under jit."""
 _FAR = 1 << 29
 _REACH = 30000
 """Whose square is an int32; zero is no choice for what is farther from it."""
@@ -117,15 +118,17 @@ def integers(x: jax.Array, bits: jax.Array | None, states: int) -> jax.Array:
 def _found(x: jax.Array, bits: jax.Array | None, states: int) -> jax.Array:
     before, half = preceding(states), states // 2
 
-    def forward(cost: jax.Array, at: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        choices, own = _candidates(at, bits, jnp)
+    # Before the loop: XLA would compute them once for each state in it.
+    choices, own = (jnp.moveaxis(each, 1, 0) for each in _candidates(x, bits, jnp))
+
+    def forward(cost: jax.Array, own: jax.Array) -> tuple[jax.Array, jax.Array]:
         upper = (jnp.arange(states) >= half)[:, None]
         even = cost[before[0]] + jnp.where(upper, own[2], own[0])
         odd = cost[before[1]] + jnp.where(upper, own[3], own[1])
-        return jnp.minimum(even, odd), (choices, odd < even)
+        return jnp.minimum(even, odd), odd < even
 
     start = jnp.where(jnp.arange(states) == 0, 0, _FAR).astype(jnp.int32)
-    cost, (choices, taken) = jax.lax.scan(forward, jnp.broadcast_to(start[:, None], (states, x.shape[1])), x)
+    cost, taken = jax.lax.scan(forward, jnp.broadcast_to(start[:, None], (states, x.shape[1])), own)
 
     def backward(state: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         choices, taken = at
