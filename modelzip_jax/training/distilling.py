@@ -34,6 +34,7 @@ from modelzip_jax import distillation
 from modelzip_jax.errors import ConfigError, TreeError
 from modelzip_jax.training import config as configs
 from modelzip_jax.training import distill_fields as fields
+from modelzip_jax.training.distill_checks import checked_fields
 from modelzip_jax.training.frameworks import Network
 from modelzip_jax.training.objectives import Objective, softmax_cross_entropy
 from modelzip_jax.training.starting import network_of, starting_weights
@@ -247,7 +248,7 @@ def distilling_of(
       ConfigError: a field, or fields together, that cannot work; the message names them.
       DistillationError: a number out of range.
     """
-    distill = fields.checked_fields(config)
+    distill = checked_fields(config)
     if not distill.teacher:
         return None
     teacher = student

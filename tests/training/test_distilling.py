@@ -228,7 +228,7 @@ def test_batch_statistics_of_student_and_teacher_stay_their_own():
         ({"teacher": "x", "top_k": 3}, "goes with distill.cache"),
         ({"teacher": "x", "features": {"loss": "hints"}}, "did you mean 'hint'"),
         ({"teacher": "x", "features": {"loss": "hint"}}, "name the student's layers"),
-        ({"teacher": "x", "features": {"layers": ("Dense_1",)}}, "but no loss"),
+        ({"teacher": "x", "features": {"layers": ("Dense_1",)}}, "set distill.features.loss, or leave"),
         ({"teacher": "x", "features": {**FEATURES, "projector": "linaer"}}, "did you mean 'linear'"),
         ({"teacher": "x", "features": {**FEATURES, "place": "input"}}, "did you mean 'inputs'"),
         ({"teacher": "nowhere.mz"}, "there is no nowhere.mz, of which the weights"),
