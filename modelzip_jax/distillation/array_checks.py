@@ -241,8 +241,9 @@ def as_numbers(value: Any, what: str) -> jax.Array | np.ndarray:
             found = convert(value)
         except (ValueError, TypeError):
             continue
-        if found.dtype.kind not in "OSUmM":
-            return found
+        if found.dtype.kind in "OSUmM":
+            break
+        return found
     raise DistillationError(f"{what} must be an array of numbers, not a {type(value).__name__}")
 
 

@@ -230,9 +230,12 @@ def _require_finite(fields: Fields, manifest: Manifest, block: int) -> None:
         finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
         if not finite.all():
             example = block * manifest["rows"] + int(np.argmin(finite))
+            told = f"the teacher's logits of example {example} are"
+            if np.isnan(array).any() or array.dtype != np.float16:
+                raise NonFiniteError(f"{told} NaN or infinite: repair the teacher")
             raise NonFiniteError(
-                f"the teacher's logits of example {example} are NaN or infinite as {array.dtype}: repair the teacher, "
-                "or keep logits above 65,504 with dtype='float32'"
+                f"{told} infinite as float16, which ends at 65,504: keep them as float32 (dtype='float32', in a config "
+                "distill.cache='float32')"
             )
 
 
