@@ -414,7 +414,7 @@ def test_the_folder_of_a_run_is_as_good_as_its_model(tmp_path, start):
     jax.tree.map(np.testing.assert_array_equal, found.beside.teacher["params"], states[0].params)
     (tmp_path / "config.json").write_text("{}")
     config.start = str(tmp_path)
-    with pytest.raises(ConfigError, match="holds no finished run"):
+    with pytest.raises(ConfigError, match=r"holds no finished run"):
         experiment.initial_state(experiment.build(config))
 
 
@@ -426,7 +426,7 @@ def test_a_killed_run_goes_on_without_the_file_of_its_teacher(tmp_path, start, c
     interrupt(monkeypatch, config, tmp_path / "run", None)
     kept = path.rename(tmp_path / "kept.safetensors")
     of_the_same_network(start, path, lambda weights: jax.tree.map(lambda x: x + 1, weights))
-    with pytest.raises(ModelzipError, match="has changed; put the old|a teacher with other weights says"):
+    with pytest.raises(ModelzipError, match=r"has changed; put the old|a teacher with other weights says"):
         experiment.run(config, tmp_path / "run", quiet=True)
     path.unlink()
     assert kept.exists()
