@@ -13,6 +13,7 @@ import numpy as np
 from modelzip_jax.errors import DistillationError
 
 __all__ = [
+    "as_numbers",
     "as_weight",
     "check_features",
     "check_indices",
@@ -221,6 +222,29 @@ def as_weight(value: Any, name: str, loss_name: str, *, positive: bool = False) 
     if not 0 <= number < math.inf or (positive and number == 0):
         raise DistillationError(f"{loss_name}: {name} must be {wanted}, not {number}")
     return value
+
+
+def as_numbers(value: Any, what: str) -> jax.Array | np.ndarray:
+    """An array, or one of the numbers in a list.
+
+    Raises:
+      DistillationError: it is none; the message begins with `what`.
+
+    >>> as_numbers("x", "hardest: scores")
+    Traceback (most recent call last):
+    modelzip_jax.errors.DistillationError: hardest: scores must be an array of numbers, not a str
+    """
+    if isinstance(value, jax.Array):
+        return value
+    for convert in (np.asarray, jnp.asarray):  # NumPy has no lists of tracers.
+        try:
+            found = convert(value)
+        except (ValueError, TypeError):
+            continue
+        if found.dtype.kind in "OSUmM":
+            break
+        return found
+    raise DistillationError(f"{what} must be an array of numbers, not a {type(value).__name__}")
 
 
 def check_weights(weights: Any, what: str) -> None:

@@ -8,11 +8,21 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from modelzip_jax.distillation.argument_checks import check_mapping
+from modelzip_jax.distillation.array_checks import as_numbers
 from modelzip_jax.distillation.finite_numbers import check_number
 from modelzip_jax.errors import DistillationError
 from modelzip_jax.tree import PyTree, named_leaves
 
-__all__ = ["Balancer", "check_losses", "fixed_weights", "updated", "weight_cotangents", "weighted_sum"]
+__all__ = [
+    "Balancer",
+    "check_losses",
+    "fixed_weights",
+    "positive_losses",
+    "updated",
+    "weight_cotangents",
+    "weighted_sum",
+]
 
 
 class Balancer(NamedTuple):
@@ -42,17 +52,18 @@ def fixed_weights(weights: Mapping[str, float] | None = None) -> Balancer:
     """Weights that stay as they are given; 1 for each loss by default.
 
     Args:
-      weights: a finite number for each loss, by its name; 0 leaves a loss out.
+      weights: a finite number of at least 0 for each loss, by its name; 0 leaves a loss out.
 
     Raises:
-      DistillationError: a weight is not finite; (at `init`) the names are not those of the losses.
+      DistillationError: a weight is not finite, or below 0; (at `init`) the names are not those of the losses.
 
     >>> balance = fixed_weights()
     >>> balance.weights(balance.init({"labels": jnp.float32(2.0)}))
     {'labels': Array(1., dtype=float32)}
     """
     if weights is not None:
-        weights = {name: check_number(x, f"weights[{name!r}]") for name, x in dict(weights).items()}
+        check_mapping(weights, "fixed_weights", "weights", "{'labels': 1.0, 'hint': 0.5}")
+        weights = {name: check_number(x, f"weights[{name!r}]", least=0) for name, x in weights.items()}
 
     def init(losses: PyTree) -> PyTree:
         check_losses(losses)
@@ -121,6 +132,20 @@ def updated(old: PyTree, like: PyTree, losses: PyTree, new: Callable[[], PyTree]
     return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new(), old)
 
 
+def positive_losses(losses: PyTree) -> PyTree:
+    """The losses as float32; traced ones that are not above zero, which nobody could refuse, as NaN.
+
+    Raises:
+      DistillationError: as of `check_losses`; of losses whose values can be read, also where one is not above zero.
+
+    >>> jax.jit(positive_losses)({"labels": 2.0, "hint": 0.0})
+    {'hint': Array(nan, dtype=float32), 'labels': Array(2., dtype=float32)}
+    """
+    check_losses(losses, positive=True)
+    floats = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), losses)
+    return jax.tree.map(lambda x: jnp.where(x > 0, x, jnp.nan), floats)
+
+
 def _check_structure(weights: PyTree, losses: PyTree) -> None:
     if jax.tree.structure(weights) != jax.tree.structure(losses):
         raise DistillationError(
@@ -143,6 +168,7 @@ def check_losses(losses: PyTree, positive: bool = False) -> None:
             "there is no loss to balance; give a tree of scalars such as {'labels': loss}"
         )
     for name, x in found:
+        as_numbers(x, f"the loss {name!r}")
         if jnp.shape(x) != () or not jnp.issubdtype(jnp.result_type(x), jnp.floating):
             raise DistillationError(
                 f"the loss {name!r} is not a floating-point scalar: {jnp.result_type(x)} of shape {jnp.shape(x)}; "
@@ -151,7 +177,8 @@ def check_losses(losses: PyTree, positive: bool = False) -> None:
         if positive and not isinstance(x, jax.core.Tracer) and not float(x) > 0:
             raise DistillationError(
                 f"the loss {name!r} is {float(x)}; the balance reads ratios or logarithms of losses, so that it "
-                "must be above zero from the start; use fixed_weights, or leave this loss out"
+                "must be above zero from the start; use fixed weights (fixed_weights(), in a config 'fixed'), "
+                "or leave this loss out"
             )
 
 

@@ -139,9 +139,11 @@ def write_blocks(folder: Path, manifest: Manifest) -> Iterator[BlockFiles | None
     processes that fill the same folder wait here.
 
     Raises:
-      DistillationError: `folder.partial` is of something else than `manifest`, or not all blocks were written.
+      DistillationError: `folder.partial` is of something else than `manifest`, or a file; not all blocks were written.
     """
     partial = folder.with_name(folder.name + ".partial")
+    for path in (partial, *partial.parents):
+        _require_no_file(path)
     partial.mkdir(parents=True, exist_ok=True)
     with _alone(partial):
         if folder.exists():
@@ -168,8 +170,9 @@ def open_whole(folder: Path) -> BlockFiles:
     """The files of a folder that is whole; every byte is checked.
 
     Raises:
-      DistillationError: there is none, it is of a newer version, or it is damaged.
+      DistillationError: there is none, or a file; it is of a newer version, or damaged.
     """
+    _require_no_file(folder)
     files = BlockFiles(folder, _manifest(folder))
     bad = files.missing()
     if bad:
@@ -197,6 +200,13 @@ _CALLED = {
 }
 
 
+def _require_no_file(path: Path) -> None:
+    if path.is_file():
+        ours = path.name in ("manifest.json", "journal.jsonl") or path.suffix == ".npy"
+        hint = path.parent if ours else "another path"
+        raise DistillationError(f"{path} is a file, not a folder of a teacher's outputs: give {hint}")
+
+
 def _manifest(folder: Path) -> Manifest:
     """What a folder's manifest says, as far as files can be found and read by it."""
     try:
@@ -208,7 +218,7 @@ def _manifest(folder: Path) -> Manifest:
                 numbers += [*shape, np.dtype(dtype).itemsize, name.isidentifier()]
             if any(number < 1 for number in numbers):
                 raise ValueError("a number is below 1, or a field has no name")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise DistillationError(f"{folder} holds no teacher's outputs: it has no manifest.json") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DistillationError(f"{folder}/manifest.json is damaged ({error!r}): remove {folder}") from error

@@ -15,11 +15,13 @@ from modelzip_jax.distillation.critics import (
     Critic,
     CriticOutput,
     InitApply,
+    check_network,
     check_views,
     perceptron_network,
     placeholder,
 )
 from modelzip_jax.distillation.finite_numbers import check_count, check_number
+from modelzip_jax.errors import DistillationError
 from modelzip_jax.meshes import under_any_mesh
 from modelzip_jax.tree import PyTree
 
@@ -47,6 +49,8 @@ def variational_critic(network: InitApply | None = None, *, variance: float = 5.
     {'network': {'bias': (8,), 'kernel': (3, 8)}, 'raw_variance': (8,)}
     """
     variance = check_number(variance, "variance", above=variational.FLOOR)
+    if network is not None:
+        check_network(network, "variational_critic", "network")
 
     def init(key: jax.Array, student: Any, teacher: Any) -> tuple[PyTree, PyTree]:
         channels = jnp.shape(teacher)[-1]
@@ -163,6 +167,14 @@ def _embeddings(
     width: int, widths: Sequence[int], networks: tuple[InitApply, InitApply] | None, name: str
 ) -> tuple[Callable[..., PyTree], Callable[..., jax.Array]]:
     width = check_count(width, "width")
+    if networks is not None:
+        if not isinstance(networks, tuple | list) or len(networks) != 2:
+            raise DistillationError(
+                f"{name}: networks must be two, of the student and the teacher, each (init, apply), not a "
+                f"{type(networks).__name__}"
+            )
+        for each in networks:
+            check_network(each, name, "networks")
     # All scores begin at 0. Of random ones some are large, and e^T of those would stay in the moving average of
     # `corrected_donsker_varadhan` for thousands of steps, in which the denominator is far too large.
     (init_s, apply_s), (init_t, apply_t) = networks or (

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from modelzip_jax.distillation.argument_checks import check_mapping
 from modelzip_jax.distillation.finite_numbers import check_count
 from modelzip_jax.errors import DistillationError
 
@@ -86,7 +87,7 @@ def check_collapse(metrics: Mapping[str, Any], patience: int = 200, *, strict: b
       What was said, one text for each sign.
 
     Raises:
-      DistillationError: `strict`, and there is such a sign; patience is no count.
+      DistillationError: `strict`, and there is such a sign; patience is no count; none of the metrics is of a sign.
 
     >>> check_collapse({"loss": 1.0, "collapse/logits/wins": 10})
     []
@@ -95,10 +96,15 @@ def check_collapse(metrics: Mapping[str, Any], patience: int = 200, *, strict: b
     modelzip_jax.errors.DistillationError: 'logits', for 200 steps or more: the discriminator tells ...
     """
     patience = check_count(patience, "patience")
+    check_mapping(metrics, "check_collapse", "metrics", "a step of min_max_game gives")
+    counts = {name: count for name, count in metrics.items() if str(name).startswith("collapse/")}
+    if not counts:
+        raise DistillationError(
+            "check_collapse: metrics has no names such as 'collapse/<critic>/wins' and 'collapse/student/not_finite', "
+            f"which it reads: give all that a step of min_max_game gives, not {sorted(map(str, metrics))!r:.200}"
+        )
     said = []
-    for name, count in metrics.items():
-        if not name.startswith("collapse/"):
-            continue
+    for name, count in counts.items():
         _, *where, sign = name.split("/")
         limit = 1 if sign in _AT_ONCE else patience
         if int(np.max(np.asarray(count))) >= limit:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from modelzip_jax.distillation.argument_checks import check_made_by
 from modelzip_jax.distillation.array_checks import (
     as_weight,
     check_indices,
@@ -116,6 +117,9 @@ def contrastive(
     """
     _check_embeddings(student, teacher, "contrastive")
     check_temperature(temperature, "contrastive")
+    check_made_by(
+        memory, ContrastMemory, "contrastive", "memory", "init_contrast_memory(key, examples, width)"
+    )
     _check_memory(student, memory, examples, negatives, momentum)
     contrasted = functools.partial(_contrasted, temperature=temperature, momentum=momentum)
     specs = PartitionSpec(), jax.tree.map(spec_of, memory)

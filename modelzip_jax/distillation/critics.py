@@ -18,7 +18,15 @@ from modelzip_jax.distillation.perceptrons import init_perceptron, perceptron
 from modelzip_jax.errors import DistillationError
 from modelzip_jax.tree import PyTree
 
-__all__ = ["Critic", "CriticOutput", "InitApply", "check_views", "perceptron_network", "placeholder"]
+__all__ = [
+    "Critic",
+    "CriticOutput",
+    "InitApply",
+    "check_network",
+    "check_views",
+    "perceptron_network",
+    "placeholder",
+]
 
 InitApply = tuple[Callable[..., PyTree], Callable[..., jax.Array]]
 """`(init, apply)`: `init(key, features) -> params`, `apply(params, features) -> outputs`, such as a Linen module's."""
@@ -83,6 +91,20 @@ def perceptron_network(widths: Sequence[int], outputs: int, silent: bool = False
         return {**params, last: jax.tree.map(jnp.zeros_like, params[last])} if silent else params
 
     return init, perceptron
+
+
+def check_network(network: Any, call: str, argument: str) -> None:
+    """Refuses what is no `(init, apply)` of functions.
+
+    >>> check_network(len, "discriminator", "network")
+    Traceback (most recent call last):
+    modelzip_jax.errors.DistillationError: discriminator: network must be two functions, (init, apply), not a ...
+    """
+    if not isinstance(network, tuple | list) or len(network) != 2 or not all(map(callable, network)):
+        raise DistillationError(
+            f"{call}: {argument} must be two functions, (init, apply), not a {type(network).__name__}; of a Linen "
+            "module they are module.init and module.apply"
+        )
 
 
 def check_views(student: Any, teacher: Any, name: str, axes: int | None = None) -> None:

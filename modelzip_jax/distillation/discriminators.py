@@ -13,6 +13,7 @@ from modelzip_jax.distillation.critics import (
     Critic,
     CriticOutput,
     InitApply,
+    check_network,
     check_views,
     perceptron_network,
     placeholder,
@@ -61,6 +62,8 @@ def discriminator(
     l1, l2 = check_number(l1, "l1", least=0), check_number(l2, "l2", least=0)
     mu = check_number(adversarial_samples, "adversarial_samples", least=0)
     decay = check_number(decay, "decay", least=0, below=1)
+    if network is not None:
+        check_network(network, "discriminator", "network")
     begin_network, score = network or perceptron_network(widths, 1)
 
     def init(key: jax.Array, student: Any, teacher: Any) -> tuple[PyTree, PyTree]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from modelzip_jax.distillation.finite_numbers import check_number
 from modelzip_jax.distillation.teachers import Teacher
 from modelzip_jax.errors import DistillationError
+from modelzip_jax.trace.jaxpr.model_inputs import running_on
 from modelzip_jax.tree import PyTree
 
 __all__ = ["ensemble"]
@@ -44,7 +45,7 @@ def ensemble(
 
     Raises:
       DistillationError: no teacher, an unknown average, a temperature that is not above 0; when called, logits of
-        several shapes.
+        several shapes. TraceError: (when called) a network cannot be run on these inputs; the message says which.
 
     >>> sure = Teacher(lambda params, x: x + params, jnp.array([4.0, 0.0]))
     >>> contrary = Teacher(lambda params, x: x + params, jnp.array([0.0, 4.0]))
@@ -84,7 +85,10 @@ class _Mean:
     temperature: float
 
     def __call__(self, params: PyTree, inputs: PyTree) -> jax.Array:
-        logits = [apply(p, inputs) for apply, p in zip(self.members, params, strict=True)]
+        logits = []
+        for number, (apply, p) in enumerate(zip(self.members, params, strict=True)):
+            with running_on("the inputs and params given", (inputs, p), f"teacher {number} of the ensemble"):
+                logits.append(apply(p, inputs))
         shapes = [z.shape for z in logits]
         if len(set(shapes)) > 1:
             raise DistillationError(f"teachers of an ensemble give logits of one shape, and not {shapes}")

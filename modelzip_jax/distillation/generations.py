@@ -7,6 +7,7 @@ import math
 import numbers
 from collections.abc import Callable, Sequence
 
+from modelzip_jax.distillation.argument_checks import check_function, check_made_by
 from modelzip_jax.distillation.finite_numbers import check_count
 from modelzip_jax.distillation.teachers import Teacher
 from modelzip_jax.errors import DistillationError
@@ -34,6 +35,7 @@ def born_again(train: Callable[[Teacher | None, int], Teacher], generations: int
     >>> [network.params for network in born_again(grow, 3)]
     [1.0, 2.0, 4.0]
     """
+    check_function(train, "born_again(train, generations)", "train", "(teacher, generation) -> Teacher")
     generations = check_count(generations, "generations")
     trained: list[Teacher] = []
     for generation in range(generations):
@@ -62,10 +64,17 @@ def assistants(
       DistillationError: no sizes, sizes that do not fall, or `train` returned something else.
 
     >>> shrink = lambda teacher, size: Teacher(teacher.apply, teacher.params[:size])
-    >>> chain = assistants(shrink, [3, 2], Teacher(lambda p, x: x, "abcd"))
+    >>> chain = assistants(shrink, [3, 2], Teacher(lambda p, x: x, [1.0, 2.0, 3.0, 4.0]))
     >>> [network.params for network in chain]
-    ['abc', 'ab']
+    [[1.0, 2.0, 3.0], [1.0, 2.0]]
     """
+    call = "assistants(train, sizes, teacher)"
+    check_function(train, call, "train", "(teacher, size) -> Teacher")
+    check_made_by(teacher, Teacher, call, "teacher", "Teacher(apply, params)")
+    if not isinstance(sizes, Sequence) or isinstance(sizes, str):
+        raise DistillationError(
+            f"{call}: sizes must be a list such as assistant_sizes gives, not {sizes!r:.100}"
+        )
     if not sizes or any(b >= a for a, b in itertools.pairwise(sizes)):
         raise DistillationError(f"sizes={list(sizes)} must fall from the first assistant's to the student's")
     trained: list[Teacher] = []

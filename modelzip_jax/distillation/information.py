@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from modelzip_jax.distillation.array_checks import as_numbers
 from modelzip_jax.distillation.finite_numbers import check_number
 from modelzip_jax.errors import DistillationError
 
@@ -92,6 +93,7 @@ def corrected_donsker_varadhan(
     """
     decay = check_number(decay, "decay", least=0, below=1)
     scores = _square(scores, "corrected_donsker_varadhan", least=2)
+    log_average = as_numbers(log_average, "corrected_donsker_varadhan: log_average")
     joint, log_mean = jnp.mean(jnp.diagonal(scores)), _log_mean_of_others(scores)
     now, old = jax.lax.stop_gradient(log_mean), jax.lax.stop_gradient(jnp.asarray(log_average, jnp.float32))
     mixed = jnp.logaddexp(old + math.log(decay), now + math.log1p(-decay)) if decay else now
@@ -108,6 +110,7 @@ def _log_mean_of_others(scores: jax.Array) -> jax.Array:
 
 
 def _square(scores: jax.Array, name: str, least: int = 1) -> jax.Array:
+    scores = as_numbers(scores, f"{name}: scores")
     shape, dtype = jnp.shape(scores), jnp.result_type(scores)
     if len(shape) != 2 or shape[0] != shape[1] or shape[0] < least:
         raise DistillationError(

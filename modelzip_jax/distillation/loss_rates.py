@@ -7,7 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from modelzip_jax.distillation.balancing import Balancer, check_losses, updated
+from modelzip_jax.distillation.argument_checks import check_made_by
+from modelzip_jax.distillation.balancing import Balancer, positive_losses, updated
 from modelzip_jax.distillation.finite_numbers import check_count, check_number
 from modelzip_jax.tree import PyTree
 
@@ -45,8 +46,11 @@ def dynamic_weight_average(temperature: float = 2.0, every: int = 1) -> Balancer
       temperature: T > 0; large ones make the weights equal. Liu et al. use 2.
       every: steps in an epoch, whose losses are averaged; 1 follows the noise of each batch.
 
+    Weights are NaN, and stay so, where a traced loss at `init` is not above zero.
+
     Raises:
-      DistillationError: temperature or every is out of range; (at `init`) a loss is no positive scalar.
+      DistillationError: temperature or every is out of range; (at `init`) a loss is no positive scalar; a state is none
+        of `init`.
 
     >>> balance = dynamic_weight_average()
     >>> state = balance.init({"a": jnp.float32(8.0), "b": jnp.float32(3.0)})
@@ -58,19 +62,26 @@ def dynamic_weight_average(temperature: float = 2.0, every: int = 1) -> Balancer
     temperature, every = check_number(temperature, "temperature", above=0), check_count(every, "every")
 
     def init(losses: PyTree) -> LossRatesState:
-        check_losses(losses, positive=True)
+        # The total carries NaN on: it alone is never forgotten.
+        nothing = jax.tree.map(_emptied, positive_losses(losses))
         ones = jax.tree.map(lambda _: jnp.float32(1.0), losses)
-        return LossRatesState(jnp.int32(0), jax.tree.map(jnp.zeros_like, ones), ones, ones)
+        return LossRatesState(jnp.int32(0), nothing, ones, ones)
 
     def weights(state: LossRatesState) -> PyTree:
-        last, before = (jnp.stack(jax.tree.leaves(tree)) for tree in (state.last, state.before))
+        check_made_by(state, LossRatesState, "weights(state)", "state", "dynamic_weight_average().init")
+        trees = state.total, state.last, state.before
+        total, last, before = (jnp.stack(jax.tree.leaves(tree)) for tree in trees)
         known = (state.count >= 2 * every) & (before > 0)
         rates = jnp.where(known, last / jnp.where(known, before, 1.0), 1.0)
+        rates = jnp.where(jnp.isnan(total), jnp.nan, rates)
         shares = jax.nn.softmax(rates / temperature) * len(rates)
         return jax.tree.unflatten(jax.tree.structure(state.last), list(shares))
 
     def update(state: LossRatesState, losses: PyTree, gradient_norms: PyTree | None = None) -> LossRatesState:
         del gradient_norms
+        check_made_by(
+            state, LossRatesState, "update(state, losses)", "state", "dynamic_weight_average().init"
+        )
 
         def new() -> LossRatesState:
             count = state.count + 1
@@ -80,7 +91,7 @@ def dynamic_weight_average(temperature: float = 2.0, every: int = 1) -> Balancer
             mean = jax.tree.map(lambda s: s / every, total)
             return LossRatesState(
                 count,
-                choose(jax.tree.map(jnp.zeros_like, total), total),
+                choose(jax.tree.map(_emptied, total), total),
                 choose(mean, state.last),
                 choose(state.last, state.before),
             )
@@ -88,3 +99,8 @@ def dynamic_weight_average(temperature: float = 2.0, every: int = 1) -> Balancer
         return updated(state, state.total, losses, new)
 
     return Balancer(init, weights, update, needs_positive=True)
+
+
+def _emptied(x: jax.Array) -> jax.Array:
+    """0, or NaN of what is NaN."""
+    return jnp.where(jnp.isnan(x), jnp.nan, jnp.float32(0.0))

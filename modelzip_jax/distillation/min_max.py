@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from modelzip_jax.distillation.argument_checks import check_function, check_mapping, check_optimizer
 from modelzip_jax.distillation.balancing import Balancer, fixed_weights
 from modelzip_jax.distillation.critics import Critic
 from modelzip_jax.distillation.finite_numbers import check_count
@@ -60,8 +61,9 @@ def min_max_game(
       predictions: the name of the views that are logits, to be watched for a student that predicts one class.
 
     Raises:
-      DistillationError: critics, optimizers and balance do not fit; (at `init`) views, losses or variables do
-        not.
+      DistillationError: an argument is of another type; critics, optimizers and balance do not fit; (at `init`) views,
+        losses or variables do not, or params hold integers.
+      TraceError: (at `init`) student or teacher cannot be called so; the message names it and its arguments.
       PatternError: a pattern of `shared` matches no leaf.
 
     >>> import jax.numpy as jnp
@@ -77,6 +79,14 @@ def min_max_game(
     >>> int(state.step), [name for name in sorted(metrics) if not name.startswith("collapse/")]
     (1, ['features/auc', 'features/gap', 'features/loss', 'loss', 'loss/features', 'weight/features'])
     """
+    check_function(student, "min_max_game", "student", "(params, variables, batch, key) -> StudentOutput")
+    check_function(teacher, "min_max_game", "teacher", "(teacher_params, batch) -> views")
+    check_mapping(critics, "min_max_game", "critics", "{'features': discriminator([64])}")
+    check_optimizer(tx, "min_max_game", "tx")
+    if predictions is not None and not isinstance(predictions, str):
+        raise DistillationError(
+            f"min_max_game: predictions must be a name of views, not {predictions!r:.100}"
+        )
     critics = dict(critics)
     critic_steps = check_count(critic_steps, "critic_steps")
     balance = fixed_weights() if balance is None else balance
@@ -95,6 +105,8 @@ def _optimizers(
             raise DistillationError(
                 f"critics[{name!r}] is a {type(critic).__name__}, not a critic such as discriminator()"
             )
+    for name, each in tx.items() if isinstance(tx, Mapping) else [("", tx)]:
+        check_optimizer(each, "min_max_game", f"critics_tx[{name!r}]" if name else "critics_tx")
     if not isinstance(tx, Mapping):
         return dict.fromkeys(critics, tx)
     if sorted(tx) != sorted(critics):
@@ -105,6 +117,11 @@ def _optimizers(
 
 
 def _check_balance(critics: Mapping[str, Critic], balance: Balancer) -> None:
+    if not isinstance(balance, Balancer):
+        what = f"{balance!r:.100}" if isinstance(balance, str) else f"a {type(balance).__name__}"
+        raise DistillationError(
+            f"min_max_game: balance must be a Balancer, such as grad_norm() or dynamic_weight_average(), not {what}"
+        )
     signed = [name for name, critic in critics.items() if not critic.positive]
     if balance.needs_positive and signed:
         raise DistillationError(

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from modelzip_jax.distillation.argument_checks import check_made_by, check_trainable
 from modelzip_jax.distillation.balancing import Balancer, check_losses, weight_cotangents, weighted_sum
 from modelzip_jax.distillation.collapse import count_signs, one_class
 from modelzip_jax.distillation.critics import Critic, CriticOutput
@@ -27,6 +28,7 @@ from modelzip_jax.distillation.norm_balancing import gradient_norms
 from modelzip_jax.errors import DistillationError
 from modelzip_jax.loop.reading import start
 from modelzip_jax.loop.states import WrapState
+from modelzip_jax.trace.jaxpr.model_inputs import running_on
 from modelzip_jax.tree import PyTree, unlike
 
 __all__ = ["Contest", "Views"]
@@ -58,13 +60,15 @@ class Contest:
         """The state before the first step.
 
         Raises:
-          DistillationError: views, losses or variables do not fit. PatternError: a pattern of `shared` matches no leaf.
+          DistillationError: params have no gradients; views, losses or variables do not fit. TraceError: student or
+            teacher cannot be called so. PatternError: a pattern of `shared` matches no leaf.
         """
+        check_trainable(params, "min_max_game", "params")
         params, opt_state = _started(self.tx, params)
 
         def begun(params: PyTree) -> tuple[dict[str, CriticState], dict[str, jax.Array]]:
-            output = self.student(params, variables, batch, key)
-            targets = self.teacher(teacher_params, batch)
+            output = self._student_says(params, variables, batch, key)
+            targets = self._teacher_says(teacher_params, batch)
             self._check_views(output, targets)
             critics = self._new_critics(output.views, targets, key)
             return critics, self._terms(output.losses, output.views, targets, critics)
@@ -87,9 +91,10 @@ class Contest:
         self, state: MinMaxState, batch: Any, teacher_params: PyTree = ()
     ) -> tuple[MinMaxState, dict[str, jax.Array]]:
         """The state after a batch, and metrics."""
+        check_made_by(state, MinMaxState, "step(state, batch)", "state", "init(params, batch, key)")
         output, pull = self._forward(state, batch)
         views = output.views
-        targets = jax.lax.stop_gradient(self.teacher(teacher_params, batch))
+        targets = jax.lax.stop_gradient(self._teacher_says(teacher_params, batch))
         self._check_views(output, targets)
         critics, metrics, signs = self._moved_critics(state.critics, views, targets)
 
@@ -113,12 +118,20 @@ class Contest:
         )
         return new, metrics
 
+    def _student_says(self, *arguments: Any) -> StudentOutput:
+        with running_on("these arguments", arguments, "student(params, variables, batch, key)"):
+            return self.student(*arguments)
+
+    def _teacher_says(self, *arguments: Any) -> Views:
+        with running_on("these arguments", arguments, "teacher(teacher_params, batch)"):
+            return self.teacher(*arguments)
+
     def _forward(self, state: MinMaxState, batch: Any) -> tuple[StudentOutput, Pull]:
         """What the student says, and the way back from its losses and views to its params."""
         key = jax.random.fold_in(state.key, state.step)
 
         def said(params: PyTree) -> tuple[tuple[Any, Any], PyTree]:
-            output = self.student(params, state.variables, batch, key)
+            output = self._student_says(params, state.variables, batch, key)
             return (output.losses, output.views), output.variables
 
         (losses, views), pull, variables = jax.vjp(said, state.params, has_aux=True)

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from modelzip_jax.distillation.argument_checks import check_made_by
+from modelzip_jax.distillation.array_checks import as_numbers
 from modelzip_jax.distillation.finite_numbers import check_number
 from modelzip_jax.errors import DistillationError
 from modelzip_jax.tree import PyTree, named_leaves, unlike
@@ -32,9 +34,15 @@ def start_moving_teacher(params: PyTree) -> MovingTeacher:
     Args:
       params: the student's weights, with its batch statistics if it has some.
 
+    Raises:
+      DistillationError: a leaf is no array.
+
     >>> start_moving_teacher(jnp.float32(3.0)).params
     Array(3., dtype=float32)
     """
+
+    for name, p in named_leaves(params):
+        as_numbers(p, f"start_moving_teacher: params {name!r}")
 
     def copied(p: jax.Array) -> jax.Array:
         return jnp.array(p, jnp.float32 if _averaged(p) else None, copy=True)
@@ -57,7 +65,8 @@ def move_teacher(state: MovingTeacher, params: PyTree, decay: float | jax.Array)
       decay: α in [0, 1), may be traced: 0.99 to 0.999 is usual, the larger the longer training is.
 
     Raises:
-      DistillationError: the decay is outside [0, 1); the params are of other names or shapes than the teacher's.
+      DistillationError: the state is none; the decay is outside [0, 1); the params are of other names or shapes than
+        the teacher's.
 
     >>> state = start_moving_teacher(jnp.float32(9.0))
     >>> for student in (1.0, 2.0, 3.0):
@@ -65,6 +74,9 @@ def move_teacher(state: MovingTeacher, params: PyTree, decay: float | jax.Array)
     >>> state.params
     Array(2., dtype=float32)
     """
+    check_made_by(
+        state, MovingTeacher, "move_teacher(state, params, decay)", "state", "start_moving_teacher(params)"
+    )
     if not isinstance(decay, jax.core.Tracer):
         check_number(decay, "decay", least=0, below=1)
     _check_alike(state.params, params)

@@ -9,7 +9,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from modelzip_jax.distillation.balancing import Balancer, check_losses, updated, weight_cotangents
+from modelzip_jax.distillation.argument_checks import check_function, check_made_by, check_optimizer
+from modelzip_jax.distillation.balancing import (
+    Balancer,
+    check_losses,
+    positive_losses,
+    updated,
+    weight_cotangents,
+)
 from modelzip_jax.distillation.finite_numbers import check_number
 from modelzip_jax.errors import DistillationError
 from modelzip_jax.patterns import matches, require_matches
@@ -44,13 +51,15 @@ def grad_norm(alpha: float = 1.5, tx: optax.GradientTransformation | None = None
     objective is divided by mean(G), also a constant, so that its gradient has one scale throughout; Adam would
     otherwise remember the first, huge ones.
 
+    Weights are NaN, and stay so, where a traced loss at `init` is not above zero while alpha > 0.
+
     Args:
       alpha: how much slow losses are pulled along, >= 0; 0 makes all norms equal, and reads no losses.
       tx: the optimizer of v; `optax.adam(0.025)` by default, a step that the paper uses, too.
 
     Raises:
-      DistillationError: alpha is out of range; (at `init`) a loss is no scalar, or not positive while alpha > 0;
-        (at `update`) there are no gradient norms.
+      DistillationError: alpha is out of range; tx is no optimizer; (at `init`) a loss is no scalar, or not positive
+        while alpha > 0; (at `update`) there are no gradient norms; a state is none of `init`.
 
     >>> balance = grad_norm(alpha=0.0, tx=optax.sgd(0.02))
     >>> losses = {"a": jnp.float32(1.0), "b": jnp.float32(1.0)}
@@ -62,12 +71,19 @@ def grad_norm(alpha: float = 1.5, tx: optax.GradientTransformation | None = None
     """
     alpha = check_number(alpha, "alpha", least=0)
     tx = optax.adam(0.025) if tx is None else tx
+    check_optimizer(tx, "grad_norm", "tx")
 
     def init(losses: PyTree) -> GradNormState:
-        check_losses(losses, positive=alpha > 0)
-        first = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), losses)
-        logits = jax.tree.map(jnp.zeros_like, first)
+        check_losses(losses)
+        first = positive_losses(losses) if alpha else jax.tree.map(jnp.float32, losses)
+        logits = jax.tree.map(
+            lambda x: jnp.where((alpha > 0) & jnp.isnan(x), jnp.nan, jnp.float32(0.0)), first
+        )
         return GradNormState(logits, first, tx.init(logits))
+
+    def weights(state: GradNormState) -> PyTree:
+        check_made_by(state, GradNormState, "weights(state)", "state", "grad_norm().init")
+        return _weights(state.logits)
 
     def objective(logits: PyTree, norms: jax.Array, rates: jax.Array) -> jax.Array:
         weighted = jnp.stack(jax.tree.leaves(_weights(logits))) * norms
@@ -75,6 +91,7 @@ def grad_norm(alpha: float = 1.5, tx: optax.GradientTransformation | None = None
         return jnp.sum(jnp.abs(weighted / jnp.where(mean > 0, mean, 1.0) - rates**alpha))
 
     def update(state: GradNormState, losses: PyTree, gradient_norms: PyTree | None = None) -> GradNormState:
+        check_made_by(state, GradNormState, "update(state, losses, norms)", "state", "grad_norm().init")
         if gradient_norms is None:
             raise DistillationError(
                 "grad_norm reads the norm of each loss's gradient: update(state, losses, norms), with norms as "
@@ -93,9 +110,7 @@ def grad_norm(alpha: float = 1.5, tx: optax.GradientTransformation | None = None
 
         return updated(state, state.logits, losses, new, gradient_norms)
 
-    return Balancer(
-        init, lambda state: _weights(state.logits), update, reads_gradients=True, needs_positive=alpha > 0
-    )
+    return Balancer(init, weights, update, reads_gradients=True, needs_positive=alpha > 0)
 
 
 def _weights(logits: PyTree) -> PyTree:
@@ -129,7 +144,12 @@ def gradient_norms(
         cotangents = [jnp.ones_like(x) if i == index else jnp.zeros_like(x) for i, x in enumerate(leaves)]
         named = named_leaves(pull(treedef.unflatten(cotangents))[0])
         require_matches(patterns, [name for name, _ in named])
-        chosen = [g.astype(jnp.float32) for name, g in named if any(matches(p, name) for p in patterns)]
+        chosen = [
+            g.astype(jnp.float32)
+            for name, g in named
+            # Whole numbers have no gradient.
+            if any(matches(p, name) for p in patterns) and g.dtype != jax.dtypes.float0
+        ]
         return jnp.sqrt(sum((jnp.sum(g * g) for g in chosen), jnp.float32(0.0)))
 
     return treedef.unflatten([norm(index) for index in range(len(leaves))])
@@ -160,6 +180,7 @@ def balanced_gradients(
     >>> balanced_gradients(losses_of, jnp.ones(2), {"a": 1.0, "b": 2.0})[1]
     Array([8., 8.], dtype=float32)
     """
+    check_function(losses_of, "balanced_gradients", "losses_of", "params -> losses")
     losses, pull, aux = jax.vjp(
         losses_of if has_aux else lambda params: (losses_of(params), None), params, has_aux=True
     )

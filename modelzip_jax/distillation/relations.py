@@ -25,7 +25,7 @@ def relational_distance(student: jax.Array, teacher: jax.Array) -> jax.Array:
 
     ψ(i, j) = ‖x_i - x_j‖ / μ, with μ the mean of all distances that are not 0, of each network by itself: turning,
     shifting or scaling all features changes nothing. A mean over all batch² pairs, also of an example with itself.
-    Examples that float32 does not tell apart, and an example and itself, have ψ = 0.
+    Examples that float32 does not tell apart, and an example and itself, have ψ = 0. A batch of one teaches nothing.
 
     Source: Park et al. 2019, "Relational knowledge distillation", https://arxiv.org/abs/1904.05068, §3.2.1; pairs and μ
     as in the authors' code. RepDistiller weighs it by 25, and `relational_angle` by 50, for classification.
@@ -59,7 +59,7 @@ def relational_angle(student: jax.Array, teacher: jax.Array) -> jax.Array:
 
     cos ∠ijk = ⟨(x_i - x_j) / ‖x_i - x_j‖, (x_k - x_j) / ‖x_k - x_j‖⟩, 0 where two of the examples are equal. A mean
     over all batch³ triplets, also those that name an example twice. Turning, shifting or scaling all features changes
-    nothing. batch³ × width operations and batch² × width numbers: give pooled features.
+    nothing. batch³ × width operations and batch² × width numbers: give pooled features. A batch of one teaches nothing.
 
     Source: Park et al. 2019, "Relational knowledge distillation", https://arxiv.org/abs/1904.05068, §3.2.2; triplets
     as in the authors' code.
@@ -91,7 +91,7 @@ def correlation_congruence(
 
     C_ij is the Gaussian kernel exp(-γ ‖x_i - x_j‖²) of features of unit length, by its Taylor series up to the power
     P = `order`: e^(-2γ) Σ_p (2γ)^p / p! (x_iᵀ x_j)^p. Scaling an example's features changes nothing.
-    A row of zeros stays zeros.
+    A row of zeros stays zeros. A batch of one teaches nothing.
 
     Source: Peng et al. 2019, "Correlation congruence for knowledge distillation", https://arxiv.org/abs/1904.01802; γ =
     0.4 and P = 2 as in public implementations of the paper. RepDistiller's, made from code that the authors gave its

@@ -12,8 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from modelzip_jax.distillation.array_checks import check_key
+from modelzip_jax.distillation.argument_checks import check_function, check_optimizer, check_trainable
+from modelzip_jax.distillation.array_checks import as_numbers, check_key
+from modelzip_jax.distillation.finite_numbers import check_count
 from modelzip_jax.errors import DistillationError, NonFiniteError
+from modelzip_jax.trace.jaxpr.model_inputs import running_on
 from modelzip_jax.tree import PyTree
 
 __all__ = ["SyntheticSet", "condense", "gradient_distance"]
@@ -78,8 +81,9 @@ def condense(
       A `SyntheticSet`. Train on it as on any data, for many epochs.
 
     Raises:
-      DistillationError: shapes or dtypes do not fit, a class without examples or beyond the network's outputs, a number
-        below 1, a key that is none. NonFiniteError: an input is NaN or infinite; the message names the example.
+      DistillationError: shapes or dtypes do not fit, no examples, a class without examples or beyond the network's
+        outputs, a number below 1, a key, function or optimizer that is none. NonFiniteError: an input is NaN or
+        infinite; the message names the example. TraceError: init or apply cannot be called so.
 
     >>> inputs = jax.random.normal(jax.random.key(0), (64, 5))
     >>> found = condense(
@@ -88,18 +92,19 @@ def condense(
     >>> found.inputs.shape, found.labels.tolist(), bool(found.distances[-5:].mean() < found.distances[:5].mean())
     ((2, 5), [0, 1], True)
     """
-    examples = _by_class(inputs, labels)
-    for name, number, least in (
-        ("per_class", per_class, 1),
-        ("networks", networks, 1),
-        ("steps", steps, 1),
-        ("network_steps", network_steps, 0),
-        ("batch_size", batch_size, 1),
-    ):
-        if number < least:
-            raise DistillationError(f"{name}={number} must be at least {least}")
+    check_function(init, _CALL, "init", "key -> params")
+    check_function(apply, _CALL, "apply", "(params, inputs) -> logits")
+    for name, optimizer in (("tx", tx), ("network_tx", network_tx)):
+        check_optimizer(optimizer, "condense", name)
+    for name, number in (
+        ("per_class", per_class), ("networks", networks), ("steps", steps), ("batch_size", batch_size),
+    ):  # fmt: skip
+        check_count(number, f"condense: {name}")
+    if not isinstance(network_steps, int) or network_steps != 0:
+        check_count(network_steps, "condense: network_steps")
     check_key(key, "condense")
-    _check_outputs(jax.eval_shape(lambda key, x: apply(init(key), x), key, examples.inputs[:1]), examples)
+    examples = _by_class(inputs, labels)
+    _check_network(init, apply, key, examples)
     own = jnp.repeat(jnp.arange(len(examples.counts), dtype=jnp.int32), per_class)
     matching = _Matching(init, _cross_entropy(apply), own, steps, network_steps, batch_size, tx, network_tx)
     on_one_network = jax.jit(matching.on_one_network)
@@ -250,10 +255,12 @@ class _Examples(NamedTuple):
 
 
 def _by_class(inputs: Any, labels: Any) -> _Examples:
-    inputs, labels = jnp.asarray(inputs), np.asarray(labels)
-    if inputs.ndim < 2 or not jnp.issubdtype(inputs.dtype, jnp.floating):
+    inputs = jnp.asarray(as_numbers(inputs, "condense: inputs"))
+    labels = np.asarray(as_numbers(labels, "condense: labels"))
+    if inputs.ndim < 2 or not inputs.size or not jnp.issubdtype(inputs.dtype, jnp.floating):
         raise DistillationError(
-            f"inputs must be floats (n, ...), standardised, not {inputs.dtype} {inputs.shape}"
+            f"condense: inputs must be floats (n, ...), standardised, at least one example, not {inputs.dtype} "
+            f"{inputs.shape}"
         )
     finite = np.isfinite(np.asarray(inputs, np.float32)).reshape(len(inputs), -1).all(axis=1)
     if not finite.all():
@@ -273,7 +280,18 @@ def _by_class(inputs: Any, labels: Any) -> _Examples:
     return _Examples(inputs, jnp.asarray(order, jnp.int32), jnp.asarray(counts[:, None], jnp.int32))
 
 
-def _check_outputs(outputs: Any, examples: _Examples) -> None:
+_CALL = "condense(key, init, apply, inputs, labels)"
+
+
+def _check_network(
+    init: Callable[..., PyTree], apply: Callable[..., Any], key: jax.Array, examples: _Examples
+) -> None:
+    one = examples.inputs[:1]
+    with running_on("one key", (key,), f"{_CALL}: init(key)"):
+        params = jax.eval_shape(init, key)
+    check_trainable(params, "condense", "the params of init")
+    with running_on("the params of init and one example", (params, one), f"{_CALL}: apply(params, inputs)"):
+        outputs = jax.eval_shape(apply, params, one)
     shape: tuple[int, ...] = getattr(outputs, "shape", ())
     classes = len(examples.counts)
     if len(shape) != 2 or shape[0] != 1 or shape[1] < classes:

@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from modelzip_jax.digests import tree_digest
+from modelzip_jax.distillation.argument_checks import check_mapping
 from modelzip_jax.distillation.block_files import Manifest, open_whole, require_same, write_blocks
+from modelzip_jax.distillation.finite_numbers import check_count
 from modelzip_jax.distillation.offline_logits import TopK, top_k_logits
 from modelzip_jax.distillation.teachers import Teacher
 from modelzip_jax.errors import DistillationError, NonFiniteError
@@ -81,11 +83,11 @@ def cache_outputs(
      [2. 3. 5.]
      [4. 5. 9.]]
     """
+    folder = _path(folder, "cache_outputs(folder, teacher, inputs)")
     if not isinstance(teacher, Teacher):
         raise DistillationError(
             f"cache_outputs: the teacher must be a Teacher(apply, params), not a {type(teacher).__name__}"
         )
-    folder = Path(os.path.abspath(folder))
     manifest = _manifest(teacher, inputs, batch_size, dtype, top_k)
     if not folder.exists():
         _fill(folder, manifest, teacher, inputs)
@@ -109,7 +111,7 @@ def cached_outputs(folder: str | os.PathLike[str], inputs: PyTree) -> Fields:
     ...     cached_outputs(Path(folder) / "logits", inputs)["teacher_logits"].shape
     (3, 2)
     """
-    folder = Path(os.path.abspath(folder))
+    folder = _path(folder, "cached_outputs(folder, inputs)")
     files = open_whole(folder)
     require_same({"data": files.manifest.get("data")}, {"data": tree_digest(inputs)}, folder)
     return files.read()
@@ -125,6 +127,7 @@ def cached_top_k(batch: Mapping[str, Any]) -> TopK:
     >>> cached_top_k({**batch, "teacher_log_rest": np.zeros(1, np.float32)}).indices.dtype
     dtype('int32')
     """
+    check_mapping(batch, "cached_top_k", "batch", "a batch with the fields of cache_outputs(..., top_k=k)")
     absent = [name for name in _TOP_K if name not in batch]
     if absent:
         raise DistillationError(
@@ -152,6 +155,12 @@ def _stored(teacher: Teacher, inputs: PyTree, dtype: str, top_k: int | None) -> 
     return dict(zip(_TOP_K, fields, strict=True))
 
 
+def _path(folder: Any, call: str) -> Path:
+    if not isinstance(folder, str | os.PathLike):
+        raise DistillationError(f"{call}: folder must be a path, not a {type(folder).__name__}")
+    return Path(os.path.abspath(folder))
+
+
 def _index_dtype(classes: int) -> np.dtype:
     return next(np.dtype(d) for d in (np.uint8, np.uint16, np.int32) if classes - 1 <= np.iinfo(d).max)
 
@@ -160,10 +169,11 @@ def _manifest(teacher: Teacher, inputs: PyTree, batch_size: int, dtype: str, top
     lengths = {np.shape(x)[0] if np.ndim(x) else 0 for x in jax.tree.leaves(inputs)}
     if len(lengths) != 1 or not min(lengths):
         raise DistillationError(f"inputs need one common number of examples above 0, not {sorted(lengths)}")
-    if dtype not in DTYPES or batch_size < 1:
-        raise DistillationError(
-            f"dtype={dtype!r} must be one of {DTYPES}, and batch_size={batch_size} at least 1"
-        )
+    check_count(batch_size, "cache_outputs: batch_size")
+    if top_k is not None:
+        check_count(top_k, "cache_outputs: top_k")
+    if dtype not in DTYPES:
+        raise DistillationError(f"dtype={dtype!r} must be one of {DTYPES}")
     rows = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((batch_size, *np.shape(x)[1:]), jnp.result_type(x)), inputs
     )
@@ -220,9 +230,12 @@ def _require_finite(fields: Fields, manifest: Manifest, block: int) -> None:
         finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
         if not finite.all():
             example = block * manifest["rows"] + int(np.argmin(finite))
+            told = f"the teacher's logits of example {example} are"
+            if np.isnan(array).any() or array.dtype != np.float16:
+                raise NonFiniteError(f"{told} NaN or infinite: repair the teacher")
             raise NonFiniteError(
-                f"the teacher's logits of example {example} are NaN or infinite as {array.dtype}: repair the teacher, "
-                "or keep logits above 65,504 with dtype='float32'"
+                f"{told} infinite as float16, which ends at 65,504: keep them as float32 (dtype='float32', in a config "
+                "distill.cache='float32')"
             )
 
 

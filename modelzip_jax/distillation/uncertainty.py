@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from modelzip_jax.distillation.balancing import Balancer, check_losses, updated
+from modelzip_jax.distillation.argument_checks import check_made_by, check_optimizer
+from modelzip_jax.distillation.balancing import Balancer, positive_losses, updated
 from modelzip_jax.distillation.finite_numbers import check_number
 from modelzip_jax.tree import PyTree
 
@@ -42,8 +43,11 @@ def uncertainty_weighting(
       log_variance: s_k at the start, of each loss. By default log L_k of the losses at `init`, so that no scale has to
         be learned: from 0 on, Adam takes thousands of steps to a loss of 10^4.
 
+    The weight of a loss is NaN, and stays so, where it is traced at `init` and not above zero.
+
     Raises:
-      DistillationError: log_variance is not finite; (at `init`) a loss is no positive scalar.
+      DistillationError: log_variance is not finite; tx is no optimizer; (at `init`) a loss is no positive scalar; a
+        state is none of `init`.
 
     >>> balance = uncertainty_weighting()
     >>> state = balance.init({"a": jnp.float32(1.0), "b": jnp.float32(2.0)})
@@ -51,22 +55,26 @@ def uncertainty_weighting(
     (Array(0.5, dtype=float32), Array(0.25, dtype=float32))
     """
     tx = optax.adam(1e-2) if tx is None else tx
+    check_optimizer(tx, "uncertainty_weighting", "tx")
     if log_variance is not None:
         log_variance = check_number(log_variance, "log_variance")
 
     def init(losses: PyTree) -> UncertaintyState:
-        check_losses(losses, positive=True)
-        start = jnp.log if log_variance is None else lambda x: jnp.full_like(x, log_variance)
-        log_variances = jax.tree.map(lambda x: start(jnp.asarray(x, jnp.float32)), losses)
+        start = jnp.log if log_variance is None else lambda x: jnp.where(jnp.isnan(x), x, log_variance)
+        log_variances = jax.tree.map(start, positive_losses(losses))
         return UncertaintyState(log_variances, tx.init(log_variances))
 
     def weights(state: UncertaintyState) -> PyTree:
+        check_made_by(state, UncertaintyState, "weights(state)", "state", "uncertainty_weighting().init")
         return jax.tree.map(lambda s: 0.5 * jnp.exp(-s), state.log_variances)
 
     def update(
         state: UncertaintyState, losses: PyTree, gradient_norms: PyTree | None = None
     ) -> UncertaintyState:
         del gradient_norms
+        check_made_by(
+            state, UncertaintyState, "update(state, losses)", "state", "uncertainty_weighting().init"
+        )
         slope = lambda s, x: 0.5 - 0.5 * jnp.exp(-s) * jnp.asarray(x, jnp.float32)  # noqa: E731
 
         def new() -> UncertaintyState:

@@ -9,12 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from modelzip_jax.distillation.argument_checks import check_made_by
 from modelzip_jax.distillation.array_checks import (
+    as_numbers,
     as_weight,
     check_indices,
     check_weights,
     nan_where_outside,
 )
+from modelzip_jax.distillation.finite_numbers import check_count
 from modelzip_jax.errors import DistillationError
 
 __all__ = ["UNLABELLED", "WeakLabels", "hide_labels", "label_noise", "pseudo_label", "weighted_cross_entropy"]
@@ -49,7 +52,13 @@ def hide_labels(labels: Any, known: Sequence[int] | np.ndarray) -> np.ndarray:
     >>> hide_labels([3, 1, 2], known=[1])
     array([-1,  1, -1], dtype=int32)
     """
-    labels, known = np.asarray(labels), np.asarray(known, np.int64)
+    labels = np.asarray(as_numbers(labels, "hide_labels: labels"))
+    known = np.asarray(as_numbers(known, "hide_labels: known"))
+    if known.size and not np.issubdtype(known.dtype, np.integer):
+        raise DistillationError(
+            f"hide_labels: known must be indices, integers, not {known.dtype}; of a mask they are np.flatnonzero(mask)"
+        )
+    known = known.astype(np.int64)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or labels.min(initial=0) < 0:
         raise DistillationError(
             f"labels must be integers (n,) of at least 0, not {labels.dtype} {labels.shape}"
@@ -97,6 +106,7 @@ def pseudo_label(
     >>> weak.labels, [f"{weight:.2f}" for weight in weak.weights]
     (Array([0, 0, 0], dtype=int32), ['0.70', '0.00', '1.00'])
     """
+    logits = as_numbers(logits, "pseudo_label: logits")
     if logits.ndim != 2 or not jnp.issubdtype(logits.dtype, jnp.floating):
         raise DistillationError(
             f"pseudo_label needs float logits (n, classes), not {logits.dtype} {logits.shape}"
@@ -113,7 +123,8 @@ def pseudo_label(
     labels = jnp.argmax(log_p, axis=-1).astype(jnp.int32)
     if given is None:
         return WeakLabels(labels, weights)
-    seen, given = given, jnp.asarray(given)
+    seen = given = as_numbers(given, "pseudo_label: given labels")
+    given = jnp.asarray(given)
     if given.shape != labels.shape or not jnp.issubdtype(given.dtype, jnp.integer):
         raise DistillationError(
             f"given labels must be integers {labels.shape}, not {given.dtype} {given.shape}"
@@ -148,7 +159,12 @@ def weighted_cross_entropy(
     >>> round(float(weighted_cross_entropy(logits, labels, jnp.array([1.0, 0.5]), normalize=True)), 4)
     0.6931
     """
-    given, (labels, weights) = (labels, weights), (jnp.asarray(labels), jnp.asarray(weights))
+    student = as_numbers(student, "weighted_cross_entropy: student logits")
+    given = tuple(
+        as_numbers(x, f"weighted_cross_entropy: {name}")
+        for name, x in (("labels", labels), ("weights", weights))
+    )
+    labels, weights = map(jnp.asarray, given)
     if student.ndim != 2 or not jnp.issubdtype(student.dtype, jnp.floating):
         raise DistillationError(
             f"student logits must be floats (batch, classes), not {student.dtype} {student.shape}"
@@ -188,15 +204,18 @@ def label_noise(weak: WeakLabels, truth: Any, classes: int, given: Any = None) -
       column. NaN shares where nothing counts.
 
     Raises:
-      DistillationError: shapes or labels do not fit.
+      DistillationError: shapes, labels or their number do not fit.
 
     >>> weak = WeakLabels(jnp.array([0, 1, 1, 0]), jnp.array([1.0, 0.9, 0.1, 0.0]))
     >>> noise = label_noise(weak, truth=[0, 1, 0, 1], classes=2)
     >>> round(noise["noise"], 3), round(noise["weighted_noise"], 3), noise["coverage"], noise["confusion"].tolist()
     (0.333, 0.05, 0.75, [[1, 1], [0, 1]])
     """
-    labels, weights, truth = np.asarray(weak.labels), np.asarray(weak.weights, np.float64), np.asarray(truth)
-    made = np.ones(len(labels), bool) if given is None else np.asarray(given) < 0
+    check_made_by(weak, WeakLabels, "label_noise(weak, truth, classes)", "weak", "pseudo_label(logits)")
+    classes = check_count(classes, "label_noise: classes")
+    labels, weights = np.asarray(weak.labels), np.asarray(weak.weights, np.float64)
+    truth = np.asarray(as_numbers(truth, "label_noise: truth"))
+    made = np.ones(len(labels), bool) if given is None else as_numbers(given, "label_noise: given") < 0
     if not labels.shape == weights.shape == truth.shape == made.shape or labels.ndim != 1:
         raise DistillationError(
             f"labels {labels.shape}, weights {weights.shape}, truth {truth.shape} and given {made.shape} must be (n,)"

@@ -99,9 +99,13 @@ def load_config(path: str | Path) -> Any:
     """The config that a file's `get_config()` returns.
 
     Raises:
-      ConfigError: no such file, no `get_config` in it, or fields that `base` does not have.
+      ConfigError: no such file, or a folder; no `get_config` in it, or fields that `base` does not have.
     """
     path = Path(path)
+    if path.is_dir():
+        inside = sorted(p.name for p in path.glob("*.py") if p.stem != "__init__")
+        hint = f": name a file in it, {', '.join(inside[:6])}" if inside else ""
+        raise ConfigError(f"{path} is a folder, and a config is a Python file with get_config(){hint}")
     if not path.is_file():
         there = sorted(p.stem for p in path.parent.glob("*.py") if p.stem != "__init__")
         hint = f"; {nearest_name(path.stem, there)}" if there else ""

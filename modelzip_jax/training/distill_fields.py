@@ -13,13 +13,11 @@ from modelzip_jax import distillation
 from modelzip_jax.distillation.array_checks import as_weight, check_temperature
 from modelzip_jax.errors import ConfigError
 from modelzip_jax.naming import nearest_name, require_known
-from modelzip_jax.training import config as configs
 from modelzip_jax.tree import PyTree
 
 __all__ = [
     "Projector",
     "balance_of",
-    "checked_fields",
     "feature_loss_of",
     "logit_loss_of",
     "projector_of",
@@ -31,8 +29,6 @@ LOGITS = ("correlation", "decoupled", "soft_targets", "standardized")
 FEATURES = (
     "attention_transfer", "correlation_congruence", "hint", "relational_angle", "relational_distance", "similarity",
 )  # fmt: skip
-CACHES = ("", "float16", "float32")
-PLACES = ("activations", "inputs", "outputs")
 BALANCES = ("dynamic_weight_average", "fixed", "grad_norm", "uncertainty")
 
 
@@ -165,7 +161,8 @@ def weights_of(distill: Any) -> dict[str, float]:
     """The weight of each loss, by its name.
 
     Raises:
-      ConfigError: there is no loss by which the teacher teaches. DistillationError: a weight is negative.
+      ConfigError: there is no loss by which the teacher teaches, or one that its weight of 0 leaves out.
+      DistillationError: a weight is negative.
 
     >>> from modelzip_jax.training.config import base
     >>> weights_of(base().distill)
@@ -178,7 +175,12 @@ def weights_of(distill: Any) -> dict[str, float]:
         weights[distill.features.loss] = distill.features.weight
     for name, weight in weights.items():
         as_weight(weight, f"the weight of {name}", "distill")
-    if not any(weight for name, weight in weights.items() if name != "labels"):
+    for group, name in (("distill", distill.loss), ("distill.features", distill.features.loss)):
+        if name and not weights[name]:
+            raise ConfigError(
+                f"{group}.weight is 0, so that {name!r} teaches nothing: give it one above 0, or set {group}.loss=''"
+            )
+    if len(weights) == 1:
         raise ConfigError(
             "distill.teacher is set, but it teaches nothing: set distill.loss or distill.features.loss, with a weight "
             "above 0"
@@ -197,84 +199,3 @@ def _options(
             hint = nearest_name(name, known) if known else "it has none"
             raise ConfigError(f"{field}.{name} is no option of {function.__name__}; {hint}")
     return dict(given)
-
-
-def checked_fields(config: Any) -> Any:
-    """`config.distill`, complete, after all checks that need no data.
-
-    Raises:
-      ConfigError: an unknown field or name, a value of another type, or fields that contradict each other; the
-        message names them. DistillationError: a number out of range.
-    """
-    defaults = configs.base().distill
-    distill, given = configs.base().distill, config.distill
-    _require_fields("distill", given, defaults)
-    try:
-        distill.update(given)
-    except (TypeError, ValueError, KeyError) as error:
-        raise ConfigError(f"config.distill cannot be read: {error}") from error
-    if not distill.teacher:
-        if distill != defaults:
-            changed = sorted(name for name in distill if distill[name] != defaults[name])
-            raise ConfigError(
-                f"distill.{changed[0]} is set, but there is no teacher: set distill.teacher to 'self', 'average' or a "
-                "path"
-            )
-        return distill
-    features = distill.features
-    weights_of(distill)
-    logit_loss_of(distill)
-    feature_loss_of(features)
-    projector_of(features.projector)
-    require_known("distill.features.place", features.place, PLACES)
-    require_known("distill.cache", distill.cache, CACHES)
-    _require_together(config, distill)
-    _require_layers(features)
-    return distill
-
-
-def _require_fields(path: str, given: Any, known: Any) -> None:
-    for name, value in given.items():
-        require_known(f"a field of {path}", name, known)
-        if name == "features":
-            _require_fields("distill.features", value, known[name])
-
-
-def _require_together(config: Any, distill: Any) -> None:
-    """Refuses fields that contradict each other."""
-    if distill.teacher == "self" and not config.start:
-        raise ConfigError(
-            "distill.teacher is 'self', the network that training starts from, which without config.start is a random "
-            "one: set start to its weights, or distill.teacher to 'average'"
-        )
-    if distill.teacher == "average" and not 0.0 <= distill.decay < 1.0:
-        raise ConfigError(f"distill.decay must be at least 0 and below 1, not {distill.decay!r}")
-    if distill.top_k and not (distill.cache and distill.loss == "soft_targets"):
-        raise ConfigError(
-            "distill.top_k says how many logits are kept on disk for soft targets: it goes with distill.cache and "
-            "distill.loss 'soft_targets'"
-        )
-    if not distill.cache:
-        return
-    if config.data.augment != "none":
-        raise ConfigError(
-            f"distill.cache keeps what the teacher says of each example as it is stored, and data.augment is "
-            f"{config.data.augment!r}: set distill.cache='' to run the teacher on what the student sees, or "
-            "data.augment='none'"
-        )
-    if distill.teacher == "average" or distill.features.loss:
-        what = "features" if distill.features.loss else "the average of the student, which moves"
-        raise ConfigError(f"distill.cache keeps logits of a frozen teacher, not {what}: set distill.cache=''")
-
-
-def _require_layers(features: Any) -> None:
-    counts = len(features.layers), len(features.teacher_layers or features.layers)
-    if features.loss and (not counts[0] or counts[0] != counts[1]):
-        raise ConfigError(
-            f"distill.features.loss is {features.loss!r}: name the student's layers in distill.features.layers, and as "
-            f"many of the teacher in teacher_layers if they have other names; there are {counts[0]} and {counts[1]}"
-        )
-    if not features.loss and (features.layers or features.projector):
-        raise ConfigError(
-            "distill.features has layers or a projector, but no loss: set distill.features.loss"
-        )

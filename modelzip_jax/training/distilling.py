@@ -31,13 +31,13 @@ import numpy as np
 import optax
 
 from modelzip_jax import distillation
-from modelzip_jax.errors import ConfigError, TreeError
-from modelzip_jax.training import config as configs
+from modelzip_jax.errors import ConfigError
 from modelzip_jax.training import distill_fields as fields
+from modelzip_jax.training.distill_checks import checked_fields
 from modelzip_jax.training.frameworks import Network
 from modelzip_jax.training.objectives import Objective, softmax_cross_entropy
-from modelzip_jax.training.starting import network_of, starting_weights
 from modelzip_jax.training.state import TrainState
+from modelzip_jax.training.teacher_files import TeacherFile, require_unchanged
 from modelzip_jax.tree import PyTree
 
 __all__ = ["Beside", "Distilling", "distilling_of"]
@@ -68,15 +68,15 @@ class _Said(NamedTuple):
 class Distilling:
     """What `config.distill` describes, built by `distilling_of`.
 
-    distill: the group of fields. student, teacher: networks. read: `(params, variables)` of the start -> the
-    teacher's `{"params": ..., "variables": ...}`. prepare: of a batch. tx: the projectors' optimizer. objective: of
+    distill: the group of fields. student, teacher: networks. file: where the teacher's weights
+    are; None if they are the student's. prepare: of a batch. tx: the projectors' optimizer. objective: of
     labels. balance: of the losses.
     """
 
     distill: Any
     student: Network
     teacher: Network
-    read: Callable[[PyTree, PyTree], dict[str, PyTree]]
+    file: TeacherFile | None
     prepare: Callable[..., PyTree]
     tx: optax.GradientTransformation
     objective: Objective
@@ -84,13 +84,15 @@ class Distilling:
     batch_size: int
 
     def init(
-        self, params: PyTree, variables: PyTree, batch: PyTree, key: jax.Array, first: PyTree | None = None
-    ) -> Beside:
+        self, params: PyTree, variables: PyTree, batch: PyTree, key: jax.Array, first: PyTree | None = None,
+        *, resuming: bool = False,
+    ) -> Beside:  # fmt: skip
         """What there is before the first step.
 
         Args:
           params, variables: that training starts from. batch: a prepared one, of which a balance reads the losses.
           first: the student's params at the first step, which compression has changed; by default `params`.
+          resuming: whether a checkpoint is restored in its place, which has the teacher.
 
         Raises:
           ConfigError: features of "activations", where batch statistics end them early. DistillationError, TraceError:
@@ -102,7 +104,7 @@ class Distilling:
                 "distill.features.place is 'activations', but with the moments of a batch, as in training, they end "
                 "before the normalisation; name the layer that reads them and take its 'inputs'"
             )
-        teacher: PyTree = () if self.distill.cache else self.read(params, variables)
+        teacher: PyTree = () if self.distill.cache else self._read(params, variables, resuming)
         teacher = distillation.start_moving_teacher(teacher) if average else teacher
         said = functools.partial(self._taught, teacher)
         projectors = self._projectors(params, variables, jax.eval_shape(said, batch).features, batch, key)
@@ -146,9 +148,13 @@ class Distilling:
     ) -> dict[str, np.ndarray]:
         """Fields for the training set: the teacher's logits of every example, from the folder or into it.
 
+        Where the teacher's file is gone, the folder's will do.
+
         Raises:
           DistillationError: the folder's are of another teacher or data, or damaged.
         """
+        if self.file is not None and self.file.gone and folder.exists():
+            return distillation.cached_outputs(folder, inputs)
         # What `top_k_logits` keeps of the rest is exact at one temperature.
         divisor = self.distill.temperature if self.distill.top_k else 1.0
 
@@ -157,9 +163,24 @@ class Distilling:
             return self.teacher.predict(weights["params"], weights["variables"], prepared) / divisor
 
         return distillation.cache_outputs(
-            folder, distillation.Teacher(apply, self.read(params, variables)), inputs,
+            folder, distillation.Teacher(apply, self._read(params, variables)), inputs,
             batch_size=self.batch_size, dtype=self.distill.cache, top_k=self.distill.top_k or None,
         )  # fmt: skip
+
+    def require_same(self, began: Beside, restored: Beside) -> None:
+        """Refuses a teacher's file that is not what the run's checkpoints have of it.
+
+        Raises:
+          ConfigError: it has changed; the message names a leaf.
+        """
+        frozen = self.distill.teacher != "average" and not self.distill.cache
+        if frozen and not (self.file is not None and self.file.gone):
+            require_unchanged(self.distill.teacher, began.teacher, restored.teacher)
+
+    def _read(self, params: PyTree, variables: PyTree, resuming: bool = False) -> dict[str, PyTree]:
+        if self.file is None:
+            return {"params": params, "variables": variables}
+        return self.file.read(resuming=resuming)
 
     @functools.cached_property
     def weights(self) -> dict[str, float]:
@@ -247,46 +268,16 @@ def distilling_of(
       ConfigError: a field, or fields together, that cannot work; the message names them.
       DistillationError: a number out of range.
     """
-    distill = fields.checked_fields(config)
+    distill = checked_fields(config)
     if not distill.teacher:
         return None
-    teacher = student
-    sample = lambda: prepare({"inputs": jnp.asarray(inputs[:1])}, None)["inputs"]  # noqa: E731
-
-    def read(params: PyTree, variables: PyTree) -> dict[str, PyTree]:
-        return {"params": params, "variables": variables}
-
-    if distill.teacher not in ("self", "average"):
-        path = Path(distill.teacher)
-        if (path / "config.json").is_file():
-            teacher = _network_of_run(path, config, inputs)
-            path = path / "model.mz"
-
-        def read(params: PyTree, variables: PyTree) -> dict[str, PyTree]:
-            like = jax.jit(teacher.init)(jax.random.key(0), sample())
-            try:
-                weights = starting_weights(path, *like)[:2]
-            except TreeError as error:
-                raise ConfigError(
-                    f"distill.teacher {path} holds the weights of another network than config.model ({error}): give "
-                    "the folder of the run that trained it, whose config says which network it is"
-                ) from error
-            return dict(zip(("params", "variables"), weights, strict=True))
-
+    named = distill.teacher not in ("self", "average")
+    file = TeacherFile.of(config, student, inputs, prepare) if named else None
     return Distilling(
-        distill, student, teacher, read, prepare, tx, softmax_cross_entropy(config.label_smoothing),
-        fields.balance_of(distill.balance, epoch), config.data.batch_size,
+        distill, student, file.network if file else student, file, prepare, tx,
+        softmax_cross_entropy(config.label_smoothing), fields.balance_of(distill.balance, epoch),
+        config.data.batch_size,
     )  # fmt: skip
-
-
-def _network_of_run(folder: Path, config: Any, inputs: np.ndarray) -> Network:
-    theirs = configs.run_config(folder)
-    if theirs.data.name != config.data.name:
-        raise ConfigError(
-            f"the teacher {folder} was trained on {theirs.data.name!r}, of which it standardises its inputs; this run "
-            f"is on {config.data.name!r}"
-        )
-    return network_of(theirs, inputs)
 
 
 def _say(

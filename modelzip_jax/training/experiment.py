@@ -100,11 +100,12 @@ def _optimizer(
     return optax.MultiSteps(tx, accumulate).gradient_transformation() if accumulate > 1 else tx
 
 
-def initial_state(experiment: Experiment, train: Arrays | None = None) -> TrainState:
+def initial_state(experiment: Experiment, train: Arrays | None = None, resuming: bool = False) -> TrainState:
     """The state before the first step, on the devices.
 
     Args:
       train: the training set as the steps see it, by default as it is.
+      resuming: whether a checkpoint is restored next, which has what files that are gone had.
     """
     params, variables, packed = _weights(experiment)
     key = jax.random.key(experiment.config.seed)
@@ -118,8 +119,9 @@ def initial_state(experiment: Experiment, train: Arrays | None = None) -> TrainS
         arrays = experiment.train if train is None else train
         rows = {name: jnp.asarray(x[: experiment.config.data.batch_size]) for name, x in arrays.items()}
         beside = experiment.distilling.init(
-            params, variables, experiment.prepare(rows, None), jax.random.fold_in(key, 2), first
-        )
+            params, variables, experiment.prepare(rows, None), jax.random.fold_in(key, 2), first,
+            resuming=resuming,
+        )  # fmt: skip
     return experiment.place.replicate(begin(first, variables, opt_state, key, beside=beside))
 
 
@@ -179,12 +181,16 @@ def _train(experiment: Experiment, folder: Path, stack: ExitStack, quiet: bool) 
     """Runs the loop from the last checkpoint on; gives the state that is to be kept."""
     config, place = experiment.config, experiment.place
     train = _examples(experiment, folder)
-    state, batches = initial_state(experiment, train), _batches(experiment)
+    batches = _batches(experiment)
     stopper = EarlyStopping(config.min_delta, config.patience)
     keep = stack.enter_context(Checkpoints(folder / "checkpoints", best="validation_loss", mode="min"))
-    pending = None
-    if keep.steps():
+    pending, resuming = None, bool(keep.steps())
+    state = initial_state(experiment, train, resuming=resuming)
+    if resuming:
+        began = state.beside
         state, rest = keep.restore(state)
+        if experiment.distilling is not None:
+            experiment.distilling.require_same(began, state.beside)
         batches.set_state(rest["batches"])
         pending = rest["pending"]
         stopper = EarlyStopping(**rest["stopper"])

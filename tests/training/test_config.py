@@ -83,3 +83,9 @@ def test_counts_and_shares_out_of_range(argument):
     name = argument.partition("=")[0]
     with pytest.raises(ConfigError, match=rf"{name} must be"):
         configs.override(configs.base(), [f"--config.{argument}"])
+
+
+def test_a_folder_is_no_config(tmp_path):
+    (tmp_path / "small.py").write_text("")
+    with pytest.raises(ConfigError, match=r"is a folder, and a config is a Python file .*small\.py"):
+        configs.load_config(tmp_path)

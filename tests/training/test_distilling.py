@@ -1,5 +1,6 @@
 """Runs with a teacher: from a config, with every family of transforms, killed and resumed, cached or not."""
 
+import contextlib
 import json
 import shutil
 
@@ -10,12 +11,14 @@ import optax
 import pytest
 
 import modelzip_jax as mz
+from modelzip_jax import checkpoints as files
 from modelzip_jax.errors import ConfigError, DistillationError, ModelzipError
 from modelzip_jax.training import config as configs
 from modelzip_jax.training import experiment, frameworks, records
 from modelzip_jax.training.calibrating_runs import run_calibration
 from modelzip_jax.training.distilling import distilling_of
 from modelzip_jax.training.state import begin
+from modelzip_jax.training.teacher_files import TeacherWarning
 
 RNG = np.random.default_rng(0)
 pytest.importorskip("sklearn")
@@ -228,10 +231,25 @@ def test_batch_statistics_of_student_and_teacher_stay_their_own():
         ({"teacher": "x", "top_k": 3}, "goes with distill.cache"),
         ({"teacher": "x", "features": {"loss": "hints"}}, "did you mean 'hint'"),
         ({"teacher": "x", "features": {"loss": "hint"}}, "name the student's layers"),
-        ({"teacher": "x", "features": {"layers": ("Dense_1",)}}, "but no loss"),
+        ({"teacher": "x", "features": {"layers": ("Dense_1",)}}, "set distill.features.loss, or leave"),
         ({"teacher": "x", "features": {**FEATURES, "projector": "linaer"}}, "did you mean 'linear'"),
         ({"teacher": "x", "features": {**FEATURES, "place": "input"}}, "did you mean 'inputs'"),
         ({"teacher": "nowhere.mz"}, "there is no nowhere.mz, of which the weights"),
+        ({"teacher": "selff"}, "did you mean 'self'"),
+        (
+            {"teacher": "x", "decay": 0.9},
+            "distill.decay is set, but nothing reads it: set distill.teacher to",
+        ),
+        (
+            {"teacher": "x", "loss": "", "temperature": 2.0, "features": FEATURES},
+            "temperature is set, but no",
+        ),
+        ({"teacher": "x", "features": {"weight": 2.0}}, "distill.features.weight is set, but nothing reads"),
+        ({"teacher": "x", "features": {**FEATURES, "weight": 0.0}}, "so that 'hint' teaches nothing"),
+        (
+            {"teacher": "x", "features": {**FEATURES, "layers": ("Dense_1", "Dense_1")}},
+            "has 'Dense_1' twice for one layer",
+        ),
     ],
 )
 def test_a_group_that_cannot_work_is_named(tmp_path, distill, message):
@@ -260,7 +278,9 @@ def test_what_does_not_fit_the_teacher_is_named(tmp_path, floats):
     wider.model.options = {"widths": (32,)}
     with pytest.raises(ConfigError, match=r"distill\.features\.projector 'orthogonal'.*set it to 'linear'"):
         experiment.run(wider, tmp_path / "b", quiet=True)
-    with pytest.raises(ConfigError, match=r"another network than config.model .*the folder of the run"):
+    with pytest.raises(
+        ConfigError, match=r"of shape \(24,\), the model needs \(16,\): give the folder of the run"
+    ):
         experiment.run(small(teacher=str(floats / "model.mz")), tmp_path / "b", quiet=True)
     misnamed = small(teacher=str(floats), features={**FEATURES, "layers": ("Dense_7",)})
     with pytest.raises(ModelzipError, match="Dense_7"):
@@ -321,3 +341,99 @@ def test_a_start_that_was_refused_is_not_in_the_way_of_its_correction(tmp_path, 
     ]
     with pytest.raises(ConfigError, match="another config: distill differ"):
         experiment.run(small(), tmp_path / "run", quiet=True)
+
+
+@pytest.mark.parametrize(
+    "loss", ["correlation_congruence", "relational_angle", "relational_distance", "similarity"]
+)
+def test_one_example_has_nothing_to_be_compared_with(tmp_path, loss):
+    config = small(teacher="average", features={"loss": loss, "layers": ("Dense_1",)})
+    config.data.batch_size = 1
+    with pytest.raises(ConfigError, match=r"teaches nothing while data\.batch_size is 1"):
+        experiment.run(config, tmp_path / "run", quiet=True)
+
+
+def test_a_layer_may_be_compared_with_several(tmp_path, floats):
+    features = {
+        "loss": "similarity",
+        "layers": ("Dense_1", "Dense_1"),
+        "teacher_layers": ("Dense_0", "Dense_1"),
+    }
+    experiment.run(small(teacher=str(floats), features=features), tmp_path / "run", quiet=True)
+
+
+def of_the_same_network(start, path, change=lambda weights: weights):
+    files.write(path, change(jax.tree.map(np.asarray, mz.unpack(mz.load(start)))))
+    return path
+
+
+def spoilt(weights):
+    weights["Dense_1"]["bias"] = np.full_like(weights["Dense_1"]["bias"], np.nan)
+    return weights
+
+
+def of_torch(weights):
+    return {name: {"bias": x["bias"], "weight": x["kernel"].T} for name, x in weights.items()}
+
+
+def turned(weights):
+    return {name: {**x, "kernel": x["kernel"].T} for name, x in weights.items()}
+
+
+FOREIGN = {
+    spoilt: "t.safetensors: Dense_1/bias holds NaN or infinity",
+    of_torch: "t.safetensors .*it has Dense_0/weight, Dense_1/weight, the model needs Dense_0/kernel, Dense_1/kernel",
+    turned: r"it has Dense_0/kernel of shape \(16, 64\), the model needs \(64, 16\), its transpose",
+    lambda weights: {"x": np.ones(2)}: "it has x, the model needs Dense_0/bias",
+}
+
+
+@pytest.mark.parametrize("field", ["teacher", "start"])
+@pytest.mark.parametrize("change", FOREIGN)
+def test_weights_that_do_not_fit_are_named(tmp_path, start, change, field):
+    path = str(of_the_same_network(start, tmp_path / "t.safetensors", change))
+    config = small(**({"teacher": path} if field == "teacher" else {}))
+    config.start = path if field == "start" else ""
+    with pytest.raises(ModelzipError, match=FOREIGN[change]) as told:
+        experiment.initial_state(experiment.build(config))
+    assert "\n" not in str(told.value)
+    assert str(told.value).startswith("the teacher file" if field == "teacher" else "start")
+
+
+def test_the_folder_of_a_run_is_as_good_as_its_model(tmp_path, start):
+    states = []
+    for path in (start, start.parent):
+        config = small(teacher="self")
+        config.start = str(path)
+        states.append(experiment.initial_state(experiment.build(config)))
+    jax.tree.map(np.testing.assert_array_equal, states[0].params, states[1].params)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(start, bare / "model.mz")
+    found = experiment.initial_state(experiment.build(small(teacher=str(bare))))
+    jax.tree.map(np.testing.assert_array_equal, found.beside.teacher["params"], states[0].params)
+    (tmp_path / "config.json").write_text("{}")
+    config.start = str(tmp_path)
+    with pytest.raises(ConfigError, match=r"holds no finished run"):
+        experiment.initial_state(experiment.build(config))
+
+
+@pytest.mark.parametrize("cache", ["", "float32"])
+def test_a_killed_run_goes_on_without_the_file_of_its_teacher(tmp_path, start, cache, monkeypatch):
+    path = of_the_same_network(start, tmp_path / "t.safetensors")
+    config = small(teacher=str(path), cache=cache)
+    experiment.run(config, tmp_path / "whole", quiet=True)
+    interrupt(monkeypatch, config, tmp_path / "run", None)
+    kept = path.rename(tmp_path / "kept.safetensors")
+    of_the_same_network(start, path, lambda weights: jax.tree.map(lambda x: x + 1, weights))
+    with pytest.raises(ModelzipError, match=r"has changed; put the old|a teacher with other weights says"):
+        experiment.run(config, tmp_path / "run", quiet=True)
+    path.unlink()
+    assert kept.exists()
+    with (
+        contextlib.nullcontext() if cache else pytest.warns(TeacherWarning, match="is gone: the run goes on")
+    ):
+        experiment.run(config, tmp_path / "run", quiet=True)
+    assert (tmp_path / "run" / "model.mz").read_bytes() == (tmp_path / "whole" / "model.mz").read_bytes()
+    with pytest.raises(ConfigError, match=r"there is no .*t\.safetensors, of which"):
+        experiment.run(config, tmp_path / "new", quiet=True)

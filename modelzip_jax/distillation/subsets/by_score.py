@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from modelzip_jax.distillation.array_checks import as_numbers
+from modelzip_jax.distillation.finite_numbers import check_number
 from modelzip_jax.distillation.subsets.class_by_class import class_members
 from modelzip_jax.errors import DistillationError, NonFiniteError
 from modelzip_jax.sampling import proportional_shares, sample_size
@@ -37,14 +39,13 @@ def hardest(scores: Any, size: float | int, labels: Any = None, *, skip: float =
     >>> hardest(np.array([0.1, 0.9, 0.5, 0.7]), 2, labels=np.array([0, 1, 0, 1]))
     array([2, 1], dtype=int32)
     """
-    scores = np.asarray(scores)
+    scores = np.asarray(as_numbers(scores, "hardest: scores"))
     if scores.ndim != 1 or not len(scores):
         raise DistillationError(f"scores are one number for each example, (n,), not {scores.shape}")
     if np.isnan(scores).any():
         raise NonFiniteError(f"the score of example {int(np.argmax(np.isnan(scores)))} is NaN")
     count = sample_size(size, len(scores))
-    if not 0.0 <= skip < 1.0:
-        raise DistillationError(f"skip={skip!r} must be a fraction in [0, 1)")
+    skip = check_number(skip, "hardest: skip", least=0, below=1)
     members = [np.arange(len(scores))] if labels is None else class_members(labels, len(scores))
     shares = proportional_shares(np.array([len(rows) for rows in members]), count)
     chosen = []

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from modelzip_jax.distillation.array_checks import as_numbers
 from modelzip_jax.errors import DistillationError, NonFiniteError
 from modelzip_jax.sampling import proportional_shares, sample_size
 
@@ -58,7 +59,7 @@ def class_members(labels: Any, examples: int) -> list[np.ndarray]:
     >>> class_members(np.array([7, 3, 7]), 3)
     [array([1]), array([0, 2])]
     """
-    labels = np.asarray(labels)
+    labels = np.asarray(as_numbers(labels, "labels"))
     if labels.shape != (examples,) or not np.issubdtype(labels.dtype, np.integer):
         raise DistillationError(
             f"labels must be integers ({examples},), one for each example, not {labels.dtype} {labels.shape}"
@@ -78,7 +79,7 @@ def feature_rows(features: Any) -> np.ndarray:
       DistillationError: there are no examples or no features.
       NonFiniteError: a feature is NaN or infinite; the message names the example.
     """
-    rows = np.asarray(features, np.float32)
+    rows = np.asarray(as_numbers(features, "features"), np.float32)
     if rows.ndim < 2 or not rows.size:
         raise DistillationError(f"features need the shape (examples, ...), not {rows.shape}")
     rows = rows.reshape(len(rows), -1)

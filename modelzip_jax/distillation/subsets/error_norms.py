@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from modelzip_jax.distillation.array_checks import check_indices, nan_where_outside
+from modelzip_jax.distillation.array_checks import as_numbers, check_indices, nan_where_outside
 from modelzip_jax.errors import DistillationError
 
 __all__ = ["el2n"]
@@ -33,7 +33,8 @@ def el2n(logits: jax.Array, labels: Any) -> jax.Array:
     >>> el2n(jnp.array([[9.0, 0.0], [0.0, 0.0], [99.0, 0.0]]), jnp.array([0, 1, 1])).round(3).tolist()
     [0.0, 0.7070000171661377, 1.4140000343322754]
     """
-    given, labels = labels, jnp.asarray(labels)
+    logits, given = as_numbers(logits, "el2n: logits"), as_numbers(labels, "el2n: labels")
+    labels = jnp.asarray(given)
     if logits.ndim < 2 or not jnp.issubdtype(logits.dtype, jnp.floating):
         raise DistillationError(
             f"el2n needs float logits (..., n, classes), not {logits.dtype} {logits.shape}"

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from modelzip_jax.distillation.array_checks import as_numbers
 from modelzip_jax.distillation.subsets.class_by_class import choose_greedily, feature_rows
 from modelzip_jax.errors import DistillationError
 
@@ -60,10 +61,11 @@ def k_centre(
     >>> k_centre(points, 2), k_centre(points, 2, pool=[4])
     (array([2, 4], dtype=int32), array([0, 2], dtype=int32))
     """
+    pool = np.asarray(as_numbers(pool, "k_centre: pool"))
     rows = feature_rows(features)
     rows = rows - rows.mean(axis=0)  # Distances by products lose what the mean's square has in digits.
     distances = np.full(len(rows), np.inf, np.float32)
-    if len(pool):
+    if pool.ndim != 1 or len(pool):
         centres = _checked_pool(pool, len(rows))
         distances = _distances_to(rows, rows[centres])
         distances[centres] = _CHOSEN

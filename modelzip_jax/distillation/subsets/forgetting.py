@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from modelzip_jax.distillation.array_checks import check_indices
+from modelzip_jax.distillation.argument_checks import check_made_by
+from modelzip_jax.distillation.array_checks import as_numbers, check_indices
 from modelzip_jax.distillation.finite_numbers import check_count
 from modelzip_jax.errors import DistillationError
 
@@ -57,8 +58,8 @@ def record_forgetting(state: Forgetting, indices: jax.Array, correct: jax.Array)
       correct: bool `(batch,)`, `jnp.argmax(logits, -1) == labels`.
 
     Raises:
-      DistillationError: they are not of these shapes and dtypes; an index is out of range or there twice, where it can
-        be read. Traced ones out of range are left out.
+      DistillationError: the state is none; they are not of these shapes and dtypes; an index is out of range or there
+        twice, where it can be read. Traced ones out of range are left out.
 
     >>> state = start_forgetting(3)
     >>> for seen in ([True, False, True], [False, False, True], [True, False, True]):
@@ -66,6 +67,7 @@ def record_forgetting(state: Forgetting, indices: jax.Array, correct: jax.Array)
     >>> state.events
     Array([1, 0, 0], dtype=int32)
     """
+    check_made_by(state, Forgetting, _CALL, "state", "start_forgetting(examples)")
     _check_batch(len(state.correct), indices, correct)
     # Negative ones would count from the end.
     indices, correct = jnp.asarray(indices), jnp.asarray(correct)
@@ -78,12 +80,17 @@ def record_forgetting(state: Forgetting, indices: jax.Array, correct: jax.Array)
     )
 
 
+_CALL = "record_forgetting(state, indices, correct)"
+
+
 def _check_batch(examples: int, indices: Any, correct: Any) -> None:
+    for name, array in (("indices", indices), ("correct", correct)):
+        as_numbers(array, f"record_forgetting: {name}")
     for name, array, kind in (("indices", indices, jnp.integer), ("correct", correct, jnp.bool_)):
         if not jnp.issubdtype(jnp.result_type(array), kind) or jnp.ndim(array) != 1:
             raise DistillationError(
                 f"record_forgetting: {name} must be {'integers' if kind is jnp.integer else 'bools'} (batch,), not "
-                f"{jnp.result_type(array)} {jnp.shape(array)}; the call is record_forgetting(state, indices, correct)"
+                f"{jnp.result_type(array)} {jnp.shape(array)}; the call is {_CALL}"
             )
     if jnp.shape(indices) != jnp.shape(correct):
         raise DistillationError(
@@ -103,8 +110,12 @@ def forgetting_scores(state: Forgetting) -> jax.Array:
 
     `hardest` chooses by it.
 
+    Raises:
+      DistillationError: the state is none.
+
     >>> state = record_forgetting(start_forgetting(2), jnp.arange(2), jnp.array([True, False]))
     >>> forgetting_scores(state)
     Array([ 0., inf], dtype=float32)
     """
+    check_made_by(state, Forgetting, "forgetting_scores(state)", "state", "record_forgetting")
     return jnp.where(state.learned, state.events.astype(jnp.float32), jnp.inf)

@@ -51,8 +51,11 @@ def batch_inputs(batch: Any, number: int) -> tuple[Any, ...]:
 
 
 @contextlib.contextmanager
-def running_on(what: str, inputs: Any) -> Iterator[None]:
+def running_on(what: str, inputs: Any, who: str = "the model") -> Iterator[None]:
     """Says which inputs a model refused while it was traced.
+
+    Args:
+      what: the inputs, in the message. who: the model, likewise.
 
     Raises:
       TraceError: within, the model raised; what is typed already, and what an accelerator raises, pass.
@@ -71,7 +74,7 @@ def running_on(what: str, inputs: Any) -> Iterator[None]:
         several = isinstance(inputs, tuple) and len(inputs) > 1 and what.startswith("batch")
         hint = "; a tuple is all that apply_fn takes after params, without labels" if several else ""
         raise TraceError(
-            f"the model cannot be run on {what}, of shapes {shapes_in(inputs)}: {type(error).__name__}: "
+            f"{who} cannot be run on {what}, of shapes {shapes_in(inputs)}: {type(error).__name__}: "
             f"{said:.300}{hint}"
         ) from error
 
