@@ -137,7 +137,8 @@ def similarity(student: jax.Array, teacher: jax.Array) -> jax.Array:
 
     G = the Gram matrix of the flattened features of a batch, each row divided by its Euclidean norm: which examples
     a layer holds for alike. Widths and positions may differ; rotating or scaling all features changes nothing.
-    A row of zeros stays zeros. It depends on the batch: compare losses at one batch size.
+    A row of zeros stays zeros. It depends on the batch: compare losses at one batch size. A batch of one teaches
+    nothing.
 
     Source: Tung and Mori 2019, "Similarity-preserving knowledge distillation", https://arxiv.org/abs/1907.09682.
 
