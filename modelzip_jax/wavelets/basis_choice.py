@@ -35,6 +35,8 @@ _BASIS_BITS = 8.0 * 48
 """Description of a basis in a file's header and recipe."""
 _WORTH = 1e-3
 """The share of the bits that a basis has to save."""
+_EXACT = 3
+"""Bases whose bits are counted by classes of rows and columns, too: those of fewest bits without."""
 _ROUNDING = 1e-5
 """By how much, relatively, errors of weights and of coefficients may differ in float32."""
 _GROUPS = (512, 128, 32)
@@ -97,9 +99,12 @@ def _along(axes: tuple[int, ...], n: int) -> list[Basis]:
     return [Basis("dct", "", b, axes) for b in blocks] + [Basis("wavelet", f, 3, axes) for f in filters]
 
 
-def _bits(codes: np.ndarray, basis: Basis, view: tuple[int, ...], shape: tuple[int, ...]) -> float:
-    """Of coefficients as the file holds them."""
-    return spectral_parts(codes, basis.bands(view), shape)[1] + _BASIS_BITS
+def _bits(
+    codes: np.ndarray, basis: Basis, view: tuple[int, ...], shape: tuple[int, ...], classes: bool
+) -> float:
+    """Of coefficients as the file holds them, or with one histogram for what the file holds by classes."""
+    inside = element_bits(codes.reshape(shape)) if classes else float(coded_bits(histograms.count(codes)))
+    return spectral_parts(codes, basis.bands(view), inside)[1] + _BASIS_BITS
 
 
 def _plain(x: np.ndarray, target: float, norm: float, lossless: float) -> Choice:
@@ -118,9 +123,9 @@ def _plain(x: np.ndarray, target: float, norm: float, lossless: float) -> Choice
 
 
 def _in_basis(
-    x: np.ndarray, basis: Basis, view: tuple[int, ...], target: float, norm: float
+    x: np.ndarray, basis: Basis, view: tuple[int, ...], target: float, norm: float, classes: bool = False
 ) -> Choice | None:
-    """What the basis takes, with one step for all; None if eight bits cannot meet the target."""
+    """What the basis takes, with one step for all; None if eight bits cannot meet the target. classes: see `_bits`."""
     whole = x.reshape(view)
     coefficients = analysed(whole, basis)
     if basis.orthonormal:
@@ -130,7 +135,9 @@ def _in_basis(
         trial = fit_steps(coefficients, target * (1.0 - _ROUNDING), WHOLE, error)
     if trial is None:
         return None
-    return Choice(basis, view, trial.step, _bits(trial.codes, basis, view, x.shape), trial.error / norm)
+    return Choice(
+        basis, view, trial.step, _bits(trial.codes, basis, view, x.shape, classes), trial.error / norm
+    )
 
 
 def choices(
@@ -165,11 +172,20 @@ def choices(
     target = (distortion - rounding) * norm
     if target <= 0.0:
         return [Choice(None, (), 0.0, lossless, 0.0)]
-    found = [_plain(x, target, norm, lossless)]
+    tried = []
     for basis, view in candidates(x.shape) if bases is None else bases:
         choice = _in_basis(x, basis, viewed(x.shape, view, name), target, norm)
         if choice is not None:
-            found.append(choice._replace(view=tuple(view)))
+            tried.append((choice.bits, basis, tuple(view), choice))
+    tried.sort(key=lambda each: each[0])
+    # Classes take long to learn: only the nearest to being chosen are counted with them.
+    exact = [
+        (basis, view, _in_basis(x, basis, viewed(x.shape, view, name), target, norm, classes=True))
+        for _, basis, view, _ in tried[:_EXACT]
+    ]
+    rest = [(basis, view, choice) for _, basis, view, choice in tried[_EXACT:]]
+    found = [_plain(x, target, norm, lossless)]
+    found += [choice._replace(view=view) for _, view, choice in (*exact, *rest) if choice is not None]
     found = [choice._replace(step=math.ldexp(choice.step, scale)) for choice in found]
     return sorted(found, key=lambda choice: choice.bits * (1.0 + _WORTH * (choice.basis is not None)))
 

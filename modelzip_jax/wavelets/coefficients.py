@@ -61,7 +61,9 @@ class Coefficients(PackedArray):
             and isinstance(inner, Elementwise)
             and isinstance(bits := getattr(inner, inner.element_field), Bits)
         ):
-            parts, _ = spectral_parts(inner.host_elements().reshape(self.corner), boxes, inner.shape)
+            elements = inner.host_elements()
+            inside = element_bits(elements.reshape(inner.shape))
+            parts, _ = spectral_parts(elements.reshape(self.corner), boxes, inside)
             codes = Joined.of([Bits.pack(part, bits.bits) for part in parts]) if parts else None
         if codes is not None:
             inner = inner.with_elements(np.zeros(0, np.uint8))  # type: ignore[attr-defined]
@@ -128,23 +130,18 @@ class Coefficients(PackedArray):
             raise ValueError(f"coefficients {self.corner} of {self.inner.shape} for a leaf of {self.shape}")
 
 
-def spectral_parts(
-    codes: np.ndarray, boxes: Sequence[Band], shape: tuple[int, ...]
-) -> tuple[list[np.ndarray], float]:
-    """The codes by growing frequency, in as many parts as pay, and the bits of the coded parts; none if none pay.
+def spectral_parts(codes: np.ndarray, boxes: Sequence[Band], inside: float) -> tuple[list[np.ndarray], float]:
+    """The codes by growing frequency, in as many parts as pay, and the bits of what is cheaper.
 
-    Parts do not pay where the codes in C order, by classes of the rows and columns of `shape`, take no more.
+    inside: bits of the codes in C order. Where these are no more, there are no parts.
     """
-    inside = element_bits(codes.reshape(shape))
-    parts = [
-        np.concatenate([codes[band.slices].reshape(-1) for band in group])
-        for _, group in itertools.groupby(boxes, key=lambda band: band.frequency)
-    ]
-    if len(parts) < 2:  # of an empty leaf none
+    groups = [list(group) for _, group in itertools.groupby(boxes, key=lambda band: band.frequency)]
+    if len(groups) < 2:  # of an empty leaf none
         return [], inside
-    counts = np.stack([histograms.count(part) for part in parts])
+    counts = np.stack([sum(histograms.count(codes[band.slices]) for band in group) for group in groups])
     cuts = cheapest_cuts(counts)
     bits = float(coded_bits(np.stack([counts[a:b].sum(0) for a, b in cuts])).sum())
     if len(cuts) < 2 or bits >= inside:
         return [], inside
-    return [np.concatenate(parts[a:b]) for a, b in cuts], bits
+    parts = [itertools.chain.from_iterable(groups[a:b]) for a, b in cuts]
+    return [np.concatenate([codes[band.slices].reshape(-1) for band in part]) for part in parts], bits
